@@ -1,0 +1,1 @@
+"""The pinned llama.cpp: fetching its source, building, checking, installing it on hosts."""

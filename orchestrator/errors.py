@@ -1,0 +1,110 @@
+"""Every error meshctl reports, as a tree; `cli` alone catches them and chooses the exit code.
+
+MeshctlError
+├── UsageError          the command was used wrongly (exit code 2)
+├── InventoryError      inventory.yaml has problems, all of them listed
+├── HostError           one host, or what was asked of it
+│   ├── ConnectError        it cannot be reached or does not let us in
+│   ├── HostKeyError        its host key is unknown or has changed
+│   ├── CommandError        a command there failed
+│   ├── DeadlineError       it did not answer in time
+│   └── TransferError       a file could not be put or fetched
+├── HostsError          several hosts failed, each with its own error
+├── EngineError         the engine cannot be fetched, built, checked or used
+├── PlanError           no plan exists for this model on these devices
+├── BringUpError        a process that should run does not
+├── ClusterStateError   the cluster is not in the state the command needs
+└── GatewayError        the gateway did not answer as it should
+"""
+
+from collections.abc import Mapping
+
+from quant.errors import QuantError
+from workers.errors import WorkersError
+
+
+class MeshctlError(Exception):
+    """A problem a user can act on: what happened to what, and `hint`, the next move.
+
+    `details` holds longer evidence, such as the last lines of a log, shown below the message.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", details: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+        self.details = details
+
+
+class UsageError(MeshctlError):
+    """The command was used wrongly."""
+
+
+class InventoryError(MeshctlError):
+    """The inventory has problems; the message lists every one of them with its path and fix."""
+
+
+class HostError(MeshctlError):
+    """Something concerning one host; `host` is its name in the inventory."""
+
+    def __init__(self, host: str, message: str, *, hint: str = "", details: str = "") -> None:
+        super().__init__(f"{host}: {message}", hint=hint, details=details)
+        self.host = host
+
+
+class ConnectError(HostError):
+    """The host cannot be reached or does not let us in."""
+
+
+class HostKeyError(HostError):
+    """The host key is unknown or is not the one that was trusted."""
+
+
+class CommandError(HostError):
+    """A command ended with another exit status than 0; `status` is None when the connection was lost."""
+
+    def __init__(self, host: str, message: str, *, status: int | None, hint: str = "", details: str = "") -> None:
+        super().__init__(host, message, hint=hint, details=details)
+        self.status = status
+
+
+class DeadlineError(HostError):
+    """The host did not answer in time."""
+
+
+class TransferError(HostError):
+    """A file could not be put on the host or fetched from it."""
+
+
+class HostsError(MeshctlError):
+    """Several hosts failed; each one's error is kept."""
+
+    def __init__(self, errors: Mapping[str, MeshctlError]) -> None:
+        lines = [str(error) for error in errors.values()]
+        hints = dict.fromkeys(error.hint for error in errors.values() if error.hint)
+        details = "\n".join(error.details for error in errors.values() if error.details)
+        super().__init__("\n".join(lines), hint="\n".join(hints), details=details)
+        self.errors = dict(errors)
+
+
+class EngineError(MeshctlError):
+    """The engine cannot be fetched, built, checked or used."""
+
+
+class PlanError(MeshctlError):
+    """No plan exists for this model on these devices; the message has the numbers of every shortfall."""
+
+
+class BringUpError(MeshctlError):
+    """A process of the cluster did not come up, or did not stay up."""
+
+
+class ClusterStateError(MeshctlError):
+    """The cluster is not in the state the command needs, such as not running."""
+
+
+class GatewayError(MeshctlError):
+    """The gateway did not answer as it should."""
+
+
+REPORTED = (MeshctlError, QuantError, WorkersError)
+"""What the command line reports as `error:` and `hint:` instead of a traceback."""

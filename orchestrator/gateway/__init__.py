@@ -1,0 +1,1 @@
+"""The HTTP front of a cluster: the only thing users talk to."""

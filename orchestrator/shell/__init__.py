@@ -1,0 +1,1 @@
+"""Talk with one host: run words, stream lines, move files; locally or over SSH."""

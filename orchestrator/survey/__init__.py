@@ -1,0 +1,1 @@
+"""Facts, budgets, links and speeds of every host, gathered into one frozen `Survey`."""

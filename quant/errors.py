@@ -1,0 +1,22 @@
+"""The errors of this package, as a tree.
+
+QuantError
+├── ModelFileError      a file that is not a usable GGUF
+└── ModelNotFoundError  a name that leads to no model
+"""
+
+
+class QuantError(Exception):
+    """A model problem a user can act on: what happened, and `hint`, the next move."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class ModelFileError(QuantError):
+    """A file that is not a usable GGUF: not GGUF at all, truncated, or a shard is missing."""
+
+
+class ModelNotFoundError(QuantError):
+    """A model name that is neither in the catalogue nor a file."""
