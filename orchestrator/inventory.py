@@ -6,6 +6,8 @@ from typing import Literal
 
 from workers.budget import MemoryCap
 
+DEFAULT_MEMORY = MemoryCap(share=0.8)
+
 
 @dataclass(frozen=True)
 class Host:
@@ -20,7 +22,7 @@ class Host:
     jump: str | None = None  # as for `ssh -J`
     host_key: str | None = None  # "SHA256:..."
     backend: Literal["auto", "cpu", "cuda", "metal", "vulkan"] = "auto"
-    memory: MemoryCap = MemoryCap(share=0.8)
+    memory: MemoryCap = DEFAULT_MEMORY
     threads: int | None = None
     link: Literal["tunnel", "direct"] = "tunnel"
 

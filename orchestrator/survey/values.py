@@ -92,7 +92,9 @@ def read_survey(path: Path) -> Survey:
     try:
         return _SURVEY.validate_json(path.read_bytes())
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}", hint="write one with `meshctl survey INVENTORY --json > FILE`") from error
+        raise UsageError(
+            f"{path}: {error.strerror}", hint="write one with `meshctl survey INVENTORY --json > FILE`"
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"

@@ -1,0 +1,72 @@
+"""Where meshctl keeps things on the controller; nothing here creates or reads anything but `prepare`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+
+@dataclass(frozen=True)
+class ClusterFolder:
+    """One cluster's own folder; everything in it is readable by its owner only."""
+
+    path: Path
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state.json"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def gateway_key(self) -> Path:
+        return self.path / "gateway.key"
+
+    @property
+    def head_key(self) -> Path:
+        return self.path / "head.key"
+
+    @property
+    def ssh_config(self) -> Path:
+        return self.path / "ssh_config"
+
+    @property
+    def supervisor_log(self) -> Path:
+        return self.path / "supervisor.log"
+
+    def prepare(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
+@dataclass(frozen=True)
+class Folders:
+    """`cache` may be deleted at any time; `state` has what must not be lost."""
+
+    cache: Path
+    state: Path
+
+    @property
+    def known_hosts(self) -> Path:
+        return self.state / "known_hosts"
+
+    @property
+    def chat_history(self) -> Path:
+        return self.state / "chat_history"
+
+    @property
+    def clusters(self) -> Path:
+        return self.state / "clusters"
+
+    def cluster(self, name: str) -> ClusterFolder:
+        return ClusterFolder(self.clusters / name)
+
+
+def user_folders() -> Folders:
+    """The platform's folders for this user (XDG on Linux, ~/Library on macOS)."""
+    return Folders(platformdirs.user_cache_path("meshctl"), platformdirs.user_state_path("meshctl"))
