@@ -1,0 +1,151 @@
+"""Write llama-architecture GGUF files of constant weights: the time a device needs does not depend on their values.
+
+For measuring only: such a model answers nothing sensible. Knows no device, host or engine.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
+
+_FLOAT_FILL = 0x3C
+"""0x3C3C3C3C is 0.0115 as F32 and 0x3C3C is 0.0115 as BF16: nowhere near a denormal number, which would be slow."""
+
+_BLOCK_FILL = 0x11
+"""0x1111 is 0.0006 as F16: what every scale of a quantised block (and every F16 weight) becomes."""
+
+_EPSILON = 1e-5
+_CONTEXT_LENGTH = 131072
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a llama model in elements. The widths should be multiples of 256, the block size of the K quants."""
+
+    layers: int
+    embedding: int
+    feed_forward: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+
+    @property
+    def kv_width(self) -> int:
+        """Elements of one layer's K (or V) per token."""
+        return self.embedding // self.heads * self.kv_heads
+
+
+def calibration_shape(layers: int) -> Shape:
+    """About 15 M weights per layer, in the proportions of Llama 3, and an output layer too small to matter.
+
+    8.7 MB per layer as Q4_0, written and loaded in a moment. Decoding is only timed truly when the layers together
+    exceed the processor's last-level cache several times: choose their number by it.
+    """
+    return Shape(layers, embedding=1024, feed_forward=4096, heads=16, kv_heads=4, vocabulary=256)
+
+
+def write_calibration_model(path: Path, *, layers: int, tensor_type: str) -> None:
+    """Write `calibration_shape(layers)`; see `write_random_model`."""
+    write_random_model(path, calibration_shape(layers), tensor_type)
+
+
+def write_random_model(path: Path, shape: Shape, tensor_type: str) -> None:
+    """Write a model of this shape whose matrices have the ggml type `tensor_type` (such as "Q4_K"), norms F32.
+
+    No tokenizer: it takes token numbers, as `llama-bench` sends. Written beside `path` and renamed, one tensor in
+    memory at a time. ValueError for a type that does not exist or whose blocks do not divide the widths.
+    """
+    try:
+        matrix_type = GGMLQuantizationType[tensor_type]
+    except KeyError:
+        raise ValueError(f"{tensor_type} is no ggml tensor type") from None
+    tensors = tuple(_tensors(shape, matrix_type))
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        _write(partial, shape, tensors)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _TensorPlan:
+    name: str
+    type: GGMLQuantizationType
+    shape: tuple[int, ...]  # as ggml counts: elements of a row first
+    is_norm: bool
+
+    @property
+    def size_bytes(self) -> int:
+        block, block_bytes = GGML_QUANT_SIZES[self.type]
+        return int(np.prod(self.shape)) // block * block_bytes
+
+    def data(self) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
+        if self.is_norm:
+            return np.ones(self.shape[0], dtype=np.float32).view(np.uint8)
+        is_float = self.type in (GGMLQuantizationType.F32, GGMLQuantizationType.BF16)
+        return np.full(self.size_bytes, _FLOAT_FILL if is_float else _BLOCK_FILL, dtype=np.uint8)
+
+
+def _tensors(shape: Shape, matrix_type: GGMLQuantizationType) -> Iterator[_TensorPlan]:
+    block, _ = GGML_QUANT_SIZES[matrix_type]
+
+    def matrix(name: str, width: int, rows: int) -> _TensorPlan:
+        if width % block:
+            raise ValueError(
+                f"{name}: a row of {width} weights is no whole number of {matrix_type.name} blocks of {block}"
+            )
+        return _TensorPlan(f"{name}.weight", matrix_type, (width, rows), is_norm=False)
+
+    def norm(name: str) -> _TensorPlan:
+        return _TensorPlan(f"{name}.weight", GGMLQuantizationType.F32, (shape.embedding,), is_norm=True)
+
+    yield matrix("token_embd", shape.embedding, shape.vocabulary)
+    for layer in range(shape.layers):
+        block_name = f"blk.{layer}"
+        yield norm(f"{block_name}.attn_norm")
+        yield matrix(f"{block_name}.attn_q", shape.embedding, shape.embedding)
+        yield matrix(f"{block_name}.attn_k", shape.embedding, shape.kv_width)
+        yield matrix(f"{block_name}.attn_v", shape.embedding, shape.kv_width)
+        yield matrix(f"{block_name}.attn_output", shape.embedding, shape.embedding)
+        yield norm(f"{block_name}.ffn_norm")
+        yield matrix(f"{block_name}.ffn_gate", shape.embedding, shape.feed_forward)
+        yield matrix(f"{block_name}.ffn_up", shape.embedding, shape.feed_forward)
+        yield matrix(f"{block_name}.ffn_down", shape.feed_forward, shape.embedding)
+    yield norm("output_norm")
+    yield matrix("output", shape.embedding, shape.vocabulary)
+
+
+def _write(path: Path, shape: Shape, tensors: tuple[_TensorPlan, ...]) -> None:
+    writer = GGUFWriter(path, "llama")
+    try:
+        _add_facts(writer, shape)
+        for tensor in tensors:
+            # The writer reverses shapes; bytes are given so that it takes every block type as it is.
+            block, block_bytes = GGML_QUANT_SIZES[tensor.type]
+            rows = tuple(reversed(tensor.shape[1:]))
+            byte_shape = (*rows, tensor.shape[0] // block * block_bytes)
+            writer.add_tensor_info(tensor.name, byte_shape, np.dtype(np.uint8), tensor.size_bytes, tensor.type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for tensor in tensors:
+            writer.write_tensor_data(tensor.data())
+    finally:
+        writer.close()
+
+
+def _add_facts(writer: GGUFWriter, shape: Shape) -> None:
+    writer.add_name("meshctl synthetic")
+    writer.add_block_count(shape.layers)
+    writer.add_context_length(_CONTEXT_LENGTH)
+    writer.add_embedding_length(shape.embedding)
+    writer.add_feed_forward_length(shape.feed_forward)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_layer_norm_rms_eps(_EPSILON)
+    writer.add_vocab_size(shape.vocabulary)
+    writer.add_tokenizer_model("no_vocab")
