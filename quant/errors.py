@@ -2,7 +2,8 @@
 
 QuantError
 ├── ModelFileError      a file that is not a usable GGUF
-└── ModelNotFoundError  a name that leads to no model
+├── ModelNotFoundError  a name that leads to no model
+└── BindingsError       the Python bindings cannot be loaded on an engine
 """
 
 
@@ -20,3 +21,7 @@ class ModelFileError(QuantError):
 
 class ModelNotFoundError(QuantError):
     """A model name that is neither in the catalogue nor a file."""
+
+
+class BindingsError(QuantError):
+    """The Python bindings of llama.cpp cannot be loaded on the libraries of an engine."""

@@ -1,0 +1,219 @@
+"""Build the engine on this machine: fetch, configure, compile, collect, and move the result into place whole.
+
+One build of an engine runs at a time; whoever waits then finds it finished. A failed build leaves only its log.
+"""
+
+import asyncio
+import importlib
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from orchestrator.engine.lock import exclusive
+from orchestrator.engine.logged import log_tail, run_logged
+from orchestrator.engine.source import fetch_source
+from orchestrator.engine.store import (
+    MANIFEST,
+    Engine,
+    beside,
+    describe_file,
+    engine_folder,
+    engines_folder,
+    find_engine,
+)
+from orchestrator.errors import EngineError
+from workers.engine import RECIPES, SOURCE, Manifest, Recipe, configure_flags
+
+BuildProgress = Callable[[str, int, int], None]
+"""Called with (title of the step, done, in all); in all is 0 where nobody knows."""
+
+PROVEN_BACKENDS = ("cpu",)
+
+_NINJA_COUNTER = re.compile(r"^\[(\d+)/(\d+)\] ")
+_GLIBC_SYMBOL = re.compile(rb"GLIBC_(\d+)\.(\d+)")
+_STEP_DEADLINE_S = 4 * 3600.0
+
+_COMPILERS = ("c++", "g++", "clang++")
+_COMPILER_PACKAGES = {
+    "apt-get": "apt install build-essential",
+    "dnf": "dnf install gcc-c++",
+    "pacman": "pacman -S base-devel",
+    "zypper": "zypper install gcc-c++",
+    "apk": "apk add build-base",
+    "xcode-select": "xcode-select --install",
+}
+
+
+async def build_engine(cache: Path, backend: str, on_progress: BuildProgress, *, again: bool = False) -> Engine:
+    """The engine for this machine, built unless the cache has it (`again`: even then).
+
+    EngineError: the backend cannot be built yet, no compiler, the source cannot be fetched, or the build fails (its
+    `details` are the end of the log).
+    """
+    here = local_platform()
+    folder = engine_folder(cache, backend, here)
+    if backend not in PROVEN_BACKENDS:
+        raise EngineError(
+            f"building the engine for {backend} comes in a later version", hint="set `backend: cpu` for this host"
+        )
+    engines_folder(cache).mkdir(parents=True, exist_ok=True)
+
+    def on_wait() -> None:
+        on_progress("Wait for another build of this engine", 0, 0)
+
+    async with exclusive(beside(folder, ".lock"), on_wait):
+        found = find_engine(cache, backend, here)
+        if found is not None and not again:
+            return found
+        check_compiler(os.environ)
+        on_progress("Fetch the engine's source", 0, 0)
+        tree = await fetch_source(cache)
+        return await _build(tree, folder, RECIPES[backend], on_progress)
+
+
+def local_platform() -> str:
+    """Such as "linux-x86_64"; the same words as `HostFacts.platform`."""
+    return f"{platform.system().lower()}-{platform.machine()}"
+
+
+def check_compiler(environment: Mapping[str, str]) -> None:
+    """EngineError that names the package to install when there is no C++ compiler."""
+    search = environment.get("PATH")
+    if environment.get("CXX") or any(shutil.which(name, path=search) for name in _COMPILERS):
+        return
+    found = (package for tool, package in _COMPILER_PACKAGES.items() if shutil.which(tool, path=search))
+    install = next(found, "install a C++ compiler such as g++ or clang++")
+    raise EngineError("the engine cannot be built: this machine has no C++ compiler", hint=install)
+
+
+async def _build(tree: Path, folder: Path, recipe: Recipe, on_progress: BuildProgress) -> Engine:
+    log = beside(folder, ".log")
+    log.unlink(missing_ok=True)
+    temporary = folder.with_name(f".building-{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        await _compile(tree, temporary / "build", recipe, log, on_progress)
+        on_progress("Collect the engine", 0, 0)
+        collected = temporary / folder.name
+        manifest = await asyncio.to_thread(collect_engine, temporary / "build" / "bin", collected, recipe)
+        move_into_place(collected, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Engine(folder, manifest)
+
+
+async def _compile(tree: Path, build: Path, recipe: Recipe, log: Path, on_progress: BuildProgress) -> None:
+    environment = {**os.environ, "NINJA_STATUS": "[%f/%t] ", "LC_ALL": "C"}
+    ninja = str(find_program("ninja", "BIN_DIR"))
+    on_progress("Configure the engine", 0, 0)
+    configure = configure_words(str(find_program("cmake", "CMAKE_BIN_DIR")), ninja, tree, build, recipe)
+    await _run_step("configuring the engine", configure, log, environment, lambda line: None)
+
+    def on_line(line: str) -> None:
+        counter = _NINJA_COUNTER.match(line)
+        if counter:
+            on_progress("Compile the engine", int(counter[1]), int(counter[2]))
+
+    await _run_step("compiling the engine", (ninja, "-C", str(build), *recipe.programs), log, environment, on_line)
+
+
+def configure_words(cmake: str, ninja: str, tree: Path, build: Path, recipe: Recipe) -> tuple[str, ...]:
+    """The cmake command that prepares `build` for the llama.cpp `tree`."""
+    return (
+        *(cmake, "-S", str(tree), "-B", str(build), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"),
+        *configure_flags(recipe, local_platform()),
+    )
+
+
+async def _run_step(
+    what: str, words: tuple[str, ...], log: Path, environment: Mapping[str, str], on_line: Callable[[str], None]
+) -> None:
+    try:
+        async with asyncio.timeout(_STEP_DEADLINE_S):
+            status = await run_logged(words, log, environment, on_line)
+    except TimeoutError as error:
+        raise EngineError(
+            f"{what} was not done after {_STEP_DEADLINE_S / 3600:.0f} h",
+            hint=f"the whole log is {log}",
+            details=log_tail(log),
+        ) from error
+    if status != 0:
+        raise EngineError(
+            f"{what} failed with exit status {status}",
+            hint=f"the whole log is {log}",
+            details=log_tail(log),
+        )
+
+
+def find_program(name: str, folder_variable: str) -> Path:
+    """cmake or ninja: beside this Python, else where the PyPI package of that name says, else on the search path."""
+    beside = Path(sys.executable).parent / name
+    if beside.is_file():
+        return beside
+    try:
+        packaged = Path(getattr(importlib.import_module(name), folder_variable)) / name
+    except (ImportError, AttributeError):
+        packaged = None
+    if packaged is not None and packaged.is_file():
+        return packaged
+    found = shutil.which(name)
+    if found is None:
+        raise EngineError(f"{name} is missing", hint=f"install it: {sys.executable} -m pip install {name}")
+    return Path(found)
+
+
+def collect_engine(binaries: Path, target: Path, recipe: Recipe) -> Manifest:
+    """Copy programs and shared libraries of a build into the new folder `target` and write its manifest."""
+    target.mkdir(parents=True)
+    for source in (*(binaries / name for name in recipe.programs), *_libraries(binaries), *_openmp_runtime()):
+        if not source.is_file():
+            raise EngineError(f"the build has no {source.name}", hint="build again: meshctl engine build --again")
+        shutil.copy(source, target / source.name)
+    files = sorted(target.iterdir())
+    manifest = Manifest(
+        engine=target.name,
+        commit=SOURCE.commit,
+        protocol=SOURCE.protocol,
+        backend=recipe.backend,
+        platform=local_platform(),
+        libc=oldest_libc(files),
+        files=tuple(describe_file(target, path) for path in files),
+    )
+    (target / MANIFEST).write_bytes(manifest.to_json())
+    return manifest
+
+
+def _libraries(binaries: Path) -> list[Path]:
+    return sorted(path for path in binaries.iterdir() if re.search(r"\.(so|dylib)(\.|$)", path.name))
+
+
+def _openmp_runtime() -> list[Path]:
+    """GCC's OpenMP library, which a host without a compiler may lack; without it no CPU library loads there."""
+    if platform.system() != "Linux":
+        return []
+    folders = ("/lib", "/usr/lib", "/lib64", "/usr/lib64")
+    patterns = (f"{platform.machine()}-linux-gnu*/libgomp.so.1", "libgomp.so.1")
+    found = (path for folder in folders for pattern in patterns for path in Path(folder).glob(pattern))
+    return list(found)[:1]
+
+
+def oldest_libc(files: list[Path]) -> str:
+    """The newest glibc version that any of the files asks for, such as "glibc 2.34"; "" when none asks."""
+    asked = {(int(major), int(minor)) for file in files for major, minor in _GLIBC_SYMBOL.findall(file.read_bytes())}
+    if not asked:
+        return ""
+    major, minor = max(asked)
+    return f"glibc {major}.{minor}"
+
+
+def move_into_place(collected: Path, folder: Path) -> None:
+    """Make `collected` the engine at `folder` in one rename; an engine already there is moved aside first."""
+    if folder.exists():
+        folder.rename(collected.with_name("old"))
+    beside(folder, ".tar.gz").unlink(missing_ok=True)
+    collected.rename(folder)

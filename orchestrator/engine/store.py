@@ -1,0 +1,91 @@
+"""The engines in the controller's cache: where they lie, which there are, whether their files are what they were.
+
+Reads only; `build.py` makes engines and `install.py` brings them to hosts.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.errors import EngineError
+from workers.engine import RECIPES, EngineFile, Manifest, engine_id, read_manifest
+
+MANIFEST = "manifest.json"
+EXCLUDED = "excluded"
+"""Folder inside an engine for libraries that crash on this machine."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A finished build on this machine."""
+
+    folder: Path
+    manifest: Manifest
+
+    def program(self, name: str) -> Path:
+        """Absolute path of one of its programs; EngineError if it has none of that name."""
+        path = self.folder / name
+        if not path.is_file():
+            raise EngineError(
+                f"the engine {self.manifest.engine} has no program {name} in {self.folder}",
+                hint="build it again: meshctl engine build --again",
+            )
+        return path
+
+
+def engines_folder(cache: Path) -> Path:
+    return cache / "engines"
+
+
+def engine_folder(cache: Path, backend: str, platform: str) -> Path:
+    """Where the engine of this backend and platform lies once it is built; EngineError for an unknown backend."""
+    recipe = RECIPES.get(backend)
+    if recipe is None:
+        raise EngineError(f"there is no backend {backend!r}", hint=f"choose one of: {', '.join(RECIPES)}")
+    return engines_folder(cache) / engine_id(recipe, platform)
+
+
+def beside(folder: Path, suffix: str) -> Path:
+    """What belongs to an engine without being part of it: its ".log", ".lock" and ".tar.gz"."""
+    return folder.with_name(folder.name + suffix)
+
+
+def read_engine(folder: Path) -> Engine:
+    """The engine in `folder`; ManifestError when its manifest cannot be read."""
+    return Engine(folder, read_manifest((folder / MANIFEST).read_bytes()))
+
+
+def find_engine(cache: Path, backend: str, platform: str) -> Engine | None:
+    """The engine of the current recipe, None when it is not built yet."""
+    folder = engine_folder(cache, backend, platform)
+    return read_engine(folder) if (folder / MANIFEST).is_file() else None
+
+
+def list_engines(cache: Path) -> tuple[Engine, ...]:
+    """Every finished engine in the cache, also those of older recipes."""
+    manifests = sorted(engines_folder(cache).glob(f"[!.]*/{MANIFEST}"))
+    return tuple(read_engine(path.parent) for path in manifests)
+
+
+def check_engine(engine: Engine) -> tuple[str, ...]:
+    """What is wrong with its files, one sentence each; empty when every one has the size and hash of the manifest."""
+    problems = (_file_problem(engine.folder, file) for file in engine.manifest.files)
+    return tuple(problem for problem in problems if problem)
+
+
+def _file_problem(folder: Path, expected: EngineFile) -> str:
+    path = folder / expected.path
+    if not path.is_file():
+        return f"{expected.path} is missing"
+    if path.stat().st_size != expected.size_bytes:
+        return f"{expected.path} has {path.stat().st_size} bytes, not {expected.size_bytes}"
+    if describe_file(folder, path).sha256 != expected.sha256:
+        return f"{expected.path} has changed: its sha256 is not the manifest's"
+    return ""
+
+
+def describe_file(folder: Path, path: Path) -> EngineFile:
+    """Size and hash of a file, named relative to `folder`."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return EngineFile(str(path.relative_to(folder)), digest, path.stat().st_size)
