@@ -1,0 +1,247 @@
+"""What each key of the inventory may hold, one function per key: the value as YAML gives it in, the checked value out.
+
+Every refusal is a `ValueError` in plain words: what is wrong, a semicolon, and what to write. Only `key` looks at the
+file system, because a path that leads nowhere is a mistake in the inventory.
+"""
+
+import re
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+
+from pydantic import ValidationInfo
+
+from orchestrator.sizes import EXAMPLES, parse_cap, shown
+from workers.budget import MemoryCap
+
+CONTEXT_RANGE = (256, 16 * 1024 * 1024)
+PARALLEL_RANGE = (1, 256)
+THREADS_RANGE = (1, 1024)
+PORT_RANGE = (1, 65535)
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_HOST_KEY = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
+_ADDRESS = re.compile(r"[A-Za-z0-9_:\[][A-Za-z0-9_.:%\[\]-]*")
+_USER = re.compile(r"[^\s@:/-][^\s@:/]*")
+_JUMP = re.compile(r"[^\s,-][^\s,]*(,[^\s,-][^\s,]*)*")
+_HUGGING_FACE = re.compile(r"hf:[\w.-]+/[\w.-]+(:[\w.-]+)?")
+
+_MISSING = {
+    "cluster": 'add "cluster: " and a name of your choice',
+    "model": 'add "model: smollm2-135m", or the path of a .gguf file',
+    "hosts": 'add "hosts:" and below it one "- name: ..." per machine',
+    "name": 'add "name: " and a name of your choice',
+    "connection": 'add "connection: ssh", or "connection: local" for this machine',
+}
+
+
+def missing(key: str) -> str:
+    """What to say of a required key that is not there."""
+    return f"missing; {_MISSING[key]}"
+
+
+def kind(value: object) -> str:
+    """A value in plain words, for the middle of a sentence."""
+    match value:
+        case None:
+            return "empty"
+        case bool():
+            return f"the truth value {str(value).lower()}"
+        case int() | float():
+            return f"the number {value:g}" if isinstance(value, float) else f"the number {value}"
+        case str():
+            return f"the text {shown(value)}" if value.strip() else "an empty text"
+        case list():
+            return "a list"
+        case dict():
+            return "a group of keys"
+        case _:
+            return "of a kind that is not used here"
+
+
+def cluster_name(value: object) -> str:
+    return _name(value, "demo")
+
+
+def host_name(value: object) -> str:
+    return _name(value, "desktop")
+
+
+def connection(value: object) -> str:
+    return _one_of(value, ("local", "ssh"))
+
+
+def backend(value: object) -> str:
+    return _one_of(value, ("auto", "cpu", "cuda", "metal", "vulkan"))
+
+
+def goal(value: object) -> str:
+    return _one_of(value, ("latency", "throughput"))
+
+
+def link(value: object) -> str:
+    """`direct` is a word of the format, but no version may use it before workers can be protected without SSH."""
+    word = _one_of(value, ("tunnel", "direct"))
+    if word == "direct":
+        raise ValueError(
+            "direct comes with a later version, because a worker outside the tunnel lets anybody on its network run"
+            ' code there; write "link: tunnel" or remove the line'
+        )
+    return word
+
+
+def address(value: object) -> str:
+    text = _text(value, 'write a name or an address such as "192.168.1.20"')
+    if "@" in text:
+        user_part, _, rest = text.rpartition("@")
+        raise ValueError(f'{shown(text)} has a user in it; write "user: {user_part}" and "address: {rest}"')
+    if re.fullmatch(r"[^:]+:[0-9]+", text):
+        host, _, number = text.partition(":")
+        raise ValueError(f'{shown(text)} has a port in it; write "port: {number}" and "address: {host}"')
+    if not _ADDRESS.fullmatch(text) or len(text) > 253:
+        raise ValueError(f'{shown(text)} is not an address; write a name or an address such as "192.168.1.20"')
+    return text
+
+
+def user(value: object) -> str:
+    text = _text(value, 'write a user name such as "ada"')
+    if not _USER.fullmatch(text):
+        raise ValueError(f'{shown(text)} is not a user name; write one such as "ada"')
+    return text
+
+
+def jump(value: object) -> str:
+    text = _text(value, 'write it as for "ssh -J", such as "ada@gate.example"')
+    if not _JUMP.fullmatch(text):
+        raise ValueError(f'{shown(text)} is not a way to jump; write it as for "ssh -J", such as "ada@gate.example"')
+    return text
+
+
+def host_key(value: object) -> str:
+    ask = 'write the fingerprint that "ssh-keygen -lf" shows on the host, "SHA256:" and 43 characters'
+    text = _text(value, ask)
+    if not _HOST_KEY.fullmatch(text):
+        raise ValueError(f"{shown(text, 60)} is not a SHA256 fingerprint; {ask}")
+    return text
+
+
+def key(value: object, info: ValidationInfo) -> str:
+    """The private key's absolute path; a relative one is relative to the inventory's folder (`info.context`)."""
+    text = _text(value, 'write the path of a private key such as "~/.ssh/id_ed25519"')
+    path = _path(text, info)
+    if path.suffix == ".pub":
+        raise ValueError(f"{shown(text)} is the public half; name the private key {shown(text.removesuffix('.pub'))}")
+    if not path.is_file():
+        what = "is not a file" if path.exists() else "does not exist"
+        raise ValueError(f"{path} {what}; name an existing private key or remove the line to use ssh's own")
+    return str(path)
+
+
+def model(value: object, info: ValidationInfo) -> str:
+    """A catalogue name and `hf:owner/repo:QUANT` as they are; a path as an absolute one."""
+    text = _text(value, 'write a model\'s name such as "smollm2-135m", or the path of a .gguf file')
+    if text.startswith("hf:"):
+        if not _HUGGING_FACE.fullmatch(text):
+            raise ValueError(f'{shown(text)} is incomplete; write "hf:OWNER/REPOSITORY:QUANTISATION"')
+        return text
+    if "/" in text or text.startswith("~") or text.endswith(".gguf"):
+        return str(_path(text, info))
+    return text
+
+
+def memory(value: object) -> MemoryCap:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise ValueError(f"the number {value:g} has no unit; {EXAMPLES}")
+    return parse_cap(_text(value, EXAMPLES))
+
+
+def threads(value: object) -> int | None:
+    """None for `auto`."""
+    return None if value == "auto" else _whole(value, THREADS_RANGE, ' or "auto"')
+
+
+def port(value: object) -> int:
+    return _whole(value, PORT_RANGE)
+
+
+def context(value: object) -> int:
+    return _whole(value, CONTEXT_RANGE)
+
+
+def parallel(value: object) -> int:
+    return _whole(value, PARALLEL_RANGE)
+
+
+def mapping(ask: str) -> Callable[[object], object]:
+    """A check that the value is a group of keys; `ask` is what to write otherwise."""
+
+    def check(value: object) -> object:
+        if not isinstance(value, dict) and type(value).__module__ == "builtins":
+            raise ValueError(f"is {kind(value)}, not a group of keys; write {ask}")
+        return value
+
+    return check
+
+
+def hosts(value: object) -> tuple[object, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f'is {kind(value)}, not a list of hosts; write one "- name: ..." per machine below it')
+    if not value:
+        raise ValueError('is an empty list; write one "- name: ..." per machine below it')
+    return tuple(value)
+
+
+def _name(value: object, example: str) -> str:
+    text = _text(value, f'write a name such as "{example}"')
+    if len(text) > 63:
+        raise ValueError(f"{shown(text, 20)} has {len(text)} characters; write at most 63")
+    if not _NAME.fullmatch(text):
+        raise ValueError(
+            f"{shown(text)} is not a possible name; use letters, digits, '-', '_' and '.', beginning with a letter or"
+            " a digit"
+        )
+    return text
+
+
+def _text(value: object, ask: str) -> str:
+    if isinstance(value, str) and value.strip():
+        return value
+    if isinstance(value, int | float):
+        raise ValueError(f"is {kind(value)} where text is needed; write it in quotes")
+    raise ValueError(f"is {kind(value)}; {ask}")
+
+
+def _one_of(value: object, words: tuple[str, ...]) -> str:
+    if isinstance(value, str) and value in words:
+        return value
+    near = get_close_matches(value.lower(), words, n=1) if isinstance(value, str) else []
+    fix = f'did you mean "{near[0]}"?' if near else f"write {', '.join(words[:-1])} or {words[-1]}"
+    raise ValueError(f"{_said(value)} is not possible here; {fix}")
+
+
+def _said(value: object) -> str:
+    if isinstance(value, str) and value.strip():
+        return shown(value)
+    return "an empty value" if value is None else kind(value)
+
+
+def _whole(value: object, limits: tuple[int, int], alternative: str = "") -> int:
+    low, high = limits
+    ask = f"write a whole number from {low} to {high}{alternative}"
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value.strip()) and low <= int(value) <= high:
+        raise ValueError(f"is the text {shown(value)}, not a number; write {int(value)} without quotes")
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"is {kind(value)}, not a whole number; {ask}")
+    if not low <= value <= high:
+        raise ValueError(f"the number {value} is out of range; {ask}")
+    return value
+
+
+def _path(text: str, info: ValidationInfo) -> Path:
+    path = Path(text)
+    if text.startswith("~"):
+        try:
+            path = path.expanduser()
+        except RuntimeError as error:
+            raise ValueError(f"{shown(text)} names the home of an unknown user; write the whole path") from error
+    return Path(info.context or ".", path)

@@ -1,0 +1,158 @@
+"""Read inventory.yaml into an `Inventory`, or say everything that is wrong with it at once.
+
+This is the one place where text of the user's becomes inventory values, and the only one that knows pydantic for
+them. It opens the file, asks whether each `key` exists, and does nothing else: no host is touched here.
+"""
+
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from orchestrator import inventory_fields as fields
+from orchestrator.errors import InventoryError
+from orchestrator.inventory import GatewayAddress, Host, Inventory
+from orchestrator.inventory_rules import Problem, broken_rules, problem_of, spelled
+from orchestrator.inventory_yaml import Document, YamlError, read_yaml
+from workers.budget import MemoryCap
+
+LARGEST_FILE_BYTES = 1024 * 1024
+
+
+def load_inventory(path: Path) -> Inventory:
+    """Read, check and complete the inventory; `key` and a model's path become absolute, relative to the file's folder.
+
+    Raises InventoryError whose message has one line per problem, `FILE: hosts[1].memory: what is wrong; the fix`, in
+    the order of the file.
+    """
+    document = _document(path)
+    checked, problems = _checked(document.content, path.absolute().parent)
+    problems += [*document.repeated, *broken_rules(document.content)]
+    if checked is None or problems:
+        raise _error(path, [str(problem) for problem in sorted(problems, key=document.line_of)])
+    return _inventory(path, checked)
+
+
+def inventory_reference_keys() -> tuple[str, ...]:
+    """Every key an inventory may have, as paths such as `context`, `gateway.port` and `hosts[].memory`."""
+    top = tuple(_InventoryKeys.model_fields)
+    gateway = tuple(f"gateway.{name}" for name in _GatewayKeys.model_fields)
+    return top + gateway + tuple(f"hosts[].{name}" for name in _HostKeys.model_fields)
+
+
+class _Keys(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
+
+
+class _HostKeys(_Keys):
+    name: Annotated[str, BeforeValidator(fields.host_name)]
+    connection: Annotated[Literal["local", "ssh"], BeforeValidator(fields.connection)]
+    address: Annotated[str, BeforeValidator(fields.address)] = ""
+    user: Annotated[str | None, BeforeValidator(fields.user)] = None
+    port: Annotated[int | None, BeforeValidator(fields.port)] = None
+    key: Annotated[str | None, BeforeValidator(fields.key)] = None
+    jump: Annotated[str | None, BeforeValidator(fields.jump)] = None
+    host_key: Annotated[str | None, BeforeValidator(fields.host_key)] = None
+    backend: Annotated[Literal["auto", "cpu", "cuda", "metal", "vulkan"], BeforeValidator(fields.backend)] = "auto"
+    memory: Annotated[MemoryCap, BeforeValidator(fields.memory)] = Host.memory
+    threads: Annotated[int | None, BeforeValidator(fields.threads)] = None
+    link: Annotated[Literal["tunnel", "direct"], BeforeValidator(fields.link)] = "tunnel"
+
+
+class _GatewayKeys(_Keys):
+    host: Annotated[str, BeforeValidator(fields.address)] = GatewayAddress.host
+    port: Annotated[int, BeforeValidator(fields.port)] = GatewayAddress.port
+
+
+class _InventoryKeys(_Keys):
+    cluster: Annotated[str, BeforeValidator(fields.cluster_name)]
+    model: Annotated[str, BeforeValidator(fields.model)]
+    context: Annotated[int, BeforeValidator(fields.context)] = Inventory.context
+    parallel: Annotated[int, BeforeValidator(fields.parallel)] = Inventory.parallel
+    goal: Annotated[Literal["latency", "throughput"], BeforeValidator(fields.goal)] = "latency"
+    gateway: Annotated[_GatewayKeys, BeforeValidator(fields.mapping('"host: ..." and "port: ..." below it'))] = (
+        _GatewayKeys()
+    )
+    hosts: Annotated[
+        tuple[Annotated[_HostKeys, BeforeValidator(fields.mapping('"- name: ..." and its keys'))], ...],
+        BeforeValidator(fields.hosts),
+    ]
+
+
+def _document(path: Path) -> Document:
+    try:
+        document = read_yaml(_text(path))
+    except YamlError as error:
+        raise _error(path, error.problems) from error
+    if document.content is None:
+        raise _error(path, ['the file is empty; begin with "cluster: NAME", "model: NAME" and "hosts:"'])
+    if not isinstance(document.content, dict):
+        kind = fields.kind(document.content)
+        raise _error(path, [f'the file is {kind}, not keys with values; begin with "cluster: NAME"'])
+    return document
+
+
+def _text(path: Path) -> str:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            what = "is a folder" if path.is_dir() else "is not a file"
+            raise _error(path, [f"{what}; name the inventory file itself, such as {path / 'inventory.yaml'}"])
+        with path.open("rb") as file:
+            data = file.read(LARGEST_FILE_BYTES + 1)
+    except FileNotFoundError as error:
+        raise _error(path, ["there is no such file; name an existing one, or write it"]) from error
+    except OSError as error:
+        reason = (error.strerror or "unknown reason").lower()
+        raise _error(path, [f"cannot be read ({reason}); check the path and its permissions"]) from error
+    if len(data) > LARGEST_FILE_BYTES:
+        raise _error(path, ["is larger than 1 MiB; an inventory is a short text, name the right file"])
+    return _decoded(path, data)
+
+
+def _decoded(path: Path, data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise _error(path, [f"line {line}: not UTF-8 text; save the file as UTF-8"]) from error
+
+
+def _checked(content: Mapping[str, Any], folder: Path) -> tuple[_InventoryKeys | None, list[Problem]]:
+    try:
+        return _InventoryKeys.model_validate(content, context=folder), []
+    except ValidationError as error:
+        return None, list(_problems(error))
+
+
+def _problems(error: ValidationError) -> Iterator[Problem]:
+    for one in error.errors(include_url=False):
+        where = tuple(one["loc"])
+        match one["type"]:
+            case "missing":
+                yield Problem(where, fields.missing(str(where[-1])), missing=True)
+            case "extra_forbidden" | "invalid_key":
+                key = str(where[-1])
+                yield Problem((*where[:-1], key), spelled(key, _known_keys(where)))
+            case _:
+                yield problem_of(where, one.get("ctx", {}).get("error"), one["msg"])
+
+
+def _known_keys(where: tuple[int | str, ...]) -> tuple[str, ...]:
+    """The keys of the group that `where` lies in: the file itself, `gateway`, or one of `hosts`."""
+    groups: tuple[type[BaseModel], ...] = (_InventoryKeys, _GatewayKeys, _HostKeys)
+    return tuple(groups[len(where) - 1].model_fields)
+
+
+def _inventory(path: Path, checked: _InventoryKeys) -> Inventory:
+    gateway = GatewayAddress(host=checked.gateway.host, port=checked.gateway.port)
+    hosts = tuple(Host(**dict(host)) for host in checked.hosts)
+    return Inventory(**{**dict(checked), "path": path, "gateway": gateway, "hosts": hosts})
+
+
+def _error(path: Path, problems: list[str]) -> InventoryError:
+    return InventoryError(
+        "\n".join(f"{path}: {problem}" for problem in problems),
+        hint="every key is explained in the inventory.yaml that comes with meshctl",
+    )

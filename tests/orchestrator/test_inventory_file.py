@@ -1,0 +1,602 @@
+"""Inventories as people write them: good ones become whole values, bad ones get every problem in exact words."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import InventoryError
+from orchestrator.inventory import GatewayAddress, Host, Inventory
+from orchestrator.inventory_file import inventory_reference_keys, load_inventory
+from workers.budget import MIB, MemoryCap
+
+ROOT_INVENTORY = Path(__file__).parents[2] / "inventory.yaml"
+TOP = "cluster: demo\nmodel: smollm2-135m\n"
+LOCAL = "  - name: a\n    connection: local\n"
+SSH = "  - name: b\n    connection: ssh\n    address: 10.0.0.2\n"
+WHOLE = f"{TOP}hosts:\n{LOCAL}"
+FINGERPRINT = "SHA256:uNiVztksCsDhcc0u9e8BrWmcYLoGLmz3NGQyAMGNoUA"
+NUMBER_OF_CONTEXT = "write a whole number from 256 to 16777216"
+NUMBER_OF_THREADS = 'write a whole number from 1 to 1024 or "auto"'
+NAME_RULE = "use letters, digits, '-', '_' and '.', beginning with a letter or a digit"
+SIZE_OR_SHARE = 'write a size such as "12GiB" or "800MiB", or a share such as "80%"'
+ADDRESS = 'write a name or an address such as "192.168.1.20"'
+ASK_FINGERPRINT = (
+    'write the fingerprint that "ssh-keygen -lf" shows on the host, "SHA256:" and 43 characters'  # as on the host
+)
+
+
+def in_host(line: str, host: str = LOCAL) -> str:
+    return f"{TOP}hosts:\n{host}    {line}\n"
+
+
+BAD: list[tuple[str, str, list[str]]] = [
+    ("empty", "", ['the file is empty; begin with "cluster: NAME", "model: NAME" and "hosts:"']),
+    ("comment only", "# x\n", ['the file is empty; begin with "cluster: NAME", "model: NAME" and "hosts:"']),
+    ("a list", "- a\n", ['the file is a list, not keys with values; begin with "cluster: NAME"']),
+    ("a word", "demo\n", ['the file is the text "demo", not keys with values; begin with "cluster: NAME"']),
+    (
+        "syntax",
+        "cluster: [demo\nmodel: x\n",
+        ["line 2, column 6: not valid YAML, expected ',' or ']', but got ':'; correct this place or the line above"],
+    ),
+    (
+        "tab",
+        "cluster: demo\nhosts:\n\t- name: a\n",
+        ["line 3, column 1: a tab; YAML is indented with spaces, replace the tab"],
+    ),
+    ("control character", "cluster: de\x07mo\n", ["line 1: the character U+0007 is not allowed; remove it"]),
+    (
+        "two documents",
+        f"{WHOLE}---\na: b\n",
+        [
+            "line 6, column 1: not valid YAML, but found another document; correct this place or the line above",
+        ],
+    ),
+    (
+        "tag",
+        "cluster: !!python/name:os.system x\n",
+        ["line 1, column 10: a tag (a word that begins with !); remove it, inventories use none"],
+    ),
+    (
+        "nested",
+        "cluster: " + "[" * 5000,
+        ["the file is nested too deeply; an inventory has hosts and their keys, no more"],
+    ),
+    (
+        "nothing but a comment key",
+        "cluster: demo\n",
+        [
+            'model: missing; add "model: smollm2-135m", or the path of a .gguf file',
+            'hosts: missing; add "hosts:" and below it one "- name: ..." per machine',
+        ],
+    ),
+    ("hosts empty", f"{TOP}hosts: []\n", ['hosts: is an empty list; write one "- name: ..." per machine below it']),
+    (
+        "hosts null",
+        f"{TOP}hosts:\n",
+        ['hosts: is empty, not a list of hosts; write one "- name: ..." per machine below it'],
+    ),
+    (
+        "hosts a mapping",
+        f"{TOP}hosts:\n  a: local\n",
+        ['hosts: is a group of keys, not a list of hosts; write one "- name: ..." per machine below it'],
+    ),
+    (
+        "host a word",
+        f"{WHOLE}  - desktop\n",
+        ['hosts[1]: is the text "desktop", not a group of keys; write "- name: ..." and its keys'],
+    ),
+    ("key twice", f"cluster: a\n{WHOLE}", ["cluster: given twice, in line 1 and in line 2; keep one of them"]),
+    (
+        "host key twice",
+        in_host("memory: 1GiB\n    memory: 2GiB"),
+        ["hosts[0].memory: given twice, in line 6 and in line 7; keep one of them"],
+    ),
+    ("misspelt", in_host("memroy: 1GiB"), ['hosts[0].memroy: unknown key; did you mean "memory"?']),
+    (
+        "unknown at the top",
+        f"{WHOLE}zzz: 1\n",
+        ["zzz: unknown key; the keys here are cluster, model, context, parallel, goal, gateway, hosts"],
+    ),
+    (
+        "a number as key",
+        f"{WHOLE}7: 1\n",
+        ["7: unknown key; the keys here are cluster, model, context, parallel, goal, gateway, hosts"],
+    ),
+    ("unknown in gateway", f"{WHOLE}gateway:\n  prt: 80\n", ['gateway.prt: unknown key; did you mean "port"?']),
+    (
+        "gateway a word",
+        f"{WHOLE}gateway: localhost\n",
+        ['gateway: is the text "localhost", not a group of keys; write "host: ..." and "port: ..." below it'],
+    ),
+    (
+        "gateway port 0",
+        f"{WHOLE}gateway:\n  port: 0\n",
+        ["gateway.port: the number 0 is out of range; write a whole number from 1 to 65535"],
+    ),
+    (
+        "no connection",
+        f"{TOP}hosts:\n  - name: a\n",
+        ['hosts[0].connection: missing; add "connection: ssh", or "connection: local" for this machine'],
+    ),
+    (
+        "no name",
+        f"{TOP}hosts:\n  - connection: local\n",
+        ['hosts[0].name: missing; add "name: " and a name of your choice'],
+    ),
+    (
+        "connection",
+        in_host("", LOCAL.replace("local", "lcoal")),
+        ['hosts[0].connection: "lcoal" is not possible here; did you mean "local"?'],
+    ),
+    (
+        "connection, far off",
+        in_host("", LOCAL.replace("local", "wifi")),
+        ['hosts[0].connection: "wifi" is not possible here; write local or ssh'],
+    ),
+    (
+        "backend a truth value",
+        in_host("backend: true"),
+        ["hosts[0].backend: the truth value true is not possible here; write auto, cpu, cuda, metal or vulkan"],
+    ),
+    ("goal", f"{WHOLE}goal: speed\n", ['goal: "speed" is not possible here; write latency or throughput']),
+    (
+        "ssh without address",
+        f"{TOP}hosts:\n  - name: a\n    connection: ssh\n",
+        ['hosts[0].address: missing; "connection: ssh" needs an address to reach'],
+    ),
+    *(
+        (
+            f"local with {key}",
+            in_host(f"{key}: {value}"),
+            [f'hosts[0].{key}: only for hosts reached by ssh; remove it or write "connection: ssh"'],
+        )
+        for key, value in (
+            ("address", "10.0.0.2"),
+            ("user", "ada"),
+            ("port", "22"),
+            ("key", str(ROOT_INVENTORY)),
+            ("jump", "gate"),
+            ("host_key", FINGERPRINT),
+        )
+    ),
+    (
+        "same name",
+        f"{WHOLE}{SSH.replace('name: b', 'name: a')}",
+        ['hosts[1].name: "a" is already the name of hosts[0]; give each host its own name'],
+    ),
+    (
+        "one machine, shares",
+        f"{WHOLE}{LOCAL.replace('name: a', 'name: c')}",
+        [
+            "hosts[1].memory: hosts[0] and hosts[1] are one machine and take 160% together; give each a size such as"
+            ' "4GiB", or shares of at most "100%" together'
+        ],
+    ),
+    (
+        "one machine, share and size",
+        f"{TOP}hosts:\n{SSH}    memory: 1GiB\n{SSH.replace('name: b', 'name: c')}    port: 22\n    user: eve\n",
+        [
+            "hosts[1].memory: hosts[0] and hosts[1] are one machine and mix shares and sizes; give each a size such as"
+            ' "4GiB", or shares of at most "100%" together'
+        ],
+    ),
+    (
+        "cluster with a space",
+        WHOLE.replace("demo", "my demo"),
+        [f'cluster: "my demo" is not a possible name; {NAME_RULE}'],
+    ),
+    ("cluster a path", WHOLE.replace("demo", "../demo"), [f'cluster: "../demo" is not a possible name; {NAME_RULE}']),
+    (
+        "name a number",
+        WHOLE.replace("name: a", "name: 7"),
+        ["hosts[0].name: is the number 7 where text is needed; write it in quotes"],
+    ),
+    (
+        "name true",
+        WHOLE.replace("name: a", "name: true"),
+        ["hosts[0].name: is the truth value true where text is needed; write it in quotes"],
+    ),
+    ("name null", WHOLE.replace("name: a", "name:"), ['hosts[0].name: is empty; write a name such as "desktop"']),
+    (
+        "name long",
+        WHOLE.replace("name: a", "name: " + "x" * 64),
+        [f'hosts[0].name: "{"x" * 20}..." has 64 characters; write at most 63'],
+    ),
+    (
+        "name like an option",
+        WHOLE.replace("name: a", "name: -a"),
+        [f'hosts[0].name: "-a" is not a possible name; {NAME_RULE}'],
+    ),
+    (
+        "model empty",
+        WHOLE.replace("smollm2-135m", '""'),
+        ['model: is an empty text; write a model\'s name such as "smollm2-135m", or the path of a .gguf file'],
+    ),
+    (
+        "model a list",
+        WHOLE.replace("smollm2-135m", "[a]"),
+        ['model: is a list; write a model\'s name such as "smollm2-135m", or the path of a .gguf file'],
+    ),
+    (
+        "model hf",
+        WHOLE.replace("smollm2-135m", "hf:owner"),
+        ['model: "hf:owner" is incomplete; write "hf:OWNER/REPOSITORY:QUANTISATION"'],
+    ),
+    ("context yes", f"{WHOLE}context: yes\n", [f'context: is the text "yes", not a whole number; {NUMBER_OF_CONTEXT}']),
+    (
+        "context true",
+        f"{WHOLE}context: true\n",
+        [f"context: is the truth value true, not a whole number; {NUMBER_OF_CONTEXT}"],
+    ),
+    ("context small", f"{WHOLE}context: 255\n", [f"context: the number 255 is out of range; {NUMBER_OF_CONTEXT}"]),
+    (
+        "context quoted",
+        f'{WHOLE}context: "4096"\n',
+        ['context: is the text "4096", not a number; write 4096 without quotes'],
+    ),
+    (
+        "context a fraction",
+        f"{WHOLE}context: 4096.5\n",
+        [f"context: is the number 4096.5, not a whole number; {NUMBER_OF_CONTEXT}"],
+    ),
+    (
+        "context not a number",
+        f"{WHOLE}context: .nan\n",
+        [f"context: is the number nan, not a whole number; {NUMBER_OF_CONTEXT}"],
+    ),
+    (
+        "context endless",
+        f"{WHOLE}context: .inf\n",
+        [f"context: is the number inf, not a whole number; {NUMBER_OF_CONTEXT}"],
+    ),
+    (
+        "context huge",
+        f"{WHOLE}context: {'9' * 5000}\n",
+        [f'context: is the text "{"9" * 40}...", not a whole number; {NUMBER_OF_CONTEXT}'],
+    ),
+    (
+        "context with a letter",
+        f"{WHOLE}context: 4k\n",
+        [f'context: is the text "4k", not a whole number; {NUMBER_OF_CONTEXT}'],
+    ),
+    ("context empty", f"{WHOLE}context:\n", [f"context: is empty, not a whole number; {NUMBER_OF_CONTEXT}"]),
+    (
+        "parallel 0",
+        f"{WHOLE}parallel: 0\n",
+        ["parallel: the number 0 is out of range; write a whole number from 1 to 256"],
+    ),
+    (
+        "parallel -1",
+        f"{WHOLE}parallel: -1\n",
+        ["parallel: the number -1 is out of range; write a whole number from 1 to 256"],
+    ),
+    ("threads 0", in_host("threads: 0"), [f"hosts[0].threads: the number 0 is out of range; {NUMBER_OF_THREADS}"]),
+    (
+        "threads a word",
+        in_host("threads: all"),
+        [f'hosts[0].threads: is the text "all", not a whole number; {NUMBER_OF_THREADS}'],
+    ),
+    (
+        "port high",
+        in_host("port: 65536", SSH),
+        ["hosts[0].port: the number 65536 is out of range; write a whole number from 1 to 65535"],
+    ),
+    (
+        "port in base 60",
+        in_host("port: 22:22", SSH),
+        ['hosts[0].port: is the text "22:22", not a whole number; write a whole number from 1 to 65535'],
+    ),
+    (
+        "memory 0%",
+        in_host("memory: 0%"),
+        ['hosts[0].memory: "0%" is not a possible share; write more than "0%" and at most "100%"'],
+    ),
+    (
+        "memory 150%",
+        in_host("memory: 150%"),
+        ['hosts[0].memory: "150%" is not a possible share; write more than "0%" and at most "100%"'],
+    ),
+    ("memory a number", in_host("memory: 12"), [f"hosts[0].memory: the number 12 has no unit; {SIZE_OR_SHARE}"]),
+    ("memory not a number", in_host("memory: .nan"), [f"hosts[0].memory: the number nan has no unit; {SIZE_OR_SHARE}"]),
+    ("memory quoted number", in_host('memory: "12"'), ['hosts[0].memory: "12" has no unit; write "12GiB" or "12MiB"']),
+    (
+        "memory 12G",
+        in_host("memory: 12G"),
+        ['hosts[0].memory: "12G" has an unclear unit; write "12GiB" (1024-based) or "12GB"'],
+    ),
+    ("memory 12XB", in_host("memory: 12XB"), ['hosts[0].memory: "12XB" has an unknown unit; use KiB, MiB, GiB or TiB']),
+    (
+        "memory negative",
+        in_host("memory: -1GiB"),
+        [f'hosts[0].memory: "-1GiB" is not an amount of memory; {SIZE_OR_SHARE}'],
+    ),
+    ("memory a word", in_host("memory: all"), [f'hosts[0].memory: "all" is not an amount of memory; {SIZE_OR_SHARE}']),
+    (
+        "memory tiny",
+        in_host("memory: 12KiB"),
+        ['hosts[0].memory: "12KiB" is too little to hold anything; write at least "1MiB"'],
+    ),
+    (
+        "memory 0",
+        in_host("memory: 0GiB"),
+        ['hosts[0].memory: "0GiB" is too little to hold anything; write at least "1MiB"'],
+    ),
+    (
+        "memory huge",
+        in_host("memory: 9999999TiB"),
+        ['hosts[0].memory: "9999999TiB" is more than any machine has; write at most 1024TiB'],
+    ),
+    ("memory empty", in_host("memory:"), [f"hosts[0].memory: is empty; {SIZE_OR_SHARE}"]),
+    (
+        "memory true",
+        in_host("memory: true"),
+        ["hosts[0].memory: is the truth value true where text is needed; write it in quotes"],
+    ),
+    (
+        "link direct",
+        in_host("link: direct", SSH),
+        [
+            "hosts[0].link: direct comes with a later version, because a worker outside the tunnel lets anybody on its"
+            ' network run code there; write "link: tunnel" or remove the line'
+        ],
+    ),
+    (
+        "address an option",
+        in_host("", SSH.replace("10.0.0.2", "-oProxyCommand=x")),
+        [f'hosts[0].address: "-oProxyCommand=x" is not an address; {ADDRESS}'],
+    ),
+    (
+        "address a number",
+        in_host("", SSH.replace("10.0.0.2", "10.5")),
+        ["hosts[0].address: is the number 10.5 where text is needed; write it in quotes"],
+    ),
+    (
+        "address with a user",
+        in_host("", SSH.replace("10.0.0.2", "ada@nas")),
+        ['hosts[0].address: "ada@nas" has a user in it; write "user: ada" and "address: nas"'],
+    ),
+    (
+        "address with a port",
+        in_host("", SSH.replace("10.0.0.2", "nas:22")),
+        ['hosts[0].address: "nas:22" has a port in it; write "port: 22" and "address: nas"'],
+    ),
+    ("user an option", in_host("user: -l", SSH), ['hosts[0].user: "-l" is not a user name; write one such as "ada"']),
+    (
+        "jump an option",
+        in_host("jump: -W", SSH),
+        ['hosts[0].jump: "-W" is not a way to jump; write it as for "ssh -J", such as "ada@gate.example"'],
+    ),
+    (
+        "host_key short",
+        in_host("host_key: SHA256:abc", SSH),
+        [f'hosts[0].host_key: "SHA256:abc" is not a SHA256 fingerprint; {ASK_FINGERPRINT}'],
+    ),
+    (
+        "host_key md5",
+        in_host("host_key: MD5:16:27", SSH),
+        [f'hosts[0].host_key: "MD5:16:27" is not a SHA256 fingerprint; {ASK_FINGERPRINT}'],
+    ),
+    (
+        "key missing",
+        in_host("key: /no/such/key", SSH),
+        ["hosts[0].key: /no/such/key does not exist; name an existing private key or remove the line to use ssh's own"],
+    ),
+    (
+        "key a folder",
+        in_host("key: /", SSH),
+        ["hosts[0].key: / is not a file; name an existing private key or remove the line to use ssh's own"],
+    ),
+    (
+        "key public",
+        in_host("key: ~/.ssh/id.pub", SSH),
+        ['hosts[0].key: "~/.ssh/id.pub" is the public half; name the private key "~/.ssh/id"'],
+    ),
+    (
+        "key of nobody",
+        in_host("key: ~no.such.user/id", SSH),
+        ['hosts[0].key: "~no.such.user/id" names the home of an unknown user; write the whole path'],
+    ),
+    (
+        "many, in the order of the file",
+        "modell: x\ncontext: no\nhosts:\n  - name: a b\n    connection: local\n    port: 1\n    memory: 0%\n  - 5\n",
+        [
+            'cluster: missing; add "cluster: " and a name of your choice',
+            'model: missing; add "model: smollm2-135m", or the path of a .gguf file',
+            'modell: unknown key; did you mean "model"?',
+            f'context: is the text "no", not a whole number; {NUMBER_OF_CONTEXT}',
+            f'hosts[0].name: "a b" is not a possible name; {NAME_RULE}',
+            'hosts[0].port: only for hosts reached by ssh; remove it or write "connection: ssh"',
+            'hosts[0].memory: "0%" is not a possible share; write more than "0%" and at most "100%"',
+            'hosts[1]: is the number 5, not a group of keys; write "- name: ..." and its keys',
+        ],
+    ),
+    (
+        "a list that holds itself",
+        f"{TOP}hosts: &h\n  - *h\n",
+        ['hosts[0]: is a list, not a group of keys; write "- name: ..." and its keys'],
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "problems"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
+def test_every_problem_of_a_bad_inventory_is_told_in_exact_words(
+    tmp_path: Path, text: str, problems: list[str]
+) -> None:
+    path = tmp_path / "inventory.yaml"
+    path.write_text(text)
+    with pytest.raises(InventoryError) as caught:
+        load_inventory(path)
+    assert str(caught.value) == "\n".join(f"{path}: {problem}" for problem in problems)
+
+
+def test_the_table_of_bad_inventories_has_at_least_forty_cases() -> None:
+    assert len({text for _, text, _ in BAD}) >= 40
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("none.yaml", "there is no such file; name an existing one, or write it"),
+        ("folder", "is a folder; name the inventory file itself, such as {path}/inventory.yaml"),
+        ("pipe", "is not a file; name the inventory file itself, such as {path}/inventory.yaml"),
+        ("file/x", "cannot be read (not a directory); check the path and its permissions"),
+        ("latin1", "line 2: not UTF-8 text; save the file as UTF-8"),
+        ("large", "is larger than 1 MiB; an inventory is a short text, name the right file"),
+    ],
+)
+def test_a_path_that_is_no_inventory_is_refused(tmp_path: Path, name: str, problem: str) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "latin1").write_bytes(b"cluster: a\nmodel: \xe4\n")
+    (tmp_path / "large").write_bytes(b"#" * (1024 * 1024 + 1))
+    path = tmp_path / name
+    with pytest.raises(InventoryError) as caught:
+        load_inventory(path)
+    assert str(caught.value) == f"{path}: {problem.format(path=path)}"
+
+
+def test_a_short_inventory_gets_every_default(tmp_path: Path) -> None:
+    path = tmp_path / "inventory.yaml"
+    path.write_text(WHOLE)
+    assert load_inventory(path) == Inventory(
+        path=path,
+        cluster="demo",
+        model="smollm2-135m",
+        hosts=(Host(name="a", connection="local"),),
+        context=4096,
+        parallel=1,
+        goal="latency",
+        gateway=GatewayAddress("127.0.0.1", 8080),
+    )
+
+
+def test_a_full_inventory_is_read_whole(tmp_path: Path) -> None:
+    """Byte order mark, paths relative to the file, `~`, anchors and merge keys included."""
+    (tmp_path / "id").write_text("")
+    path = tmp_path / "inventory.yaml"
+    path.write_text(
+        f"""\ufeffcluster: home.1
+model: models/a.gguf
+context: 0512
+parallel: 256
+goal: throughput
+gateway: {{host: 0.0.0.0, port: 9000}}
+hosts:
+  - &first
+    name: no
+    connection: ssh
+    address: fe80::1%eth0
+    user: ada
+    port: 2222
+    key: id
+    jump: eve@gate:22,second
+    host_key: {FINGERPRINT}
+    backend: cuda
+    memory: 12.5 GiB
+    threads: 16
+    link: tunnel
+  - <<: *first
+    name: "8"
+    address: nas.example
+    backend: vulkan
+    memory: 37.5%
+    threads: auto
+""",
+        encoding="utf-8",
+    )
+    first = Host(
+        name="no",
+        connection="ssh",
+        address="fe80::1%eth0",
+        user="ada",
+        port=2222,
+        key=str(tmp_path / "id"),
+        jump="eve@gate:22,second",
+        host_key=FINGERPRINT,
+        backend="cuda",
+        memory=MemoryCap(limit_bytes=12 * 1024 * MIB + 512 * MIB),
+        threads=16,
+        link="tunnel",
+    )
+    second = Host(
+        name="8",
+        connection="ssh",
+        address="nas.example",
+        user="ada",
+        port=2222,
+        key=str(tmp_path / "id"),
+        jump="eve@gate:22,second",
+        host_key=FINGERPRINT,
+        backend="vulkan",
+        memory=MemoryCap(share=0.375),
+    )
+    assert load_inventory(path) == Inventory(
+        path=path,
+        cluster="home.1",
+        model=str(tmp_path / "models/a.gguf"),
+        hosts=(first, second),
+        context=512,
+        parallel=256,
+        goal="throughput",
+        gateway=GatewayAddress("0.0.0.0", 9000),
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("hf:owner/repo-GGUF:Q4_K_M", "hf:owner/repo-GGUF:Q4_K_M"),
+        ("~/a.gguf", str(Path.home() / "a.gguf")),
+        ("a.gguf", "{folder}/a.gguf"),
+        ("/models/a", "/models/a"),
+        ("smollm2-135m", "smollm2-135m"),
+    ],
+)
+def test_a_model_is_a_name_a_repository_or_a_path_beside_the_file(tmp_path: Path, written: str, read: str) -> None:
+    path = tmp_path / "inventory.yaml"
+    path.write_text(WHOLE.replace("smollm2-135m", written))
+    assert load_inventory(path).model == read.format(folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        "  - {name: c, connection: local, memory: 50%}\n",
+        "  - {name: c, connection: local, backend: cuda}\n",
+        "  - {name: c, connection: ssh, address: 10.0.0.2}\n",
+    ],
+)
+def test_entries_that_do_not_overdraw_one_memory_are_allowed(tmp_path: Path, second: str) -> None:
+    path = tmp_path / "inventory.yaml"
+    path.write_text(f"{WHOLE}    memory: 50%\n{second}")
+    assert [host.name for host in load_inventory(path).hosts] == ["a", "c"]
+
+
+def test_the_inventory_in_the_root_is_a_working_default_of_two_small_local_hosts() -> None:
+    inventory = load_inventory(ROOT_INVENTORY)
+    assert inventory.model == "smollm2-135m"
+    assert [host.connection for host in inventory.hosts] == ["local", "local"]
+    assert all(host.memory.limit_bytes for host in inventory.hosts)
+
+
+def test_the_inventory_in_the_root_names_every_key() -> None:
+    text = ROOT_INVENTORY.read_text()
+    named = set(re.findall(r"^[# ]*(?:- )?(\w+):(?: |$)", text, re.MULTILINE))
+    assert {key.rpartition(".")[2] for key in inventory_reference_keys()} <= named
+
+
+def test_the_example_host_in_the_root_inventory_is_valid_when_the_comment_signs_are_removed(tmp_path: Path) -> None:
+    text = ROOT_INVENTORY.read_text()
+    head, _, example = text.partition("# - name: desktop")
+    lines = re.sub(r"^#", " ", "# - name: desktop" + example, flags=re.MULTILINE).replace("~/.ssh/id_ed25519", "id")
+    gateway = re.sub(r"^# (gateway:|  host:|  port:)", r"\1", head, flags=re.MULTILINE)
+    (tmp_path / "id").write_text("")
+    path = tmp_path / "inventory.yaml"
+    path.write_text(gateway + lines)
+    inventory = load_inventory(path)
+    assert inventory.hosts[2].address == "192.168.1.20"
+    assert inventory.gateway == GatewayAddress()
