@@ -1,0 +1,175 @@
+"""Read a GGUF model, all its shards, into a `Model`. Only headers are read, so this is quick for any size."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from quant.errors import ModelFileError
+from quant.gguf_header import FETCH_AGAIN, Array, Header, read_header
+from quant.model import Model, Tensor, dominant_type
+
+_SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+_LARGEST_BLOCK_COUNT = 4096
+_LARGEST_LENGTH = 2**31
+
+
+def read_model(path: Path) -> Model:
+    """Read the model whose only file or first shard is at `path`.
+
+    ModelFileError: no such file, not GGUF, truncated, damaged, another shard than the first, a shard missing, or no
+    language model.
+    """
+    header = read_header(path)
+    paths = _shards(path, header)
+    headers = (header, *(read_header(shard) for shard in paths[1:]))
+    for number, (shard, its_header) in enumerate(zip(paths, headers, strict=True)):
+        _check_shard(shard, its_header, number, len(paths))
+    tensors = tuple(_tensors(headers))
+    _check_tensors(path, header, tensors)
+    return _model(_Facts(path, header), paths, tensors)
+
+
+def _shards(path: Path, header: Header) -> tuple[Path, ...]:
+    count = header.facts.get("split.count", 1)
+    number = header.facts.get("split.no", 0)
+    name = _SHARD_NAME.fullmatch(path.name)
+    if isinstance(number, int) and number > 0:
+        first = path.with_name(f"{name['stem']}-00001-of-{name['count']}.gguf") if name else None
+        raise ModelFileError(
+            f"{path} is shard {number + 1} of {count}; a model is named by its first shard",
+            hint=f"use {first}" if first else "use the file whose name has -00001-of-",
+        )
+    if not isinstance(count, int) or count <= 1:
+        return (path,)
+    if name is None or int(name["number"]) != 1 or int(name["count"]) != count:
+        raise ModelFileError(
+            f"{path} is the first of {count} shards, but its name does not end in -00001-of-{count:05}.gguf",
+            hint="give all shards the names they were published under",
+        )
+    paths = tuple(path.with_name(f"{name['stem']}-{index:05}-of-{count:05}.gguf") for index in range(1, count + 1))
+    missing = [shard.name for shard in paths if not shard.exists()]
+    if missing:
+        raise ModelFileError(
+            f"{path} is the first of {count} shards; missing beside it: {', '.join(missing)}",
+            hint=f"put every shard into {path.parent}",
+        )
+    return paths
+
+
+def _check_shard(path: Path, header: Header, number: int, count: int) -> None:
+    if count == 1:
+        return
+    stated = header.facts.get("split.no"), header.facts.get("split.count")
+    if stated != (number, count):
+        raise ModelFileError(
+            f"{path} is not shard {number + 1} of {count} of this model: it says {_said(stated)}", hint=FETCH_AGAIN
+        )
+
+
+def _said(stated: tuple[object, object]) -> str:
+    number, count = stated
+    return f"shard {number + 1} of {count}" if isinstance(number, int) else "nothing of shards"
+
+
+def _tensors(headers: tuple[Header, ...]) -> Iterator[Tensor]:
+    for shard, header in enumerate(headers):
+        for tensor in header.tensors:
+            yield Tensor(tensor.name, tensor.type, tensor.shape, tensor.size_bytes, shard)
+
+
+def _check_tensors(path: Path, header: Header, tensors: tuple[Tensor, ...]) -> None:
+    if not tensors:
+        raise ModelFileError(f"{path} has no tensors: it holds a vocabulary only", hint="fetch the model itself")
+    if len({tensor.name for tensor in tensors}) < len(tensors):
+        raise ModelFileError(f"{path}: its shards repeat the same tensors", hint=FETCH_AGAIN)
+    stated = header.facts.get("split.tensors.count", len(tensors))
+    if stated != len(tensors):
+        raise ModelFileError(
+            f"{path}: {stated} tensors are announced, its shards have {len(tensors)}", hint=FETCH_AGAIN
+        )
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """The metadata of a model, asked by kind; every answer is checked."""
+
+    path: Path
+    header: Header
+
+    def text(self, key: str, default: str) -> str:
+        value = self.header.facts.get(key, default)
+        return value if isinstance(value, str) else default
+
+    def number(self, key: str, default: int | None = None) -> int:
+        value = self.header.facts.get(key, default)
+        if value is None:
+            raise ModelFileError(f"{self.path} does not state {key}", hint=FETCH_AGAIN)
+        return self._checked(key, value)
+
+    def numbers(self, key: str, count: int, default: int | None = None) -> tuple[int, ...]:
+        """One number per layer: the file states one for all or an array."""
+        value = self.header.facts.get(key, default)
+        if not isinstance(value, Array):
+            return (self.number(key, default),) * count
+        if len(value.items) < count:
+            raise ModelFileError(f"{self.path}: {key} has {value.count} items for {count} layers", hint=FETCH_AGAIN)
+        return tuple(self._checked(key, item) for item in value.items[:count])
+
+    def _checked(self, key: str, value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _LARGEST_LENGTH:
+            raise ModelFileError(f"{self.path}: {key} is {value!r}, not a possible number", hint=FETCH_AGAIN)
+        return value
+
+
+def _model(facts: _Facts, shards: tuple[Path, ...], tensors: tuple[Tensor, ...]) -> Model:
+    architecture = _language_model_architecture(facts)
+    blocks = facts.number(f"{architecture}.block_count")
+    if not 1 <= blocks <= _LARGEST_BLOCK_COUNT:
+        raise ModelFileError(f"{facts.path}: {architecture}.block_count is {blocks}", hint=FETCH_AGAIN)
+    embedding = facts.number(f"{architecture}.embedding_length")
+    heads = facts.numbers(f"{architecture}.attention.head_count", blocks)
+    most_heads = max(heads)
+    key_default = embedding // most_heads if most_heads else 0
+    kv_heads = f"{architecture}.attention.head_count_kv"
+    return Model(
+        path=facts.path,
+        shards=shards,
+        name=facts.text("general.name", facts.path.stem),
+        architecture=architecture,
+        quantisation=dominant_type(tensors),
+        parameters=sum(tensor.parameters for tensor in tensors),
+        block_count=blocks,
+        context_length=facts.number(f"{architecture}.context_length"),
+        embedding_length=embedding,
+        head_count=most_heads,
+        head_count_kv=facts.numbers(kv_heads, blocks) if kv_heads in facts.header.facts else heads,
+        key_length=facts.number(f"{architecture}.attention.key_length", key_default),
+        value_length=facts.number(f"{architecture}.attention.value_length", key_default),
+        vocabulary=_vocabulary(facts, architecture, tensors),
+        output_tied=all(tensor.name != "output.weight" for tensor in tensors),
+        tensors=tensors,
+    )
+
+
+def _language_model_architecture(facts: _Facts) -> str:
+    architecture = facts.text("general.architecture", "")
+    kind = facts.text("general.type", "model")
+    if kind == "adapter":
+        raise ModelFileError(f"{facts.path} is a LoRA adapter, not a model", hint="name the model it belongs to")
+    if kind == "mmproj" or architecture == "clip":
+        raise ModelFileError(
+            f"{facts.path} is the image part (mmproj) of a model", hint="name the language model that came with it"
+        )
+    if not architecture:
+        raise ModelFileError(f"{facts.path} does not state general.architecture", hint=FETCH_AGAIN)
+    return architecture
+
+
+def _vocabulary(facts: _Facts, architecture: str, tensors: tuple[Tensor, ...]) -> int:
+    """As the engine counts: the tokeniser's list, else the stated size, else the rows of the embedding."""
+    tokens = facts.header.facts.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, Array):
+        return tokens.count
+    rows = [tensor.shape[-1] for tensor in tensors if tensor.name == "token_embd.weight"]
+    return facts.number(f"{architecture}.vocab_size", rows[0] if rows else None)

@@ -1,0 +1,120 @@
+"""What a model is: the facts of a GGUF file as frozen values, and the bytes that its parts take. Reads nothing."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+F16_BYTES = 2
+
+_BLOCK_TENSOR = re.compile(r"blk\.(\d+)\.")
+
+_INPUT_TENSORS = (
+    "token_embd.weight",
+    "position_embd.weight",
+    "token_types.weight",
+    "per_layer_token_embd.weight",
+    "masked_embd_centroids.weight",
+    "masked_embd_ordering.weight",
+)
+"""The engine keeps these on the head always (LLM_TENSOR_LAYER_INPUT in llama.cpp's llama-arch.cpp)."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor: ggml type name, shape as ggml counts (elements of a row first), bytes, and the shard it lies in."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    size_bytes: int
+    shard: int
+
+    @property
+    def parameters(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def block(self) -> int | None:
+        """The layer it belongs to; None for those before the first and after the last."""
+        match = _BLOCK_TENSOR.match(self.name)
+        return int(match[1]) if match else None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as its file describes it; `path` is the first of `shards`.
+
+    `quantisation` is the tensor type that takes the most bytes. `block_count` is what the engine calls n_layer and
+    includes layers for predicting several tokens. Lengths are in elements, `context_length` in tokens as trained;
+    `head_count_kv` has one entry per layer. `output_tied`: the output layer is the token embedding used again.
+    """
+
+    path: Path
+    shards: tuple[Path, ...]
+    name: str
+    architecture: str
+    quantisation: str
+    parameters: int
+    block_count: int
+    context_length: int
+    embedding_length: int
+    head_count: int
+    head_count_kv: tuple[int, ...]
+    key_length: int
+    value_length: int
+    vocabulary: int
+    output_tied: bool
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """All tensors; the files are a little larger."""
+        return sum(tensor.size_bytes for tensor in self.tensors)
+
+
+def dominant_type(tensors: tuple[Tensor, ...]) -> str:
+    """The tensor type that takes the most bytes."""
+    sizes = Counter[str]()
+    for tensor in tensors:
+        sizes[tensor.type] += tensor.size_bytes
+    return sizes.most_common(1)[0][0]
+
+
+def layer_bytes(model: Model) -> tuple[int, ...]:
+    """Weights of each layer in bytes."""
+    sizes = [0] * model.block_count
+    for tensor in model.tensors:
+        if tensor.block is not None and tensor.block < model.block_count:
+            sizes[tensor.block] += tensor.size_bytes
+    return tuple(sizes)
+
+
+def input_bytes(model: Model) -> int:
+    """Weights that stay on the head: the embeddings."""
+    return sum(tensor.size_bytes for tensor in model.tensors if tensor.name in _INPUT_TENSORS)
+
+
+def output_bytes(model: Model) -> int:
+    """Weights of the output layer where they are used; a tied one is a copy of the token embedding."""
+    own = sum(t.size_bytes for t in model.tensors if t.block is None and t.name not in _INPUT_TENSORS)
+    tied = sum(t.size_bytes for t in model.tensors if t.name == "token_embd.weight") if model.output_tied else 0
+    return own + tied
+
+
+def kv_bytes_per_token(model: Model) -> tuple[int, ...]:
+    """K and V of one token in each layer, both F16, for plain attention (no sliding window, no recurrent state)."""
+    width = model.key_length + model.value_length
+    return tuple(heads * width * F16_BYTES for heads in model.head_count_kv)
+
+
+def logits_bytes(model: Model) -> int:
+    """What the output layer sends back for one token: one F32 for each word of the vocabulary."""
+    return model.vocabulary * 4
+
+
+def hidden_bytes(model: Model) -> int:
+    """What passes from one stage to the next for one token: one F32 for each element of the embedding."""
+    return model.embedding_length * 4
