@@ -25,3 +25,7 @@ class ModelNotFoundError(QuantError):
 
 class BindingsError(QuantError):
     """The Python bindings of llama.cpp cannot be loaded on the libraries of an engine."""
+
+
+class ModelFetchError(QuantError):
+    """A model of the catalogue that could not be fetched; nothing of it is left behind."""
