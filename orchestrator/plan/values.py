@@ -73,6 +73,8 @@ class Plan:
     mode "single": one head on `head` runs everything natively, `shares` has that one device.
     mode "layers": the head on the controller, one RPC worker per share, in pipeline order.
     `output_on_head` keeps the output layer in the head's own memory (`head_bytes` counts it) and off the wire.
+    `head_compute_bytes` is the part of `head_bytes` that is compute buffers; `head_time_s` the head's own computing per
+    token. `token_s` is all shares' `time_s` and `head_time_s`.
     """
 
     mode: Literal["single", "layers"]
@@ -88,6 +90,8 @@ class Plan:
     prefill_token_s: float
     left_out: tuple[LeftOut, ...]
     reasons: tuple[str, ...]
+    head_compute_bytes: int = 0
+    head_time_s: float = 0.0
 
     @property
     def decode_tokens_per_s(self) -> float:

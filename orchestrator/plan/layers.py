@@ -1,0 +1,162 @@
+"""Contiguous layer ranges over devices that minimise the predicted seconds per decoded token under the budgets.
+
+A dynamic programme: with the devices in a fixed order, the best way to have placed the first j blocks on the first k
+devices follows from the best ways on k - 1 devices. The order is fastest first, and each device is tried as the last
+one, which holds the output layer unless the head does. For that set of orders the answer is exact (to one part in a
+million, see `BALANCE`); where all blocks are of one size, no other order is better. Pure.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.plan.costs import MARGIN_BYTES, MARGIN_PERCENT, decode_s, stage_s
+from orchestrator.plan.pools import Candidate
+from orchestrator.plan.values import ModelMemory
+
+BALANCE = 1e-6
+"""Weight of the tie-break: between plans of the same time per token, the one with the most even stages is taken.
+
+Even stages overlap best when long prompts are read: on the pinned engine 4 + 5 blocks read 1.4 times faster than
+6 + 3.
+"""
+
+Costs = NDArray[np.float64]
+Bytes = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Blocks on one device, in pipeline order; `output` if it holds the output layer too."""
+
+    candidate: Candidate
+    first_layer: int
+    layers: int
+    output: bool
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a placement must do: keep the output layer on the head or not, use one device, end with one device."""
+
+    output_on_head: bool
+    required: str | None = None
+    last: str | None = None
+
+
+def place_layers(memory: ModelMemory, candidates: Sequence[Candidate], rules: Rules) -> tuple[Stage, ...] | None:
+    """The best stages over any of the candidates (fastest first), or None when no placement fits their budgets."""
+    programme = _Programme(memory, candidates, rules)
+    lasts = [k for k, one in enumerate(candidates) if rules.last in (None, one.device.name)]
+    found = [placed for k in lasts if (placed := programme.end_with(k)) is not None]
+    return min(found, key=lambda placed: placed[0])[1] if found else None
+
+
+def stages_s(memory: ModelMemory, stages: Sequence[Stage]) -> float:
+    """Predicted seconds per decoded token of all stages, one after the other."""
+    return sum(stage_time_s(memory, stage) for stage in stages)
+
+
+def stage_time_s(memory: ModelMemory, stage: Stage) -> float:
+    """Predicted seconds per decoded token of one stage, link included."""
+    return decode_s(memory, stage.candidate.device, stage.first_layer, stage.layers, output=stage.output)
+
+
+class _Programme:
+    """The tables of one search. Matrices are (blocks + 1) square: row i and column j mean blocks i to j - 1."""
+
+    def __init__(self, memory: ModelMemory, candidates: Sequence[Candidate], rules: Rules) -> None:
+        self._memory = memory
+        self._candidates = candidates
+        self._rules = rules
+        self._weights = _running_sum(memory.layer_weights_bytes)
+        self._held = self._weights + _running_sum(memory.layer_kv_bytes)
+        self._scale_s = self._slowest_s()
+        self._costs = [self._cost_matrix(one) for one in candidates]
+        self._reached = [_nothing_placed(len(memory.layer_weights_bytes))]
+        self._choices: list[Bytes] = []
+        for costs in self._costs:
+            reached, choice = _extend(self._reached[-1], costs)
+            self._reached.append(reached)
+            self._choices.append(choice)
+
+    def end_with(self, last: int) -> tuple[float, tuple[Stage, ...]] | None:
+        """The best cost and stages with candidate `last` behind all others, or None."""
+        order = [*range(last), *range(last + 1, len(self._candidates))]
+        reached, choices = self._reached[last], self._choices[:last]
+        for k in order[last:]:
+            reached, choice = _extend(reached, self._costs[k])
+            choices = [*choices, choice]
+        ends = reached + self._last_costs(last)
+        first = int(ends.argmin())
+        if not np.isfinite(ends[first]):
+            return None
+        return float(ends[first]), self._trace(order, choices, last, first)
+
+    def _trace(self, order: list[int], choices: list[Bytes], last: int, first: int) -> tuple[Stage, ...]:
+        blocks = len(self._memory.layer_weights_bytes)
+        stages = [Stage(self._candidates[last], first, blocks - first, not self._rules.output_on_head)]
+        for k, choice in zip(reversed(order), reversed(choices), strict=True):
+            begin = int(choice[first])
+            if begin < first:
+                stages.append(Stage(self._candidates[k], begin, first - begin, False))
+            first = begin
+        return tuple(reversed(stages))
+
+    def _cost_matrix(self, candidate: Candidate) -> Costs:
+        """Cost of each range as a stage that is not last; no range at all costs nothing, unless it is required."""
+        memory, device = self._memory, candidate.device
+        weights = self._weights[None, :] - self._weights[:, None]
+        held = self._held[None, :] - self._held[:, None] + memory.compute_bytes
+        costs = self._balanced(weights / device.speed.decode_bytes_per_s + stage_s(memory, device, output=False))
+        below = np.tri(len(self._weights), k=0, dtype=bool)
+        costs[below | (_with_margin(held) > candidate.budget_bytes)] = np.inf
+        if device.name != self._rules.required:
+            np.fill_diagonal(costs, 0.0)
+        return costs
+
+    def _last_costs(self, last: int) -> Costs:
+        """Cost of the blocks from each i to the end on the last device; it always has at least one."""
+        memory, candidate, output = self._memory, self._candidates[last], not self._rules.output_on_head
+        extra = memory.output_bytes if output else 0
+        weights = self._weights[-1] - self._weights + extra
+        held = self._held[-1] - self._held + extra + (memory.compute_last_bytes if output else memory.compute_bytes)
+        fixed = stage_s(memory, candidate.device, output=output)
+        costs = self._balanced(weights / candidate.device.speed.decode_bytes_per_s + fixed)
+        costs[_with_margin(held) > candidate.budget_bytes] = np.inf
+        costs[-1] = np.inf
+        return costs
+
+    def _balanced(self, costs: Costs) -> Costs:
+        return costs * (1 + BALANCE * costs / self._scale_s)
+
+    def _slowest_s(self) -> float:
+        """An upper bound of any stage's time, so that the tie-break stays below its weight."""
+        blocks = len(self._memory.layer_weights_bytes)
+        return max(
+            (decode_s(self._memory, one.device, 0, blocks, output=True) for one in self._candidates), default=1.0
+        )
+
+
+def _extend(reached: Costs, costs: Costs) -> tuple[Costs, Bytes]:
+    """The best costs after one more device, and where its range begins for each end."""
+    ways = reached[:, None] + costs
+    choice = ways.argmin(axis=0)
+    return ways[choice, np.arange(len(choice))], choice
+
+
+def _nothing_placed(blocks: int) -> Costs:
+    reached = np.full(blocks + 1, np.inf)
+    reached[0] = 0.0
+    return reached
+
+
+def _running_sum(values: Sequence[int]) -> Bytes:
+    return np.concatenate(([0], np.cumsum(np.array(values, dtype=np.int64))))
+
+
+def _with_margin(held: Bytes) -> Bytes:
+    """`costs.needed_bytes` for a whole array."""
+    return held + np.maximum(MARGIN_BYTES, -(-held * MARGIN_PERCENT // 100))

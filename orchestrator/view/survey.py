@@ -1,0 +1,85 @@
+"""How a survey looks: every device with its memory, how its budget came about, its link and its speed. Pure."""
+
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.survey.values import Device, HostSurvey, Link, Speed, Survey
+from orchestrator.view.sizes import bytes_text, duration_text, rate_text
+from workers.budget import Budget
+
+
+def survey_view(survey: Survey) -> RenderableType:
+    """A head line, the controller's memory, and one row of two or three lines per device.
+
+    Decode speed is weight bytes per second, prefill speed weight bytes times tokens per second, both through RPC.
+    """
+    facts = survey.controller
+    available = f"{bytes_text(facts.memory_available_bytes)} of {bytes_text(facts.memory_total_bytes)} available"
+    return Group(
+        Text(f"survey of {survey.cluster}, taken {survey.taken_at}", style="bold"),
+        Text(f"engine {survey.engine}; controller {facts.hostname}: {facts.os_name}, {available}"),
+        _table(survey),
+    )
+
+
+def _table(survey: Survey) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("host", overflow="fold")
+    table.add_column("device", overflow="fold")
+    table.add_column("description", overflow="fold", ratio=1)
+    for title in ("free", "budget", "link", "speed"):
+        table.add_column(title, no_wrap=True)
+    for host in survey.hosts:
+        for row in _host_rows(host):
+            table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _host_rows(host: HostSurvey) -> Iterator[tuple[str, ...]]:
+    name = f"{host.name}\nlocal" if host.local else host.name
+    if not host.devices:
+        yield (name, "none", host.facts.os_name, bytes_text(host.facts.memory_available_bytes), "", "", "")
+    for device in host.devices:
+        yield (
+            name,
+            device.name.removeprefix(f"{host.name}/"),
+            _description(device),
+            bytes_text(device.budget.free_bytes),
+            _budget_text(device.budget),
+            _link_text(device.link),
+            _speed_text(device.speed),
+        )
+
+
+def _description(device: Device) -> str:
+    threads = f"{device.threads} thread{'' if device.threads == 1 else 's'}"
+    return f"{device.description}, {threads}" if device.kind == "cpu" else device.description
+
+
+def _budget_text(budget: Budget) -> str:
+    """The budget, and below it the cap and reserve that it follows from."""
+    share = f" ({budget.capped_bytes / budget.free_bytes:.0%})" if budget.free_bytes else ""
+    lines = [bytes_text(budget.usable_bytes), f"cap {bytes_text(budget.capped_bytes)}{share}"]
+    if budget.reserve_bytes:
+        lines.append(f"less {bytes_text(budget.reserve_bytes)}")
+    return "\n".join(lines)
+
+
+def _link_text(link: Link) -> str:
+    return (
+        f"{link.kind} {duration_text(link.round_trip_s)}\n"
+        f"up {rate_text(link.up_bytes_per_s)}\n"
+        f"down {rate_text(link.down_bytes_per_s)}"
+    )
+
+
+def _speed_text(speed: Speed) -> str:
+    return (
+        f"decode {rate_text(speed.decode_bytes_per_s)}\n"
+        f"prefill {rate_text(speed.prefill_bytes_per_s)}\n"
+        f"spread {speed.spread:.0%}"
+    )
