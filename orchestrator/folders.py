@@ -33,10 +33,6 @@ class ClusterFolder:
         return self.path / "head.key"
 
     @property
-    def ssh_config(self) -> Path:
-        return self.path / "ssh_config"
-
-    @property
     def supervisor_log(self) -> Path:
         return self.path / "supervisor.log"
 
@@ -50,10 +46,6 @@ class Folders:
 
     cache: Path
     state: Path
-
-    @property
-    def known_hosts(self) -> Path:
-        return self.state / "known_hosts"
 
     @property
     def chat_history(self) -> Path:

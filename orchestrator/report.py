@@ -66,29 +66,29 @@ class Report:
     """What workflows talk to; every call becomes one event."""
 
     def __init__(self, listen: Callable[[Event], None]) -> None:
-        self._listen = listen
+        self.listen = listen
 
     def step(self, title: str) -> None:
-        self._listen(Step(title))
+        self.listen(Step(title))
 
     def say(self, text: str) -> None:
-        self._listen(Remark(text))
+        self.listen(Remark(text))
 
     def warn(self, text: str) -> None:
-        self._listen(Remark(text, "warning"))
+        self.listen(Remark(text, "warning"))
 
     def progress(self, label: str, done: float, total: float, unit: str = "") -> None:
-        self._listen(Progress(label, done, total, unit))
+        self.listen(Progress(label, done, total, unit))
 
     def bytes_of(self, label: str) -> Callable[[int, int], None]:
         """A progress function for one transfer."""
         return lambda done, total: self.progress(label, done, total, "bytes")
 
     def ready(self, text: str) -> None:
-        self._listen(Ready(text))
+        self.listen(Ready(text))
 
     def failed(self, message: str, hint: str = "", details: str = "") -> None:
-        self._listen(Failed(message, hint, details))
+        self.listen(Failed(message, hint, details))
 
 
 def silent() -> Report:

@@ -140,3 +140,11 @@ def the_running_cluster(folders: Folders, name: str | None) -> ClusterState:
     if state is None:
         raise ClusterStateError(f"cluster {chosen} has just begun to start", hint="try again in a moment")
     return state
+
+
+def serving_cluster(folders: Folders, name: str | None) -> ClusterState:
+    """Like `the_running_cluster`, but ClusterStateError unless it answers already."""
+    state = the_running_cluster(folders, name)
+    if state.phase != "ready":
+        raise ClusterStateError(f"cluster {state.cluster} is {state.phase}", hint="wait: `meshctl status`")
+    return state

@@ -1,0 +1,167 @@
+"""The honest comparison: every device alone, natively, against the cluster's plan, all by `llama-bench`.
+
+"Alone, natively" is what a user would run instead of a cluster: the engine on that machine by itself, with the
+kernels that only exist without RPC. A device that cannot hold the model says so; that is an answer too. The bench
+starts workers of its own and ends them; a cluster that runs is left alone.
+"""
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from orchestrator.cluster import model_on_host, placement_of, start_workers
+from orchestrator.errors import EngineError
+from orchestrator.hosts import OpenHost, OpenHosts
+from orchestrator.plan.values import ModelMemory, Plan
+from orchestrator.prepare import Prepared
+from orchestrator.processes import Started
+from orchestrator.report import Report
+from orchestrator.survey.gather import default_threads
+from orchestrator.survey.values import Device
+from orchestrator.view.sizes import bytes_text
+from workers.bench_output import BenchRow, read_bench
+from workers.engine_commands import ENVIRONMENT, Placement, bench_command
+
+DEADLINE_S = 1800.0
+CLUSTER = "cluster"
+
+
+@dataclass(frozen=True)
+class BenchSize:
+    """Tokens of prefill and decode, and how often each is repeated."""
+
+    prompt: int
+    generate: int
+    repetitions: int
+
+
+QUICK = BenchSize(prompt=128, generate=32, repetitions=3)
+FULL = BenchSize(prompt=512, generate=128, repetitions=5)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Tokens per second: the median of the repetitions, the slowest and the fastest."""
+
+    median: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One line of the comparison: a device alone or the cluster. Rates are None when `note` says why."""
+
+    name: str
+    how: str
+    prefill: Rate | None
+    decode: Rate | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The whole bench. Ratios are the cluster's median by the best single device's; None when there is none."""
+
+    model: str
+    size: BenchSize
+    alone: tuple[Measured, ...]
+    cluster: Measured
+    predicted_decode_tokens_per_s: float
+
+    @property
+    def decode_ratio(self) -> float | None:
+        return _ratio(self.cluster.decode, (one.decode for one in self.alone))
+
+    @property
+    def prefill_ratio(self) -> float | None:
+        return _ratio(self.cluster.prefill, (one.prefill for one in self.alone))
+
+    @property
+    def best_alone(self) -> Measured | None:
+        """The single device that decodes fastest."""
+        fit = [one for one in self.alone if one.decode is not None]
+        return max(fit, key=lambda one: one.decode.median if one.decode else 0.0, default=None)
+
+    @property
+    def verdict(self) -> str:
+        """One plain sentence: which to use."""
+        best, ratio = self.best_alone, self.decode_ratio
+        if best is None or ratio is None:
+            return "Use the cluster: no single device holds this model."
+        if ratio >= 1:
+            return f"Use the cluster: it decodes {ratio:.2f} times as fast as {best.name} alone."
+        return f"Use {best.name} alone: it decodes {1 / ratio:.2f} times as fast as the cluster."
+
+
+async def run_bench(
+    prepared: Prepared, plan: Plan, hosts: OpenHosts, size: BenchSize, started: Started, report: Report
+) -> Comparison:
+    """Measure all devices alone, one after the other, then the plan; the caller stops `started`."""
+    alone = []
+    for device in prepared.survey.devices:
+        report.step(f"Measuring {device.name} alone, natively")
+        alone.append(await _alone(prepared, device, hosts, size, report))
+    workers = await start_workers(prepared, plan, hosts, started, report)
+    report.step(f"Measuring the cluster (mode {plan.mode})")
+    placement = placement_of(prepared, plan, workers)
+    host = hosts.of_head(plan.head)
+    rows = await _bench(prepared, host, size, plan.micro_batch, placement, report)
+    cluster = Measured(CLUSTER, f"{plan.mode} on {len(plan.shares)}", _rate(rows[0]), _rate(rows[1]))
+    return Comparison(prepared.model.name, size, tuple(alone), cluster, plan.decode_tokens_per_s)
+
+
+async def _alone(prepared: Prepared, device: Device, hosts: OpenHosts, size: BenchSize, report: Report) -> Measured:
+    shortfall = shortfall_alone(prepared.memory, device)
+    if shortfall > 0:
+        needs, has = bytes_text(prepared.memory.total_bytes), bytes_text(device.budget.usable_bytes)
+        return Measured(device.name, "alone", None, None, f"does not fit: needs {needs}, budget {has}")
+    host = hosts.by_name[device.host]
+    rows = await _bench(prepared, host, size, prepared.memory.micro_batch, None, report)
+    return Measured(device.name, "alone", _rate(rows[0]), _rate(rows[1]))
+
+
+def shortfall_alone(memory: ModelMemory, device: Device) -> int:
+    """Bytes by which the whole model exceeds the device's budget; 0 or less means that it fits."""
+    return memory.total_bytes - device.budget.usable_bytes
+
+
+async def _bench(
+    prepared: Prepared,
+    host: OpenHost,
+    size: BenchSize,
+    micro_batch: int,
+    placement: Placement | None,
+    report: Report,
+) -> tuple[BenchRow, BenchRow]:
+    model = await model_on_host(prepared, host, report)
+    folder = prepared.engine_folders.get(host.name, str(prepared.engine.folder))
+    words = bench_command(
+        f"{folder}/llama-bench",
+        models=[model],
+        prompt=size.prompt,
+        generate=size.generate,
+        repetitions=size.repetitions,
+        threads=host.host.threads or default_threads(host.facts),
+        micro_batch=micro_batch,
+        placement=placement,
+    )
+    done = await host.shell.run(words, deadline_s=DEADLINE_S, environment=ENVIRONMENT, check=False)
+    if done.status != 0:
+        raise EngineError(
+            f"{host.name}: llama-bench ended with status {done.status}",
+            hint="not enough memory is the usual reason; lower `context` or `memory` in inventory.yaml",
+            details=done.stderr.decode(errors="replace")[-2000:],
+        )
+    prefill, decode = read_bench(done.stdout)
+    return prefill, decode
+
+
+def _rate(row: BenchRow) -> Rate:
+    rates = row.tokens_per_s
+    return Rate(statistics.median(rates), min(rates), max(rates))
+
+
+def _ratio(cluster: Rate | None, alone: Iterable[Rate | None]) -> float | None:
+    best = max((rate.median for rate in alone if rate is not None), default=None)
+    return None if best is None or cluster is None else cluster.median / best

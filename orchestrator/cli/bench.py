@@ -1,0 +1,80 @@
+"""`meshctl bench`: is the cluster faster than each machine alone?"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli.arguments import DEFAULT_INVENTORY, AsJson, Devices, Inventory, Mode, Recalibrate, device_set
+
+if TYPE_CHECKING:
+    from orchestrator.bench import BenchSize, Comparison
+    from orchestrator.report import Report
+    from orchestrator.supervisor import Wishes
+
+
+def bench(
+    inventory: Inventory = DEFAULT_INVENTORY,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer tokens and repetitions.")] = False,
+    json: AsJson = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print only CSV on stdout.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table on stdout.")] = False,
+    chart: Annotated[Path | None, typer.Option("--chart", help="Also write a bar chart, .png or .svg.")] = None,
+    mode: Mode = None,
+    devices: Devices = None,
+    recalibrate: Recalibrate = False,
+) -> None:
+    """Measure each device alone, then the cluster, and say which to use.
+
+    The bench starts workers of its own; a cluster that is up stays up, and its memory counts as taken.
+    """
+    from orchestrator.bench import FULL, QUICK
+    from orchestrator.cli.run import answer
+    from orchestrator.errors import UsageError
+    from orchestrator.supervisor import Wishes
+    from orchestrator.view.bench import bench_csv, bench_json, bench_markdown, bench_view, check_chart, write_chart
+
+    if json + csv + markdown > 1:
+        raise UsageError("--json, --csv and --markdown exclude each other", hint="choose one")
+    if chart is not None:
+        check_chart(chart)
+    comparison = _compare(inventory, QUICK if quick else FULL, Wishes(device_set(devices), mode, recalibrate))
+    if chart is not None:
+        write_chart(comparison, chart)
+    if json:
+        typer.echo(bench_json(comparison))
+    elif csv:
+        typer.echo(bench_csv(comparison), nl=False)
+    elif markdown:
+        typer.echo(bench_markdown(comparison), nl=False)
+    else:
+        answer().print(bench_view(comparison))
+
+
+def _compare(inventory: Path, size: "BenchSize", wishes: "Wishes") -> "Comparison":
+    from orchestrator.bench import run_bench
+    from orchestrator.cli.run import run_shown
+    from orchestrator.folders import user_folders
+    from orchestrator.hosts import open_hosts
+    from orchestrator.inventory_file import load_inventory
+    from orchestrator.plan.choose import make_plan
+    from orchestrator.prepare import prepare
+    from orchestrator.processes import Started
+
+    wanted = load_inventory(inventory)
+    folders = user_folders()
+
+    async def work(report: "Report") -> "Comparison":
+        report.step("Connecting")
+        async with open_hosts(wanted, folders, report) as hosts:
+            prepared = await prepare(wanted, hosts, folders, report, recalibrate=wishes.recalibrate)
+            plan = make_plan(
+                prepared.survey, prepared.memory, goal=wanted.goal, devices=wishes.devices, mode=wishes.mode
+            )
+            started = Started()
+            try:
+                return await run_bench(prepared, plan, hosts, size, started, report)
+            finally:
+                await started.stop()
+
+    return run_shown(work)

@@ -1,0 +1,46 @@
+"""`meshctl chat`."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.arguments import Cluster
+
+
+def chat(
+    question: Annotated[
+        str | None, typer.Argument(help="Ask this and leave; without it, a conversation begins.")
+    ] = None,
+    system: Annotated[str | None, typer.Option("--system", help="The system prompt.")] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", min=0.0, max=2.0)] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.")] = None,
+    cluster: Cluster = None,
+) -> None:
+    """Talk with the model: one question, text from a pipe, or a conversation.
+
+    meshctl chat "Why is the sky blue?"      cat notes.txt | meshctl chat "Sum this up"
+    """
+    from orchestrator.chat import chat_loop, chat_once
+    from orchestrator.cli.run import answer, run, talk
+    from orchestrator.client import GatewayClient
+    from orchestrator.folders import user_folders
+    from orchestrator.gateway.keys import read_keys
+    from orchestrator.state import serving_cluster
+
+    folders = user_folders()
+    state = serving_cluster(folders, cluster)
+    key = read_keys(folders.cluster(state.cluster).gateway_key).keys[0]
+    piped = "" if sys.stdin.isatty() else sys.stdin.read()
+    text = "\n\n".join(part for part in (question, piped.strip()) if part)
+    folders.state.mkdir(parents=True, exist_ok=True)
+
+    async def talk_with_it() -> None:
+        async with GatewayClient(state.gateway.removesuffix("/v1"), key) as client:
+            options = {"system": system, "temperature": temperature, "max_tokens": max_tokens}
+            if text:
+                await chat_once(client, text, out=sys.stdout, console=talk(), **options)  # type: ignore[arg-type]
+            else:
+                await chat_loop(client, history=folders.chat_history, console=answer(), **options)  # type: ignore[arg-type]
+
+    run(talk_with_it())

@@ -1,0 +1,200 @@
+"""`meshctl up`, `down`, `status`, `logs` and the hidden `supervise` that `up --detach` starts."""
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli.arguments import (
+    DEFAULT_INVENTORY,
+    AsJson,
+    Cluster,
+    Devices,
+    Inventory,
+    Mode,
+    Recalibrate,
+    device_set,
+)
+
+if TYPE_CHECKING:
+    from orchestrator.folders import Folders
+    from orchestrator.inventory import Inventory as InventoryValue
+    from orchestrator.report import Report
+    from orchestrator.supervisor import Wishes
+
+
+def up(
+    inventory: Inventory = DEFAULT_INVENTORY,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when it answers; it runs on behind.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Measure and plan, print the exact command for every host, start nothing.")
+    ] = False,
+    mode: Mode = None,
+    devices: Devices = None,
+    recalibrate: Recalibrate = False,
+) -> None:
+    """Bring the cluster of an inventory up and keep it running."""
+    from orchestrator.cli.run import talk
+    from orchestrator.folders import user_folders
+    from orchestrator.inventory_file import load_inventory
+    from orchestrator.state import is_held, read_state
+    from orchestrator.supervisor import Wishes
+
+    wanted = load_inventory(inventory)
+    folders = user_folders()
+    wishes = Wishes(device_set(devices), mode, recalibrate)
+    if dry_run:
+        _dry_run(wanted, folders, wishes)
+        return
+    folder = folders.cluster(wanted.cluster)
+    if is_held(folder):
+        state = read_state(folder)
+        where = f" at {state.gateway}" if state and state.gateway else ""
+        talk().print(f"{wanted.cluster} is up already{where}; see `meshctl status`", markup=False)
+        return
+    if detach:
+        _detach(inventory, wanted, folders, wishes)
+    else:
+        _foreground(wanted, folders, wishes)
+
+
+def down(
+    inventory: Annotated[Path | None, typer.Argument(help="The inventory whose cluster is to stop.")] = None,
+    cluster: Cluster = None,
+) -> None:
+    """Stop the cluster: head, workers, links, on every host."""
+    from orchestrator.cli.run import run, talk
+    from orchestrator.detach import stop_cluster
+    from orchestrator.folders import user_folders
+    from orchestrator.inventory_file import load_inventory
+    from orchestrator.state import running_clusters, the_running_cluster
+
+    folders = user_folders()
+    name = load_inventory(inventory).cluster if inventory is not None else cluster
+    if name is None and not running_clusters(folders):
+        talk().print("no cluster runs")
+        return
+    name = name if name is not None else the_running_cluster(folders, None).cluster
+    stopped = run(stop_cluster(folders.cluster(name)))
+    talk().print(f"{name} is stopped" if stopped else f"{name} was not running", markup=False)
+
+
+def status(cluster: Cluster = None, json: AsJson = False) -> None:
+    """Show the state of a cluster: phase, gateway, plan, processes and their memory."""
+    from orchestrator.cli.run import answer
+    from orchestrator.folders import user_folders
+    from orchestrator.state import state_json
+    from orchestrator.status import last_state
+    from orchestrator.view.status import status_view
+
+    state = last_state(user_folders(), cluster)
+    if json:
+        typer.echo(state_json(state))
+    else:
+        answer().print(status_view(state))
+
+
+def logs(
+    host: Annotated[str, typer.Argument(help="A host of the inventory, or `controller`.")],
+    inventory: Annotated[Path, typer.Option("--inventory", help="The inventory file.")] = DEFAULT_INVENTORY,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many of the last lines of each log.")] = 50,
+) -> None:
+    """Show the last lines of what a cluster's processes on a host wrote."""
+    from orchestrator.cli.run import run
+    from orchestrator.folders import user_folders
+    from orchestrator.host_logs import host_logs
+    from orchestrator.inventory_file import load_inventory
+
+    for name, text in run(host_logs(load_inventory(inventory), user_folders(), host, lines)).items():
+        typer.echo(f"==> {name} <==")
+        typer.echo(text)
+
+
+def supervise(
+    inventory: Inventory, mode: Mode = None, devices: Devices = None, recalibrate: Recalibrate = False
+) -> None:
+    """Run one cluster, writing the report to its events file; what `up --detach` starts."""
+    from orchestrator.cli.run import run
+    from orchestrator.folders import user_folders
+    from orchestrator.inventory_file import load_inventory
+    from orchestrator.report import Report, to_file
+    from orchestrator.supervisor import Wishes
+
+    wanted = load_inventory(inventory)
+    folders = user_folders()
+    report = Report(to_file(folders.cluster(wanted.cluster).events))
+    run(_supervise(wanted, folders, report, Wishes(device_set(devices), mode, recalibrate)))
+
+
+async def _supervise(wanted: "InventoryValue", folders: "Folders", report: "Report", wishes: "Wishes") -> None:
+    """Supervise until a signal; a failure is reported before it is raised, for whoever follows."""
+    from orchestrator.cli.run import stop_on_signals
+    from orchestrator.errors import REPORTED
+    from orchestrator.supervisor import supervise
+
+    stop = asyncio.Event()
+    stop_on_signals(stop)
+    try:
+        await supervise(wanted, folders, report, stop, wishes)
+    except REPORTED as error:
+        report.failed(str(error), error.hint, getattr(error, "details", ""))
+        raise
+
+
+def _foreground(wanted: "InventoryValue", folders: "Folders", wishes: "Wishes") -> None:
+    from orchestrator.cli.run import run_shown, talk
+    from orchestrator.report import Event, Ready, Report, both
+
+    def show_ready(event: Event) -> None:
+        if isinstance(event, Ready):
+            talk().print(f"\n{event.text}\nStop it with Ctrl-C.", markup=False)
+
+    async def work(report: Report) -> None:
+        await _supervise(wanted, folders, Report(both(report.listen, show_ready)), wishes)
+
+    run_shown(work)
+    talk().print(f"{wanted.cluster} is stopped", markup=False)
+
+
+def _detach(inventory: Path, wanted: "InventoryValue", folders: "Folders", wishes: "Wishes") -> None:
+    from orchestrator.cli.run import run, talk
+    from orchestrator.detach import follow, start_supervisor
+    from orchestrator.errors import BringUpError
+    from orchestrator.report import Failed, Ready
+    from orchestrator.view.progress import ProgressView
+
+    folder = folders.cluster(wanted.cluster)
+    supervisor = start_supervisor(inventory, folder, _options(wishes))
+
+    async def watch() -> None:
+        with ProgressView(talk()) as view:
+            async for event in follow(folder, supervisor):
+                view.listen(event)
+                if isinstance(event, Failed):
+                    raise BringUpError(event.message, hint=event.hint, details=event.details)
+                if isinstance(event, Ready):
+                    talk().print(f"\n{event.text}\nStop it: meshctl down", markup=False)
+
+    try:
+        run(watch())
+    except SystemExit:
+        supervisor.terminate()
+        supervisor.wait()
+        raise
+
+
+def _options(wishes: "Wishes") -> tuple[str, ...]:
+    devices = () if wishes.devices is None else ("--devices", ",".join(sorted(wishes.devices)))
+    mode = () if wishes.mode is None else ("--mode", wishes.mode)
+    return (*devices, *mode, *(("--recalibrate",) if wishes.recalibrate else ()))
+
+
+def _dry_run(wanted: "InventoryValue", folders: "Folders", wishes: "Wishes") -> None:
+    from orchestrator.cli.run import answer, run_shown
+    from orchestrator.dry_run import planned_commands
+
+    commands = run_shown(lambda report: planned_commands(wanted, folders, report, wishes))
+    for where, line in commands:
+        answer().print(f"# {where}", markup=False)
+        typer.echo(line)

@@ -1,0 +1,90 @@
+"""What all commands share: consoles, running a workflow with its progress shown, and errors turned into exit codes."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rich.console import Console
+from rich.text import Text
+
+from orchestrator.errors import REPORTED, UsageError
+
+if TYPE_CHECKING:
+    from orchestrator.report import Report
+
+T = TypeVar("T")
+
+INTERRUPTED = 130
+
+
+def talk() -> Console:
+    """Where talk goes: stderr."""
+    return Console(stderr=True, highlight=False)
+
+
+def answer() -> Console:
+    """Where answers go: stdout."""
+    return Console(highlight=False)
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run to the end; the first Ctrl-C stops and cleans up, a second one leaves at once; both exit with 130."""
+    try:
+        return asyncio.run(main)
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
+
+
+def run_shown(work: "Callable[[Report], Awaitable[T]]") -> T:
+    """Run a workflow with its steps shown on stderr."""
+    from orchestrator.report import Report
+    from orchestrator.view.progress import ProgressView
+
+    async def shown() -> T:
+        with ProgressView(talk()) as view:
+            return await work(Report(view.listen))
+
+    return run(shown())
+
+
+def stop_on_signals(stop: asyncio.Event) -> None:
+    """SIGINT and SIGTERM ask for an orderly stop; the second one leaves at once: leashes do the rest."""
+
+    def asked() -> None:
+        if stop.is_set():
+            raise SystemExit(INTERRUPTED)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, asked)
+
+
+def exit_code(error: BaseException) -> int:
+    """2 for wrong usage, 1 for every other reported failure."""
+    return 2 if isinstance(error, UsageError) else 1
+
+
+def show_error(error: BaseException) -> None:
+    """`error:`, what happened, its evidence, and `hint:` with the next move."""
+    console = talk()
+    hint, details = getattr(error, "hint", ""), getattr(error, "details", "")
+    console.print(Text("error: ", "bold red").append(str(error), "default"), soft_wrap=True)
+    if details:
+        console.print(Text("\n".join(f"  | {line}" for line in details.strip().splitlines()), "dim"), soft_wrap=True)
+    for line in hint.splitlines():
+        console.print(Text("hint: ", "bold cyan").append(line, "default"), soft_wrap=True)
+
+
+def reporting_errors(call: Callable[[], None]) -> None:
+    """Run the whole program; the only place that catches our errors."""
+    try:
+        call()
+    except REPORTED as error:
+        show_error(error)
+        sys.exit(exit_code(error))
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)

@@ -1,0 +1,73 @@
+"""A supervisor in the background: start it, follow its report until it is ready, and end it from outside."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from orchestrator.errors import BringUpError, ClusterStateError
+from orchestrator.folders import ClusterFolder
+from orchestrator.report import Event, Failed, Ready, read_event
+from orchestrator.state import is_held, read_state
+
+POLL_S = 0.1
+STOP_DEADLINE_S = 60.0
+LOG_TAIL_BYTES = 4000
+
+
+def start_supervisor(inventory: Path, folder: ClusterFolder, options: tuple[str, ...]) -> subprocess.Popen[bytes]:
+    """Start `meshctl supervise` in a session of its own; its report goes to the cluster's events file."""
+    folder.prepare()
+    folder.events.unlink(missing_ok=True)
+    folder.events.touch(mode=0o600)
+    words = (sys.executable, "-m", "orchestrator", "supervise", str(inventory.absolute()), *options)
+    log = os.open(folder.supervisor_log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        return subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=inventory.parent
+        )
+    finally:
+        os.close(log)
+
+
+async def follow(folder: ClusterFolder, supervisor: subprocess.Popen[bytes]) -> AsyncIterator[Event]:
+    """The supervisor's events up to Ready or Failed; BringUpError with its log when it ends without either."""
+    with folder.events.open("rb") as events:
+        while True:
+            ended = supervisor.poll() is not None
+            for line in iter(events.readline, b""):
+                event = read_event(line)
+                yield event
+                if isinstance(event, Ready | Failed):
+                    return
+            if ended:
+                tail = folder.supervisor_log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
+                raise BringUpError(
+                    f"the supervisor ended with status {supervisor.returncode} before the cluster was ready",
+                    hint=f"its whole log: {folder.supervisor_log}",
+                    details=tail,
+                )
+            await asyncio.sleep(POLL_S)
+
+
+async def stop_cluster(folder: ClusterFolder) -> bool:
+    """Ask the supervisor to stop and wait until it has; False when none ran. ClusterStateError when it does not end."""
+    if not is_held(folder):
+        return False
+    state = read_state(folder)
+    if state is None:
+        raise ClusterStateError(f"cluster {folder.path.name} has just begun to start", hint="try again in a moment")
+    os.kill(state.pid, signal.SIGTERM)
+    try:
+        async with asyncio.timeout(STOP_DEADLINE_S):
+            while is_held(folder):
+                await asyncio.sleep(POLL_S)  # another process's lock: nothing here could be told when it is free
+    except TimeoutError as error:
+        raise ClusterStateError(
+            f"the supervisor (process {state.pid}) does not end within {STOP_DEADLINE_S:.0f} s",
+            hint=f"end it with `kill -9 {state.pid}`: the leashes then end every process of the cluster within 15 s",
+        ) from error
+    return True

@@ -1,0 +1,78 @@
+"""Open every host of an inventory at once: connection, agent, facts. Only our own folder on a host changes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from orchestrator.fanout import all_or_raise, each_host
+from orchestrator.folders import Folders
+from orchestrator.host_agent import ask_facts, ensure_agent
+from orchestrator.inventory import Host, Inventory
+from orchestrator.report import Report
+from orchestrator.shell.connect import connect
+from orchestrator.shell.protocol import Shell
+from orchestrator.shell.ssh_config import SshFiles, write_ssh_files
+from workers.facts import HostFacts
+
+CONTROLLER = "controller"
+
+
+@dataclass(frozen=True)
+class OpenHost:
+    """One host that answered: how to talk with it, its agent's path there, and what it says of itself."""
+
+    host: Host
+    shell: Shell
+    agent: str
+    facts: HostFacts
+
+    @property
+    def name(self) -> str:
+        return self.host.name
+
+    @property
+    def is_local(self) -> bool:
+        return self.shell.is_local
+
+
+@dataclass(frozen=True)
+class OpenHosts:
+    """The controller itself and every host of the inventory, by name in the inventory's order."""
+
+    controller: OpenHost
+    by_name: Mapping[str, OpenHost]
+    ssh: SshFiles
+
+    def of_head(self, head: str) -> OpenHost:
+        """Where a head runs: "" is the controller."""
+        return self.by_name[head] if head else self.controller
+
+
+@asynccontextmanager
+async def open_hosts(inventory: Inventory, folders: Folders, report: Report) -> AsyncIterator[OpenHosts]:
+    """Connect to all hosts; HostsError has every one that fails. All connections are closed at the end."""
+    ssh = write_ssh_files(folders.state)
+    shells: list[Shell] = []
+    controller = Host(CONTROLLER, "local")
+    try:
+        hosts = (controller, *inventory.hosts)
+        answers = await each_host({host.name: _open(host, ssh, folders, shells, report) for host in hosts})
+        opened = all_or_raise(answers)
+        yield OpenHosts(opened[CONTROLLER], {host.name: opened[host.name] for host in inventory.hosts}, ssh)
+    finally:
+        await _close_all(shells)
+
+
+async def _open(host: Host, ssh: SshFiles, folders: Folders, shells: list[Shell], report: Report) -> OpenHost:
+    shell = await connect(host, ssh, local_root=folders.cache)
+    shells.append(shell)
+    agent = await ensure_agent(shell)
+    facts = await ask_facts(shell, agent)
+    if host.name != CONTROLLER:
+        report.say(f"{host.name}: {facts.os_name}, {facts.cpu_name}, {facts.cores_physical} cores")
+    return OpenHost(host, shell, agent, facts)
+
+
+async def _close_all(shells: Iterable[Shell]) -> None:
+    await asyncio.gather(*(shell.close() for shell in shells))

@@ -1,0 +1,243 @@
+"""The life of workers, links and heads: each is started under the leash, waited for, and ended in the right order."""
+
+import asyncio
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from time import monotonic
+
+import httpx
+
+from orchestrator.errors import BringUpError, DeadlineError, MeshctlError
+from orchestrator.host_agent import Leashed, Listening, free_ports, listening, log_tail, start_leashed
+from orchestrator.hosts import OpenHost, OpenHosts
+from orchestrator.tunnel import free_local_port, tunnel_command, wait_listening
+from workers.engine_commands import ENVIRONMENT, HeadSettings, Placement, head_command, worker_command
+from workers.head_log import plain_log
+
+WORKER_READY_S = 20.0
+LINK_READY_S = 20.0
+PORT_TRIES = 3
+POLL_S = 0.1
+
+
+@dataclass
+class Started:
+    """Everything that runs, in the order it was started; `stop` ends it in the opposite order, head first."""
+
+    processes: list[Leashed] = field(default_factory=list)
+
+    def add(self, process: Leashed) -> Leashed:
+        self.processes.append(process)
+        return process
+
+    async def stop(self) -> None:
+        """End all; the head before the links and workers it talks to, those side by side."""
+        heads = [process for process in self.processes if process.name.startswith("head")]
+        rest = [process for process in self.processes if process not in heads]
+        for group in (heads, rest):
+            await asyncio.gather(*(process.stop() for process in group))
+        self.processes.clear()
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A running worker: `port` on its host's loopback, `endpoint` what the head connects to on its own."""
+
+    device: str
+    host: str
+    port: int
+    endpoint: str
+    process: Leashed
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running head: `url` is reachable from the controller, `key` its API key."""
+
+    host: str
+    url: str
+    key: str
+    process: Leashed
+
+
+async def start_worker(
+    started: Started, hosts: OpenHosts, cluster: str, device: str, host: OpenHost, engine: str, threads: int
+) -> Worker:
+    """Start a worker and, for a remote host, the link to it; the next port is tried when one was taken meanwhile."""
+    process, port = await _start_on_free_port(
+        started,
+        host,
+        cluster,
+        f"worker-{device.rpartition('/')[2]}",
+        lambda port: worker_command(f"{engine}/ggml-rpc-server", port=port, threads=threads),
+    )
+    near = port if host.is_local else await open_link(started, hosts, cluster, host, port)
+    return Worker(device, host.name, port, f"127.0.0.1:{near}", process)
+
+
+async def open_link(started: Started, hosts: OpenHosts, cluster: str, host: OpenHost, port: int) -> int:
+    """Open an OpenSSH tunnel to a port on the host's loopback; the port on ours that leads there."""
+    failed: MeshctlError | None = None
+    for _ in range(PORT_TRIES):
+        near = free_local_port()
+        words = tunnel_command(host.host, hosts.ssh, near, port)
+        name = f"link-{host.name}-{port}"
+        try:
+            process = started.add(await _leash(hosts.controller, words, cluster, name))
+            await wait_listening(near, LINK_READY_S, lambda process=process: process.running)  # type: ignore[misc]
+        except BringUpError as error:
+            failed = await _link_failed(host.name, error, hosts.controller, cluster, name)
+            if "Address already in use" in failed.details:
+                continue
+            raise failed from error
+        return near
+    raise failed or BringUpError(f"{host.name}: no local port is free for its tunnel")
+
+
+async def _link_failed(host: str, error: BringUpError, controller: OpenHost, cluster: str, name: str) -> BringUpError:
+    """The error of a tunnel with what its ssh wrote."""
+    tail = error.details or await log_tail(controller.shell, controller.agent, log_path(controller, cluster, name))
+    return BringUpError(
+        f"{host}: the SSH tunnel to it does not come up: {error}",
+        hint="its sshd must allow TCP forwarding, and `ssh` must reach it: try `meshctl doctor`",
+        details=tail,
+    )
+
+
+async def start_head(
+    started: Started,
+    hosts: OpenHosts,
+    cluster: str,
+    host: OpenHost,
+    engine: str,
+    settings: Callable[[int], HeadSettings],
+    placement: Placement | None,
+    key: str,
+) -> Head:
+    """Start a head, without waiting for its model to load; a remote one is reached through a link."""
+    process, port = await _start_on_free_port(
+        started,
+        host,
+        cluster,
+        "head",
+        lambda port: head_command(f"{engine}/llama-server", settings(port), placement),
+        wait=False,
+    )
+    near = port if host.is_local else await open_link(started, hosts, cluster, host, port)
+    return Head(host.name, f"http://127.0.0.1:{near}", key, process)
+
+
+async def wait_loaded(head: Head, *, deadline_s: float, on_wait: Callable[[float], None]) -> None:
+    """Wait until the model is loaded; `on_wait` gets the seconds passed. BringUpError with the head's log otherwise."""
+    began = monotonic()
+    async with httpx.AsyncClient(base_url=head.url, timeout=5) as client:
+        while not await _is_healthy(client):
+            passed = monotonic() - began
+            if not head.process.running:
+                raise await head_failed(head, "ended while it loaded the model")
+            if passed > deadline_s:
+                raise await head_failed(head, f"did not load the model within {deadline_s:.0f} s")
+            on_wait(passed)
+            await asyncio.sleep(POLL_S)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the head made of the known prompt."""
+
+    text: str
+    tokens: int
+    decode_tokens_per_s: float
+
+
+async def check_answer(head: Head, *, deadline_s: float, tokens: int = 16) -> Answer:
+    """Ask a known prompt; BringUpError unless it answers in time with finite numbers.
+
+    `null` log-probabilities are how NaN logits show while the status is 200 and the health is green.
+    """
+    prompt = {"prompt": "The capital of France is", "n_predict": tokens, "temperature": 0, "n_probs": 1}
+    fields = {**prompt, "ignore_eos": True, "cache_prompt": False}
+    headers = {"Authorization": f"Bearer {head.key}"}
+    try:
+        async with httpx.AsyncClient(base_url=head.url, headers=headers, timeout=deadline_s) as client:
+            reply = await client.post("/completion", json=fields)
+    except httpx.HTTPError as error:
+        raise await head_failed(head, f"did not answer a test prompt within {deadline_s:.0f} s ({error!r})") from error
+    if reply.status_code != httpx.codes.OK:
+        raise await head_failed(head, f"answered a test prompt with status {reply.status_code}: {reply.text[:200]}")
+    body = reply.json()
+    numbers = [entry.get("logprob") for entry in body.get("completion_probabilities", ())]
+    if not numbers or not all(isinstance(number, float | int) and math.isfinite(number) for number in numbers):
+        raise await head_failed(head, "answers, but its numbers are not finite: the result would be garbage")
+    return Answer(body["content"], body["tokens_predicted"], body["timings"]["predicted_per_second"])
+
+
+async def head_failed(head: Head, what: str) -> BringUpError:
+    """The error for a head, with the last lines of its own log."""
+    tail = plain_log(await head.process.log_tail(lines=30))
+    return BringUpError(f"{head.host}: the head {what}", hint=f"whole log: `meshctl logs {head.host}`", details=tail)
+
+
+async def _is_healthy(client: httpx.AsyncClient) -> bool:
+    try:
+        reply = await client.get("/health")
+    except httpx.HTTPError:
+        return False
+    return reply.status_code == httpx.codes.OK
+
+
+async def _start_on_free_port(
+    started: Started,
+    host: OpenHost,
+    cluster: str,
+    name: str,
+    command: Callable[[int], tuple[str, ...]],
+    *,
+    wait: bool = True,
+) -> tuple[Leashed, int]:
+    """The engine's worker exits with status 0 when its port is taken: only LISTEN under its pid counts as success."""
+    ports = await free_ports(host.shell, host.agent, PORT_TRIES)
+    tail = ""
+    for port in ports:
+        try:
+            process = started.add(await _leash(host, command(port), cluster, f"{name}-{port}"))
+        except BringUpError as error:
+            tail = error.details
+            continue
+        if not wait or await _comes_up(host, process, port):
+            return process, port
+        tail = await process.log_tail()
+        started.processes.remove(process)
+    raise BringUpError(
+        f"{host.name}: {name} does not start", hint=f"whole log: `meshctl logs {host.name}`", details=tail
+    )
+
+
+async def _comes_up(host: OpenHost, process: Leashed, port: int) -> bool:
+    deadline = monotonic() + WORKER_READY_S
+    while process.running:
+        if port in _ports(await listening(host.shell, host.agent)):
+            return True
+        if monotonic() > deadline:
+            raise DeadlineError(
+                host.name,
+                f"{process.name} does not listen after {WORKER_READY_S:.0f} s",
+                details=await process.log_tail(),
+            )
+        await asyncio.sleep(POLL_S)
+    return False
+
+
+def _ports(sockets: Iterable[Listening]) -> set[int]:
+    return {socket.port for socket in sockets}
+
+
+async def _leash(host: OpenHost, words: tuple[str, ...], cluster: str, name: str) -> Leashed:
+    log = log_path(host, cluster, name)
+    return await start_leashed(host.shell, host.agent, words, log=log, environment=ENVIRONMENT, name=name)
+
+
+def log_path(host: OpenHost, cluster: str, name: str) -> str:
+    """Where a process writes: one file per host and role, the port left out so that old logs are replaced."""
+    return f"{host.shell.root}/logs/{cluster}/{host.name}-{name.rpartition('-')[0]}.log"

@@ -1,0 +1,221 @@
+"""Runs one cluster from bring-up to its end: holds its lock, writes its state, serves its gateway, ends everything.
+
+Foreground and `--detach` are this same function; only who listens to the report differs.
+"""
+
+import asyncio
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from orchestrator.cluster import Running, bring_up
+from orchestrator.errors import BringUpError, MeshctlError
+from orchestrator.folders import ClusterFolder, Folders
+from orchestrator.gateway.app import create_app
+from orchestrator.gateway.keys import ensure_key, read_keys
+from orchestrator.gateway.server import serve
+from orchestrator.gateway.state import READY, Counters, GatewayState, Situation
+from orchestrator.host_agent import Leashed
+from orchestrator.hosts import OpenHosts, open_hosts
+from orchestrator.inventory import Inventory
+from orchestrator.plan.choose import make_plan
+from orchestrator.plan.values import Plan
+from orchestrator.prepare import prepare
+from orchestrator.processes import Started
+from orchestrator.report import Report
+from orchestrator.state import ClusterState, Phase, ProcessState, hold, write_state
+from workers.head_log import plain_log
+
+STATE_EVERY_S = 2.0
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user asked of this `up` beside the inventory."""
+
+    devices: frozenset[str] | None = None
+    mode: str | None = None
+    recalibrate: bool = False
+
+
+class StateKeeper:
+    """The one writer of the cluster's state file."""
+
+    def __init__(self, folder: ClusterFolder, inventory: Inventory) -> None:
+        self._folder = folder
+        self.state = ClusterState(
+            cluster=inventory.cluster,
+            inventory=str(inventory.path.absolute()),
+            pid=os.getpid(),
+            phase="starting",
+            message="starting",
+            since=_now(),
+        )
+
+    def phase(self, phase: Phase, message: str, **changes: object) -> None:
+        """Enter a phase and write it down."""
+        self.state = replace(self.state, phase=phase, message=message, since=_now(), **changes)  # type: ignore[arg-type]
+        write_state(self._folder, self.state)
+
+    def update(self, **changes: object) -> None:
+        """Write changed figures within the same phase, only when something did change."""
+        changed = replace(self.state, **changes)  # type: ignore[arg-type] # the dataclass checks the names
+        if changed != self.state:
+            self.state = changed
+            write_state(self._folder, changed)
+
+
+async def supervise(
+    inventory: Inventory, folders: Folders, report: Report, stop: asyncio.Event, wishes: Wishes
+) -> None:
+    """Bring the cluster up and keep it until `stop` is set; whatever happens, nothing it started is left.
+
+    Raises what went wrong: at bring-up, or a process that ended while the cluster served.
+    """
+    folder = folders.cluster(inventory.cluster)
+    with hold(folder):
+        keeper = StateKeeper(folder, inventory)
+        keeper.phase("starting", "starting")
+        try:
+            await _until_stopped(inventory, folders, report, stop, wishes, keeper)
+        except MeshctlError as error:
+            keeper.phase("failed", str(error), processes=())
+            raise
+        except BaseException:
+            keeper.phase("stopped", "interrupted", processes=())
+            raise
+        keeper.phase("stopped", "stopped on request", processes=())
+
+
+async def _until_stopped(
+    inventory: Inventory, folders: Folders, report: Report, stop: asyncio.Event, wishes: Wishes, keeper: StateKeeper
+) -> None:
+    """The work itself, given up as soon as `stop` is set."""
+    work = asyncio.ensure_future(_work(inventory, folders, report, wishes, keeper))
+    asked = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({work, asked}, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            work.result()
+    finally:
+        asked.cancel()
+        if not work.done():
+            keeper.update(phase="stopping", message="stopping")
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+
+
+async def _work(inventory: Inventory, folders: Folders, report: Report, wishes: Wishes, keeper: StateKeeper) -> None:
+    report.step(f"Connecting to {_hosts_text(inventory)}")
+    async with open_hosts(inventory, folders, report) as hosts:
+        started = Started()
+        try:
+            running = await _bring_up(inventory, hosts, folders, started, report, wishes, keeper)
+            await _serve(inventory, folders, running, started, report, keeper)
+        finally:
+            await asyncio.shield(started.stop())
+
+
+async def _bring_up(
+    inventory: Inventory,
+    hosts: OpenHosts,
+    folders: Folders,
+    started: Started,
+    report: Report,
+    wishes: Wishes,
+    keeper: StateKeeper,
+) -> Running:
+    prepared = await prepare(inventory, hosts, folders, report, recalibrate=wishes.recalibrate)
+    report.step("Planning")
+    plan = make_plan(prepared.survey, prepared.memory, goal=inventory.goal, devices=wishes.devices, mode=wishes.mode)
+    for line in plan_lines(plan):
+        report.say(line)
+    keeper.update(plan=plan)
+    return await bring_up(prepared, plan, hosts, folders, started, report)
+
+
+async def _serve(
+    inventory: Inventory, folders: Folders, running: Running, started: Started, report: Report, keeper: StateKeeper
+) -> None:
+    report.step("Opening the gateway")
+    key_file = folders.cluster(inventory.cluster).gateway_key
+    key, made_now = ensure_key(key_file)
+    gateway_state, counters = GatewayState(READY), Counters()
+    app = create_app(
+        running.head.url,
+        running.head.key,
+        read_keys(key_file),
+        inventory.model,
+        context=inventory.context,
+        parallel=inventory.parallel,
+        created=int(datetime.now(UTC).timestamp()),
+        state=gateway_state,
+        counters=counters,
+    )
+    async with serve(app, inventory.gateway.host, inventory.gateway.port) as server:
+        keeper.phase(
+            "ready",
+            "answers",
+            gateway=f"{server.url}/v1",
+            decode_tokens_per_s=running.answer.decode_tokens_per_s,
+            processes=process_states(started.processes),
+        )
+        report.ready(ready_text(inventory.cluster, server.url, key_file, key if made_now else None))
+        await _watch(started, keeper, gateway_state, counters)
+
+
+async def _watch(started: Started, keeper: StateKeeper, gateway_state: GatewayState, counters: Counters) -> None:
+    """Refresh the state file; raise BringUpError as soon as any process of the cluster ends by itself."""
+    exits = {asyncio.ensure_future(process.wait()): process for process in started.processes}
+    try:
+        while True:
+            done, _ = await asyncio.wait(exits, timeout=STATE_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                gateway_state.become(Situation("stopping", "a process of the cluster ended; the cluster stops"))
+                raise await _ended(exits[next(iter(done))])
+            keeper.update(
+                processes=process_states(started.processes),
+                requests_running=counters.now.running,
+                requests_finished=counters.now.finished,
+            )
+    finally:
+        for waiting in exits:
+            waiting.cancel()
+
+
+async def _ended(process: Leashed) -> BringUpError:
+    return BringUpError(
+        f"{process.host}: {process.name} ended by itself ({await process.wait()}); the cluster has been stopped",
+        hint=f"see `meshctl logs {process.host}`, then start again with `meshctl up`",
+        details=plain_log(await process.log_tail()),
+    )
+
+
+def process_states(processes: Iterable[Leashed]) -> tuple[ProcessState, ...]:
+    """The processes as the state file shows them."""
+    return tuple(ProcessState(process.host, process.name, process.pid, process.rss_bytes) for process in processes)
+
+
+def plan_lines(plan: Plan) -> tuple[str, ...]:
+    """The plan in a few plain lines, for the talk of `up`; `meshctl plan` shows all of it."""
+    shares = ", ".join(
+        f"{share.device} layers {share.first_layer}-{share.first_layer + share.layers - 1}" for share in plan.shares
+    )
+    return (f"mode {plan.mode}: {shares}", f"predicted {plan.decode_tokens_per_s:.1f} tokens/s")
+
+
+def ready_text(cluster: str, url: str, key_file: Path, new_key: str | None) -> str:
+    """What the user sees when the cluster answers; the key itself only when it was made just now."""
+    key = f"API key (shown once, kept in {key_file}): {new_key}" if new_key else f"API key: in {key_file}"
+    return f"{cluster} answers at {url}/v1\n{key}\nTalk to it: meshctl chat"
+
+
+def _hosts_text(inventory: Inventory) -> str:
+    count = len(inventory.hosts)
+    return f"{count} host{'s' if count != 1 else ''}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,98 @@
+"""Measure a link end to end: round trip and throughput between this machine and a port that leads to `agent.py link`.
+
+The port is the near end of whatever carries the tensors later (plain loopback, or an OpenSSH tunnel), so what is
+measured is what the engine will see. Blocking sockets in a thread: the event loop would add its own delays.
+"""
+
+import asyncio
+import socket
+import statistics
+import struct
+from collections.abc import Callable
+from time import perf_counter
+
+from orchestrator.errors import ConnectError
+from orchestrator.survey.values import Link
+
+ROUND_TRIP_BYTES = 16 * 1024
+ROUND_TRIPS = 20
+FIRST_BULK_BYTES = 256 * 1024
+MOST_BULK_BYTES = 64 * 1024 * 1024
+BULK_TARGET_S = 0.4
+
+
+async def measure_link(host: str, kind: str, port: int, *, deadline_s: float = 30) -> Link:
+    """Measure through 127.0.0.1:`port`; ConnectError when the far end does not answer."""
+    try:
+        return await asyncio.wait_for(asyncio.to_thread(_measure, kind, port, deadline_s), deadline_s + 5)
+    except (OSError, EOFError, TimeoutError) as error:
+        raise ConnectError(
+            host,
+            f"the {kind} link carries nothing: {error}",
+            hint="the host's sshd must allow TCP forwarding (AllowTcpForwarding yes in its sshd_config)",
+        ) from error
+
+
+def _measure(kind: str, port: int, deadline_s: float) -> Link:
+    with socket.create_connection(("127.0.0.1", port), timeout=deadline_s) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return Link(
+            kind=kind,
+            round_trip_s=_round_trip(connection),
+            up_bytes_per_s=_bulk(connection, _send_to_sink),
+            down_bytes_per_s=_bulk(connection, _fetch_from_source),
+        )
+
+
+def _round_trip(connection: socket.socket) -> float:
+    payload = bytes(ROUND_TRIP_BYTES)
+    connection.sendall(_request(b"E", ROUND_TRIP_BYTES, ROUND_TRIPS))
+    times = []
+    for _ in range(ROUND_TRIPS):
+        began = perf_counter()
+        connection.sendall(payload)
+        _receive(connection, ROUND_TRIP_BYTES)
+        times.append(perf_counter() - began)
+    return statistics.median(times)
+
+
+def _bulk(connection: socket.socket, move: Callable[[socket.socket, int], None]) -> float:
+    """Bytes per second, with as many bytes as take about BULK_TARGET_S."""
+    took = _timed(connection, FIRST_BULK_BYTES, move)
+    size = min(MOST_BULK_BYTES, max(FIRST_BULK_BYTES, int(FIRST_BULK_BYTES * BULK_TARGET_S / took)))
+    return size / _timed(connection, size, move)
+
+
+def _timed(connection: socket.socket, size: int, move: Callable[[socket.socket, int], None]) -> float:
+    began = perf_counter()
+    move(connection, size)
+    return perf_counter() - began
+
+
+def _send_to_sink(connection: socket.socket, size: int) -> None:
+    connection.sendall(_request(b"S", size, 1))
+    block = memoryview(bytes(min(size, FIRST_BULK_BYTES)))
+    left = size
+    while left > 0:
+        connection.sendall(block[:left])
+        left -= len(block)
+    _receive(connection, 1)
+
+
+def _fetch_from_source(connection: socket.socket, size: int) -> None:
+    connection.sendall(_request(b"R", size, 1))
+    _receive(connection, size)
+
+
+def _request(operation: bytes, size: int, count: int) -> bytes:
+    return operation + struct.pack(">QQ", size, count)
+
+
+def _receive(connection: socket.socket, size: int) -> None:
+    buffer = bytearray(min(size, FIRST_BULK_BYTES))
+    left = size
+    while left > 0:
+        got = connection.recv_into(buffer, min(left, len(buffer)))
+        if got == 0:
+            raise EOFError("the far end closed the connection")
+        left -= got
