@@ -59,7 +59,10 @@ def _import_bindings(folder: Path) -> ModuleType:
 
 def _load_backends(ggml: Path, folder: Path) -> None:
     """Backends are libraries of their own in our recipes, and nothing loads them for the bindings."""
-    load_all = ctypes.CDLL(str(ggml)).ggml_backend_load_all_from_path
-    load_all.argtypes = [ctypes.c_char_p]
-    load_all.restype = None
-    load_all(os.fsencode(folder))
+    library = ctypes.CDLL(str(ggml))
+    library.ggml_backend_reg_count.restype = ctypes.c_size_t
+    if library.ggml_backend_reg_count() > 0:  # a second loading would list every device twice
+        return
+    library.ggml_backend_load_all_from_path.argtypes = [ctypes.c_char_p]
+    library.ggml_backend_load_all_from_path.restype = None
+    library.ggml_backend_load_all_from_path(os.fsencode(folder))

@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 import tarfile
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -23,14 +24,14 @@ from orchestrator.engine.store import (
     describe_file,
     read_engine,
 )
-from orchestrator.errors import EngineError
-from orchestrator.shell.protocol import Progress, Shell, Words
+from orchestrator.errors import EngineError, HostError
+from orchestrator.host_agent import check_folder, unpack
+from orchestrator.shell.protocol import Progress, Shell
 from workers.engine import Manifest, libc_problem, read_manifest
 from workers.errors import ManifestError
 from workers.facts import HostFacts
 
 _QUICK_S = 30.0
-_UNPACK_S = 300.0
 
 
 async def ensure_on_host(shell: Shell, facts: HostFacts, agent: str, engine: Engine, progress: Progress) -> str:
@@ -39,10 +40,9 @@ async def ensure_on_host(shell: Shell, facts: HostFacts, agent: str, engine: Eng
     `agent` is the agent's path on the host; `progress` is told the bytes of a transfer. EngineError when the engine
     cannot run there or is damaged here; what the host had before is then still there.
     """
-    lock = engine.folder.with_name(f".install-{_machine_digest(shell, facts)}.lock")
-    async with exclusive(lock, lambda: None):
-        if shell.is_local:
-            return await _ensure_here(shell, facts, engine)
+    if shell.is_local:
+        return str((await prove_here(shell, facts, engine)).folder)
+    async with _only_on_machine(shell, facts, engine):
         folder = str(PurePosixPath(shell.root, "engines", engine.manifest.engine))
         there = await _manifest_there(shell, agent, folder)
         if there is None or not there.is_same_build(engine.manifest):
@@ -52,23 +52,29 @@ async def ensure_on_host(shell: Shell, facts: HostFacts, agent: str, engine: Eng
         return folder
 
 
-def _machine_digest(shell: Shell, facts: HostFacts) -> str:
+async def prove_here(shell: Shell, facts: HostFacts, engine: Engine, *, again: bool = False) -> Engine:
+    """The engine of this machine with every file whole, after it has computed here (`again`: once more).
+
+    EngineError names every file that is damaged.
+    """
+    async with _only_on_machine(shell, facts, engine):
+        # Read again: while we waited for the lock another run may have taken a library out.
+        current = read_engine(engine.folder)
+        problems = await asyncio.to_thread(check_engine, current)
+        if problems:
+            raise EngineError(
+                f"the engine in {engine.folder} is damaged: {'; '.join(problems)}",
+                hint="build it again: meshctl engine build --again",
+            )
+        proven = await prove_engine(shell, str(engine.folder), current.manifest, facts.cpu_name, again=again)
+        return Engine(engine.folder, proven)
+
+
+def _only_on_machine(shell: Shell, facts: HostFacts, engine: Engine) -> AbstractAsyncContextManager[None]:
     """Two names in an inventory may be one machine and one folder there: only one at a time then."""
     identity = "\0".join((facts.hostname, facts.user, shell.root))
-    return hashlib.sha256(identity.encode()).hexdigest()[:12]
-
-
-async def _ensure_here(shell: Shell, facts: HostFacts, engine: Engine) -> str:
-    # Read again: while we waited for the lock another run may have taken a library out.
-    current = read_engine(engine.folder)
-    problems = await asyncio.to_thread(check_engine, current)
-    if problems:
-        raise EngineError(
-            f"the engine in {engine.folder} is damaged: {'; '.join(problems)}",
-            hint="build it again: meshctl engine build --again",
-        )
-    await prove_engine(shell, str(engine.folder), current.manifest, facts.cpu_name)
-    return str(engine.folder)
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
+    return exclusive(engine.folder.with_name(f".install-{digest}.lock"), lambda: None)
 
 
 async def _manifest_there(shell: Shell, agent: str, folder: str) -> Manifest | None:
@@ -80,8 +86,7 @@ async def _manifest_there(shell: Shell, agent: str, folder: str) -> Manifest | N
         manifest = read_manifest(answer.stdout)
     except ManifestError:
         return None
-    checked = await shell.run(check_words(agent, folder), deadline_s=_UNPACK_S, check=False)
-    return manifest if checked.status == 0 else None
+    return manifest if (await check_folder(shell, agent, folder)).ok else None
 
 
 def check_fits(host: str, facts: HostFacts, manifest: Manifest) -> None:
@@ -102,31 +107,21 @@ def check_fits(host: str, facts: HostFacts, manifest: Manifest) -> None:
 
 async def _send(shell: Shell, agent: str, engine: Engine, folder: str, progress: Progress) -> Manifest:
     archive = await pack_engine(engine)
-    digest = await asyncio.to_thread(lambda: describe_file(archive.parent, archive).sha256)
-    sent, fresh, old = (f"{folder}{suffix}" for suffix in (".tar.gz", ".new", ".old"))
+    packed = await asyncio.to_thread(describe_file, archive.parent, archive)
+    sent = f"{folder}.tar.gz"
     try:
-        await _remove(shell, fresh, old)
         await shell.put(archive, sent, progress=progress)
-        await shell.run(unpack_words(agent, sent, fresh, digest), deadline_s=_UNPACK_S)
-        await shell.run(check_words(agent, fresh), deadline_s=_UNPACK_S)
-        await shell.run(("mv", folder, old), deadline_s=_QUICK_S, check=False)
-        await shell.run(("mv", fresh, folder), deadline_s=_QUICK_S)
+        await unpack(shell, agent, sent, folder, packed.sha256)
     finally:
-        await _remove(shell, sent, fresh, old)
-    answer = await shell.run(("cat", str(PurePosixPath(folder, MANIFEST))), deadline_s=_QUICK_S)
-    return read_manifest(answer.stdout)
-
-
-async def _remove(shell: Shell, *paths: str) -> None:
-    await shell.run(("rm", "-rf", *paths), deadline_s=_QUICK_S, check=False)
-
-
-def unpack_words(agent: str, archive: str, folder: str, sha256: str) -> Words:
-    return ("python3", agent, "unpack", archive, folder, sha256)
-
-
-def check_words(agent: str, folder: str) -> Words:
-    return ("python3", agent, "check", folder)
+        with suppress(HostError):  # a lost connection is reported by what failed first
+            await shell.run(("rm", "-f", sent), deadline_s=_QUICK_S)
+    there = await _manifest_there(shell, agent, folder)
+    if there is None:
+        raise EngineError(
+            f"{shell.host}: the engine in {folder} is not what was sent",
+            hint="look at the disk there (meshctl doctor) and try again",
+        )
+    return there
 
 
 async def pack_engine(engine: Engine) -> Path:

@@ -11,13 +11,14 @@ import re
 import signal
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.engine.store import EXCLUDED, MANIFEST
-from orchestrator.errors import EngineError
+from orchestrator.errors import EngineError, HostError
 from orchestrator.shell.protocol import Finished, Shell
 from quant.synthetic import Shape, write_random_model
 from workers.engine import Manifest
@@ -47,22 +48,26 @@ class Proof:
 _PROOFS = TypeAdapter(tuple[Proof, ...])
 
 
-async def prove_engine(shell: Shell, folder: str, manifest: Manifest, cpu_name: str) -> Manifest:
-    """Test the engine in `folder` on the shell's host unless that was done; its manifest there afterwards.
+async def prove_engine(
+    shell: Shell, folder: str, manifest: Manifest, cpu_name: str, *, again: bool = False
+) -> Manifest:
+    """Test the engine in `folder` on the shell's host unless that was done (`again`: even then); its manifest there.
 
     EngineError when it cannot compute there, with the end of what it said; libraries taken out are then back again.
     """
-    proofs = await _read_proofs(shell, folder)
-    if any(proof.cpu_name == cpu_name for proof in proofs):
+    known = await _read_proofs(shell, folder)
+    others = tuple(proof for proof in known if proof.cpu_name != cpu_name)
+    if known != others and not again:
         return manifest
     models = str(PurePosixPath(folder, ".smoke"))
     try:
         await _put_models(shell, models)
         proven, loaded = await _find_working(shell, folder, manifest, models)
     finally:
-        await shell.run(("rm", "-rf", models), deadline_s=_QUICK_S, check=False)
+        with suppress(HostError):  # a lost connection is reported by what failed first
+            await shell.run(("rm", "-rf", models), deadline_s=_QUICK_S)
     await _check_worker(shell, folder)
-    kept = json.dumps([asdict(proof) for proof in (*proofs, Proof(cpu_name, loaded))], indent=2)
+    kept = json.dumps([asdict(proof) for proof in (*others, Proof(cpu_name, loaded))], indent=2)
     await shell.put_bytes(kept.encode() + b"\n", _inside(folder, PROOFS))
     return proven
 
