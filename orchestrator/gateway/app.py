@@ -1,0 +1,179 @@
+"""The gateway's HTTP application: who may ask, what may be asked, and what is said while nothing can answer.
+
+It holds no model and no conversation; what it lets through goes to the head and back as it comes (`relay`).
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from orchestrator.gateway.api_error import ApiError, unavailable
+from orchestrator.gateway.fields import BODY_LIMIT_BYTES, Body, chat_body, completion_body, read_body
+from orchestrator.gateway.head import Deadlines, Head
+from orchestrator.gateway.keys import ApiKeys
+from orchestrator.gateway.relay import Relay
+from orchestrator.gateway.state import READY, Counters, GatewayState
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def create_app(
+    head_url: str,
+    head_key: str,
+    keys: ApiKeys,
+    model_name: str,
+    *,
+    context: int | None = None,
+    parallel: int = 1,
+    created: int = 0,
+    state: GatewayState | None = None,
+    counters: Counters | None = None,
+    deadlines: Deadlines | None = None,
+) -> Starlette:
+    """The application for one head.
+
+    `context` is the tokens of one conversation and `created` the Unix time at which the cluster started, both for
+    /v1/models. `state` is read at each request; without one the head is taken to be ready. `counters` are counted up.
+    """
+    waits = deadlines or Deadlines()
+    head = Head(head_url, head_key, waits)
+    model = _model_entry(model_name, context, created)
+    gateway = _Gateway(head, keys, model, parallel, state or GatewayState(READY), counters or Counters(), waits.body_s)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        await head.close()
+
+    return Starlette(
+        routes=gateway.routes(),
+        exception_handlers={ApiError: _answer_api_error, HTTPException: _answer_http, Exception: _answer_defect},
+        lifespan=lifespan,
+    )
+
+
+class _Gateway:
+    def __init__(
+        self,
+        head: Head,
+        keys: ApiKeys,
+        model: dict[str, object],
+        parallel: int,
+        state: GatewayState,
+        counters: Counters,
+        body_s: float,
+    ) -> None:
+        self._head = head
+        self._keys = keys
+        self._model = model
+        self._parallel = parallel
+        self._state = state
+        self._counters = counters
+        self._body_s = body_s
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/health", self._health, methods=["GET"]),
+            Route("/v1/models", self._keyed(self._models), methods=["GET"]),
+            Route("/v1/models/{name:path}", self._keyed(self._one_model), methods=["GET"]),
+            Route("/v1/chat/completions", self._keyed(self._chat), methods=["POST"]),
+            Route("/v1/completions", self._keyed(self._complete), methods=["POST"]),
+        ]
+
+    def _keyed(self, endpoint: Endpoint) -> Endpoint:
+        async def checked(request: Request) -> Response:
+            scheme, _, key = request.headers.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not self._keys.allow(key.strip()):
+                message = "an API key is needed: `Authorization: Bearer mesh-...`, as `meshctl up` printed it"
+                raise ApiError(401, message, kind="authentication_error", code="invalid_api_key")
+            return await endpoint(request)
+
+        return checked
+
+    async def _health(self, request: Request) -> Response:
+        """Open to everybody, so it tells no more than whether to come back."""
+        now = self._state.now
+        if now.state == "ready":
+            return JSONResponse({"status": "ok"})
+        problem = unavailable("", code=now.state)
+        return JSONResponse({"status": now.state, "fraction": now.fraction}, 503, problem.headers)
+
+    async def _models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._model]})
+
+    async def _one_model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name != self._model["id"]:
+            message = f"the model `{name}` is not served here; this cluster serves `{self._model['id']}`"
+            raise ApiError(404, message, param="model", code="model_not_found")
+        return JSONResponse(self._model)
+
+    async def _chat(self, request: Request) -> Response:
+        return await self._relay(request, "/v1/chat/completions", chat_body)
+
+    async def _complete(self, request: Request) -> Response:
+        return await self._relay(request, "/v1/completions", completion_body)
+
+    async def _relay(self, request: Request, path: str, shape: Callable[..., Body]) -> Response:
+        body = read_body(await _receive(request, self._body_s))
+        passed = shape(body, model=str(self._model["id"]), parallel=self._parallel)
+        self._check_ready()
+        return Relay(self._head, path, passed, self._counters)
+
+    def _check_ready(self) -> None:
+        now = self._state.now
+        if now.state != "ready":
+            message = now.message or f"the cluster is {now.state}"
+            raise unavailable(message, code=now.state, more={"fraction": now.fraction})
+
+
+def _model_entry(name: str, context: int | None, created: int) -> dict[str, object]:
+    entry = {"id": name, "object": "model", "created": created, "owned_by": "meshctl"}
+    return entry if context is None else {**entry, "context_length": context}
+
+
+async def _receive(request: Request, deadline_s: float) -> bytes:
+    """The request's body; ApiError 413 as soon as it is known to be too large, 408 when it does not arrive."""
+    announced = request.headers.get("content-length", "0")
+    if announced.isdecimal() and int(announced) > BODY_LIMIT_BYTES:
+        raise _too_large()
+    raw = bytearray()
+    try:
+        async with asyncio.timeout(deadline_s):
+            async for chunk in request.stream():
+                raw += chunk
+                if len(raw) > BODY_LIMIT_BYTES:
+                    raise _too_large()
+    except TimeoutError as error:
+        raise ApiError(408, f"the body did not arrive within {deadline_s:.0f} s", code="request_timeout") from error
+    except ClientDisconnect as error:
+        raise ApiError(400, "the client left before its body was complete") from error
+    return bytes(raw)
+
+
+def _too_large() -> ApiError:
+    return ApiError(413, f"the body is larger than {BODY_LIMIT_BYTES // 2**20} MiB", code="request_too_large")
+
+
+async def _answer_api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return JSONResponse(error.body, error.status, error.headers)
+
+
+async def _answer_http(request: Request, error: Exception) -> Response:
+    """A path or method that does not exist."""
+    assert isinstance(error, HTTPException)
+    problem = ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail.lower()}")
+    return JSONResponse(problem.body, error.status_code, error.headers)
+
+
+async def _answer_defect(request: Request, error: Exception) -> Response:
+    """A defect of the gateway's own; the traceback goes to the log, not to the client."""
+    problem = ApiError(500, "the gateway failed; its log says why", kind="server_error")
+    return JSONResponse(problem.body, problem.status)

@@ -1,0 +1,144 @@
+"""Questions to the head, and what its failures mean to whoever asked the gateway. No answer is waited for for ever.
+
+The head sends a comment every few seconds while it reads a prompt or generates, so silence inside a stream means that
+it is gone. Before the status line it is silent while a request queues for a slot, and a whole answer without streaming
+comes only at its end: that deadline must be long. Whether the head computes at all is the supervisor's to watch.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from orchestrator.gateway.api_error import ApiError, unavailable
+from orchestrator.gateway.fields import Body
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """How long the gateway waits: for a connection, for the first byte of an answer, inside a stream, for a body."""
+
+    connect_s: float = 5.0
+    answer_s: float = 3600.0
+    silence_s: float = 120.0
+    body_s: float = 60.0
+
+
+class Head:
+    """The `llama-server` behind the gateway, with its own key. Each request has its own connection, since closing it is
+    what cancels the request, and a kept one may belong to a head that has been replaced."""
+
+    def __init__(self, url: str, key: str, deadlines: Deadlines) -> None:
+        self._deadlines = deadlines
+        self._client = httpx.AsyncClient(
+            base_url=url,
+            headers={"authorization": f"Bearer {key}"},
+            timeout=httpx.Timeout(None, connect=deadlines.connect_s, write=deadlines.body_s),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    @asynccontextmanager
+    async def ask(self, path: str, body: Body) -> AsyncIterator[httpx.Response]:
+        """The head's answer with status 200, its body still to be read; an ApiError for everything else."""
+        request = self._client.build_request("POST", path, content=json.dumps(body), headers=_JSON)
+        response = await self._send(request)
+        try:
+            if response.status_code != 200:
+                raise _refusal(response.status_code, await self.read(response))
+            yield response
+        finally:
+            await response.aclose()
+
+    async def read(self, response: httpx.Response) -> bytes:
+        """The whole body of an answer."""
+        try:
+            async with asyncio.timeout(self._deadlines.answer_s):
+                return await response.aread()
+        except TimeoutError as error:
+            raise _too_late(self._deadlines.answer_s) from error
+        except httpx.TransportError as error:
+            raise lost() from error
+
+    async def chunks(self, response: httpx.Response) -> AsyncIterator[bytes]:
+        """The body as it comes; it simply ends when the head is gone or silent for too long."""
+        parts = response.aiter_raw()
+        try:
+            while True:
+                async with asyncio.timeout(self._deadlines.silence_s):
+                    part = await anext(parts)
+                yield part
+        except (StopAsyncIteration, TimeoutError, httpx.TransportError):
+            return
+
+    async def _send(self, request: httpx.Request) -> httpx.Response:
+        try:
+            async with asyncio.timeout(self._deadlines.answer_s):
+                return await self._client.send(request, stream=True)
+        except TimeoutError as error:
+            raise _too_late(self._deadlines.answer_s) from error
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise unavailable("the model's head cannot be reached; it may be restarting", code="head_down") from error
+        except httpx.TransportError as error:
+            raise lost() from error
+
+
+_JSON = {"content-type": "application/json"}
+
+
+def lost() -> ApiError:
+    """The head was lost in the middle of an answer."""
+    message = "the model's head was lost before the answer was complete; ask again"
+    return ApiError(502, message, kind="server_error", code="head_lost")
+
+
+def read_answer(raw: bytes) -> dict[str, Any]:
+    """A whole answer of the head."""
+    try:
+        answer = json.loads(raw)
+    except ValueError as error:
+        raise lost() from error
+    if not isinstance(answer, dict):
+        raise lost()
+    return answer
+
+
+def _too_late(seconds: float) -> ApiError:
+    message = f"the head gave no answer within {seconds:.0f} s; with `stream` the answer comes as it is made"
+    return ApiError(504, message, kind="server_error", code="head_timeout")
+
+
+def _refusal(status: int, raw: bytes) -> ApiError:
+    """The head's own error in OpenAI's shape. That it refuses the gateway's key is no fault of the client's."""
+    try:
+        error = json.loads(raw)["error"]
+        message, kind = str(error["message"]), str(error["type"])
+    except (ValueError, TypeError, LookupError):
+        return ApiError(
+            502, f"the head answered with status {status} and no reason", kind="server_error", code="head_error"
+        )
+    match kind:
+        case "exceed_context_size_error":
+            return _context_full(error)
+        case "authentication_error":
+            return ApiError(502, "the head refuses the gateway's own key", kind="server_error", code="head_error")
+        case "unavailable_error":
+            return unavailable(f"the head is not ready: {message}", code="head_not_ready")
+    return ApiError(status, message, kind=kind)
+
+
+def _context_full(error: dict[str, Any]) -> ApiError:
+    tokens, context = error.get("n_prompt_tokens"), error.get("n_ctx")
+    message = (
+        f"the request has {tokens} tokens, but a conversation may hold {context}; "
+        "shorten it, or raise `context` in the inventory and start the cluster again"
+    )
+    more = {"n_prompt_tokens": tokens, "n_ctx": context}
+    return ApiError(400, message, param="messages", code="context_length_exceeded", more=more)

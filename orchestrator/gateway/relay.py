@@ -1,0 +1,133 @@
+"""One request on its way through the gateway, as an ASGI response.
+
+It watches its client all the time, so that an answer nobody waits for any more is cancelled at the head at once and
+not at the next token. An error before the first byte is JSON with its status; after it, an SSE event.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Literal
+
+import httpx
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from orchestrator.gateway.api_error import ApiError, unavailable
+from orchestrator.gateway.events import Answer, error_event, whole_events
+from orchestrator.gateway.fields import Body
+from orchestrator.gateway.head import Head, lost, read_answer
+from orchestrator.gateway.state import Counters
+
+FAREWELL_S = 1.0
+"""How long a stopping gateway tries to tell a client that does not read."""
+
+_STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
+
+
+class Relay(Response):
+    """Passes `body` to the head's `path` and the answer back, as long as the client is there."""
+
+    def __init__(self, head: Head, path: str, body: Body, counters: Counters) -> None:
+        super().__init__()
+        self._head = head
+        self._path = path
+        self._question = body
+        self._counters = counters
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        work = asyncio.create_task(self._run(_Out(send)))
+        leaving = asyncio.create_task(_client_leaves(receive))
+        # A cancelled request is one whose gateway stops: `work` tells the client so, and nothing is left to cancel.
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait((work, leaving), return_when=asyncio.FIRST_COMPLETED)
+        work.cancel()
+        leaving.cancel()
+        await asyncio.wait((work, leaving))
+        work.result()
+
+    async def _run(self, out: "_Out") -> None:
+        answer = Answer(str(self._question["model"]))
+        end: Literal["finished", "failed", "cancelled"] = "failed"
+        self._counters.begin()
+        try:
+            await self._answer(out, answer)
+            end = "failed" if answer.failed else "finished"
+        except ApiError as problem:
+            await out.fail(problem)
+        except asyncio.CancelledError:
+            end = "cancelled"
+            await _say_farewell(out)
+        finally:
+            self._counters.end(end, answer.tokens.prompt, answer.tokens.generated)
+
+    async def _answer(self, out: "_Out", answer: Answer) -> None:
+        async with self._head.ask(self._path, self._question) as response:
+            if self._question.get("stream"):
+                await self._stream(response, out, answer)
+                return
+            whole = read_answer(await self._head.read(response))
+        answer.tokens.see(whole)
+        await out.json(200, {**whole, "model": self._question["model"]}, {})
+
+    async def _stream(self, response: httpx.Response, out: "_Out", answer: Answer) -> None:
+        await out.begin_stream()
+        async for event in whole_events(self._head.chunks(response)):
+            if passed := answer.see(event):
+                await out.event(passed)
+        if not answer.ended:
+            raise lost()
+        await out.end()
+
+
+async def _client_leaves(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _say_farewell(out: "_Out") -> None:
+    """When it is the client who has left, this goes nowhere."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(FAREWELL_S):
+            await out.fail(unavailable("the gateway stops", code="stopping"))
+
+
+class _Out:
+    """The response to the client, which remembers how far it is."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._begun = False
+        self._ended = False
+
+    async def json(self, status: int, body: Mapping[str, object], headers: Mapping[str, str]) -> None:
+        payload = json.dumps(body).encode()
+        length = {"content-type": "application/json", "content-length": str(len(payload))}
+        await self._begin(status, {**length, **headers})
+        await self._body(payload, more=False)
+
+    async def begin_stream(self) -> None:
+        await self._begin(200, {**_STREAM_HEADERS, "x-accel-buffering": "no"})
+
+    async def event(self, event: bytes) -> None:
+        await self._body(event, more=True)
+
+    async def end(self) -> None:
+        await self._body(b"", more=False)
+
+    async def fail(self, problem: ApiError) -> None:
+        """An error, in the form that is still possible."""
+        if not self._begun:
+            await self.json(problem.status, problem.body, problem.headers)
+        elif not self._ended:
+            await self._body(error_event(problem), more=False)
+
+    async def _begin(self, status: int, headers: Mapping[str, str]) -> None:
+        self._begun = True
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+
+    async def _body(self, payload: bytes, *, more: bool) -> None:
+        self._ended = not more
+        await self._send({"type": "http.response.body", "body": payload, "more_body": more})

@@ -1,0 +1,70 @@
+"""What the supervisor and the gateway tell each other: whether a head can answer, and what has been answered."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Situation:
+    """Whether requests can be answered; `message` says what is going on, `fraction` (0 to 1) how far that is."""
+
+    state: Literal["starting", "ready", "recovering", "stopping"]
+    message: str = ""
+    fraction: float | None = None
+
+
+class GatewayState:
+    """The present situation. The supervisor calls `become`, the gateway reads `now` at each request."""
+
+    def __init__(self, situation: Situation) -> None:
+        self._now = situation
+
+    @property
+    def now(self) -> Situation:
+        return self._now
+
+    def become(self, situation: Situation) -> None:
+        self._now = situation
+
+
+READY = Situation("ready")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the gateway has done since it started.
+
+    `running` requests are with the head now. Each ended one is either finished, failed (the head refused it or was
+    lost) or cancelled (its client left, or the gateway stopped). `prompt_tokens` were read by the head (those found in
+    its cache not counted), `tokens` were generated.
+    """
+
+    running: int = 0
+    finished: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    prompt_tokens: int = 0
+    tokens: int = 0
+
+
+class Counters:
+    """Counts as they grow; the supervisor reads `now`."""
+
+    def __init__(self) -> None:
+        self._running = 0
+        self._ended = {"finished": 0, "failed": 0, "cancelled": 0}
+        self._prompt_tokens = 0
+        self._tokens = 0
+
+    @property
+    def now(self) -> Counts:
+        return Counts(self._running, **self._ended, prompt_tokens=self._prompt_tokens, tokens=self._tokens)
+
+    def begin(self) -> None:
+        self._running += 1
+
+    def end(self, how: Literal["finished", "failed", "cancelled"], prompt_tokens: int, tokens: int) -> None:
+        self._running -= 1
+        self._ended[how] += 1
+        self._prompt_tokens += prompt_tokens
+        self._tokens += tokens

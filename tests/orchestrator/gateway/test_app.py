@@ -1,0 +1,266 @@
+"""The gateway before a head, both on real sockets: what passes, what does not, and what faults look like."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+
+import httpx
+import pytest
+
+from orchestrator.gateway.fields import BODY_LIMIT_BYTES
+from orchestrator.gateway.head import Deadlines
+from orchestrator.gateway.state import Counts, Situation
+from tests.orchestrator.gateway.heads import (
+    DONE,
+    HEAD_KEY,
+    FakeHead,
+    Gateway,
+    chunk,
+    gateway_at,
+    gateway_for,
+    json_answer,
+    last_chunk,
+)
+
+CHAT = "/v1/chat/completions"
+QUESTION = {"messages": [{"role": "user", "content": "hello"}], "user": "somebody"}
+STREAMED = {**QUESTION, "stream": True}
+LOST = {
+    "message": "the model's head was lost before the answer was complete; ask again",
+    "type": "server_error",
+    "param": None,
+    "code": "head_lost",
+}
+
+
+async def test_an_answer_comes_back_with_the_clusters_model_name_and_is_counted() -> None:
+    whole = {"model": "head-name", "choices": [], "timings": {"prompt_n": 7, "predicted_n": 3}}
+    head = FakeHead(whole=json_answer(whole))
+    async with gateway_for(head) as gateway:
+        response = await gateway.http.post(CHAT, json=QUESTION)
+        assert (response.status_code, response.json()) == (200, {**whole, "model": "tiny"})
+        await _until(lambda: gateway.counters.now == Counts(finished=1, prompt_tokens=7, tokens=3))
+    assert head.bodies == [{"messages": QUESTION["messages"], "model": "tiny"}]
+    assert head.keys == [f"Bearer {HEAD_KEY}"]
+
+
+async def test_a_stream_passes_event_by_event_up_to_done() -> None:
+    head = FakeHead(parts=(b":\n\n", chunk("a"), last_chunk(1), DONE))
+    async with gateway_for(head) as gateway, gateway.http.stream("POST", CHAT, json=STREAMED) as response:
+        assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+        events = [line async for line in response.aiter_lines() if line]
+        assert (events[0], events[-1]) == (":", "data: [DONE]")
+        assert [json.loads(event[6:])["model"] for event in events[1:-1]] == ["tiny", "tiny"]
+        await _until(lambda: gateway.counters.now == Counts(finished=1, prompt_tokens=7, tokens=1))
+
+
+async def test_a_token_passes_before_the_next_one_exists() -> None:
+    head = FakeHead(parts=(chunk("first"),), hang=True)
+    async with gateway_for(head) as gateway, gateway.http.stream("POST", CHAT, json=STREAMED) as response:
+        async with asyncio.timeout(5):
+            assert "first" in await anext(response.aiter_lines())
+        assert gateway.counters.now == Counts(running=1)
+
+
+@pytest.mark.parametrize("question", [STREAMED, QUESTION], ids=["streamed", "whole"])
+async def test_a_client_that_leaves_cancels_its_request_at_the_head(question: dict[str, object]) -> None:
+    head = FakeHead(parts=(chunk("first"),), hang=True)
+    async with gateway_for(head) as gateway:
+        asking = asyncio.create_task(_read_all(gateway, question))
+        await _until(lambda: bool(head.bodies))
+        asking.cancel()
+        async with asyncio.timeout(5):
+            await head.left.wait()
+        await _until(lambda: (gateway.counters.now.running, gateway.counters.now.cancelled) == (0, 1))
+
+
+@pytest.mark.parametrize("tear", [True, False], ids=["torn", "ended without [DONE]"])
+async def test_a_head_lost_in_a_stream_is_an_error_event_after_what_came(tear: bool) -> None:
+    head = FakeHead(parts=(chunk("half"), b'data: {"choi'), tear=tear)
+    async with gateway_for(head) as gateway:
+        response = await gateway.http.post(CHAT, json=STREAMED)
+        events = response.text.strip().split("\n\n")
+        assert response.status_code == 200
+        assert "half" in events[0]
+        assert [json.loads(event[6:]) for event in events[1:]] == [{"error": LOST}]
+        await _until(lambda: gateway.counters.now == Counts(failed=1, tokens=1))
+
+
+async def test_a_head_silent_in_a_stream_is_given_up() -> None:
+    head = FakeHead(parts=(chunk("half"),), hang=True)
+    async with gateway_for(head, deadlines=Deadlines(silence_s=0.2)) as gateway:
+        response = await gateway.http.post(CHAT, json=STREAMED)
+        assert json.loads(response.text.strip().split("\n\n")[-1][6:]) == {"error": LOST}
+        await asyncio.wait_for(head.left.wait(), 5)
+
+
+async def test_a_head_that_gives_no_answer_in_time_is_a_504() -> None:
+    async with gateway_for(FakeHead(), deadlines=Deadlines(answer_s=0.2)) as gateway:
+        response = await gateway.http.post(CHAT, json=QUESTION)
+    assert (response.status_code, response.json()["error"]["code"]) == (504, "head_timeout")
+
+
+async def test_a_head_that_cannot_be_reached_is_a_503_that_says_when_to_ask_again(closed_port: int) -> None:
+    async with gateway_at(f"http://127.0.0.1:{closed_port}") as gateway:
+        response = await gateway.http.post(CHAT, json=QUESTION)
+    assert (response.status_code, response.headers["retry-after"]) == (503, "5")
+    assert response.json()["error"]["code"] == "head_down"
+
+
+async def test_a_head_that_hangs_up_without_an_answer_is_a_502() -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with gateway_at(f"http://127.0.0.1:{port}") as gateway:
+            response = await gateway.http.post(CHAT, json=QUESTION)
+    assert (response.status_code, response.json()) == (502, {"error": LOST})
+
+
+async def test_a_full_context_is_told_as_openai_does_with_the_numbers_and_the_fix() -> None:
+    error = {"code": 400, "message": "m", "type": "exceed_context_size_error", "n_prompt_tokens": 5001, "n_ctx": 2048}
+    async with gateway_for(FakeHead(whole=json_answer({"error": error}, 400))) as gateway:
+        response = await gateway.http.post(CHAT, json=STREAMED)
+    assert (response.status_code, response.json()["error"]) == (
+        400,
+        {
+            "message": "the request has 5001 tokens, but a conversation may hold 2048; "
+            "shorten it, or raise `context` in the inventory and start the cluster again",
+            "type": "invalid_request_error",
+            "param": "messages",
+            "code": "context_length_exceeded",
+            "n_prompt_tokens": 5001,
+            "n_ctx": 2048,
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "expected"),
+    [
+        (400, {"message": "bad grammar", "type": "invalid_request_error"}, (400, "bad grammar", None)),
+        (500, {"message": "oh", "type": "server_error"}, (500, "oh", None)),
+        (
+            503,
+            {"message": "Loading", "type": "unavailable_error"},
+            (503, "the head is not ready: Loading", "head_not_ready"),
+        ),
+        (
+            401,
+            {"message": "Invalid API Key", "type": "authentication_error"},
+            (502, "the head refuses the gateway's own key", "head_error"),
+        ),
+        (418, "tea", (502, "the head answered with status 418 and no reason", "head_error")),
+    ],
+)
+async def test_the_heads_own_errors_are_passed_in_openais_shape(
+    status: int, error: object, expected: tuple[int, str, str | None]
+) -> None:
+    async with gateway_for(FakeHead(whole=json_answer({"error": error}, status))) as gateway:
+        response = await gateway.http.post(CHAT, json=QUESTION)
+    told = response.json()["error"]
+    assert (response.status_code, told["message"], told["code"]) == expected
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", CHAT), ("POST", "/v1/completions"), ("GET", "/v1/models")])
+async def test_without_the_key_nothing_is_answered(method: str, path: str) -> None:
+    head = FakeHead()
+    async with gateway_for(head) as gateway:
+        for authorization in ("", "Bearer", "Bearer wrong", "Basic mesh-test", "mesh-test", "Bearer \u00e4"):
+            headers = {b"authorization": authorization.encode()}
+            response = await gateway.http.request(method, path, headers=headers)
+            assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
+            assert response.json()["error"]["code"] == "invalid_api_key"
+    assert head.bodies == []
+
+
+@pytest.mark.parametrize("content", [b"x" * (BODY_LIMIT_BYTES + 1), None], ids=["announced", "chunked"])
+async def test_a_body_above_the_limit_is_a_413(content: bytes | None) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(9):
+            yield b"x" * 2**20
+
+    async with gateway_for(FakeHead()) as gateway:
+        response = await gateway.http.post(CHAT, content=chunks() if content is None else content)
+    assert (response.status_code, response.json()["error"]["message"]) == (413, "the body is larger than 8 MiB")
+
+
+async def test_a_body_that_does_not_arrive_is_a_408() -> None:
+    async with gateway_for(FakeHead(), deadlines=Deadlines(body_s=0.2)) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(gateway.url).port)
+        writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer mesh-test\r\n".encode())
+        writer.write(b"Content-Length: 10\r\n\r\n{")
+        status = await asyncio.wait_for(reader.readline(), 5)
+        writer.close()
+        await writer.wait_closed()
+    assert status == b"HTTP/1.1 408 Request Timeout\r\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "param"),
+    [
+        (b"not json", 400, None),
+        (b"[]", 400, None),
+        (b'{"messages": [{"role": "user", "content": "x"}], "chat_parser": "x"}', 400, "chat_parser"),
+        (b'{"messages": [{"role": "user", "content": "x"}], "n": 3}', 400, "n"),
+        (b'{"messages": [{"role": "user", "content": "x"}], "model": "gpt"}', 404, "model"),
+    ],
+)
+async def test_a_bad_request_never_reaches_the_head(content: bytes, status: int, param: str | None) -> None:
+    head = FakeHead()
+    async with gateway_for(head) as gateway:
+        response = await gateway.http.post(CHAT, content=content)
+    assert (response.status_code, response.json()["error"]["param"]) == (status, param)
+    assert head.bodies == []
+
+
+async def test_while_the_cluster_starts_requests_are_told_what_is_going_on() -> None:
+    async with gateway_for(FakeHead()) as gateway:
+        gateway.state.become(Situation("starting", "loading layers 3 of 30", 0.1))
+        response = await gateway.http.post(CHAT, json=QUESTION)
+        health = await gateway.http.get("/health", headers={"authorization": ""})
+    assert (response.status_code, response.headers["retry-after"]) == (503, "5")
+    assert response.json()["error"] == {
+        "message": "loading layers 3 of 30",
+        "type": "service_unavailable",
+        "param": None,
+        "code": "starting",
+        "fraction": 0.1,
+    }
+    assert (health.status_code, health.json()) == (503, {"status": "starting", "fraction": 0.1})
+
+
+async def test_health_is_open_and_models_are_listed_with_their_context() -> None:
+    entry = {"id": "tiny", "object": "model", "created": 1700000000, "owned_by": "meshctl", "context_length": 4096}
+    async with gateway_for(FakeHead()) as gateway:
+        health = await gateway.http.get("/health", headers={"authorization": ""})
+        models = await gateway.http.get("/v1/models")
+        one = await gateway.http.get("/v1/models/tiny")
+        other = await gateway.http.get("/v1/models/other")
+    assert (health.status_code, health.json()) == (200, {"status": "ok"})
+    assert models.json() == {"object": "list", "data": [entry]}
+    assert one.json() == entry
+    assert (other.status_code, other.json()["error"]["code"]) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/", 404), ("POST", "/slots/0", 404), ("GET", CHAT, 405)]
+)
+async def test_there_is_nothing_else(method: str, path: str, status: int) -> None:
+    async with gateway_for(FakeHead()) as gateway:
+        response = await gateway.http.request(method, path)
+    assert (response.status_code, response.json()["error"]["type"]) == (status, "invalid_request_error")
+
+
+async def _read_all(gateway: Gateway, question: dict[str, object]) -> None:
+    async with gateway.http.stream("POST", CHAT, json=question) as response:
+        async for _ in response.aiter_lines():
+            pass
+
+
+async def _until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not holds():
+            await asyncio.sleep(0.01)
