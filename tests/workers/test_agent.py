@@ -1,0 +1,276 @@
+"""The agent's smaller verbs, each run as a program as a host runs it."""
+
+import hashlib
+import io
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workers import agent
+
+AGENT = Path(agent.__file__)
+PYTHON = os.environ.get("AGENT_PYTHON", sys.executable)  # the agent under another interpreter than the tests
+MIB = 1024**2
+
+
+def run_agent(*words: str) -> dict[str, Any]:
+    finished = subprocess.run((PYTHON, "-I", "-S", str(AGENT), *words), capture_output=True, timeout=60, check=False)
+    answer: dict[str, Any] = json.loads(finished.stdout)
+    assert finished.returncode == (1 if "error" in answer else 0), finished.stderr
+    return answer
+
+
+def test_the_version_is_the_files_own_hash() -> None:
+    assert run_agent("version") == {"agent": hashlib.sha256(AGENT.read_bytes()).hexdigest()}
+
+
+def test_wrong_usage_is_status_2() -> None:
+    finished = subprocess.run((PYTHON, str(AGENT), "dance"), capture_output=True, timeout=60, check=False)
+    assert finished.returncode == 2
+
+
+# archives
+
+
+def archive(path: Path, members: list[tuple[tarfile.TarInfo, bytes]]) -> tuple[str, str]:
+    """Writes a tar.gz; gives its path and sha256."""
+    with tarfile.open(path, "w:gz") as tar:
+        for member, content in members:
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return str(path), hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def entry(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", mode: int = 0o644) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname, member.mode = kind, link, mode
+    return member
+
+
+def test_an_archive_is_unpacked_whole_replaces_the_old_folder_and_is_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "engines" / "cpu-1"
+    members = [
+        (entry("bin", tarfile.DIRTYPE), b""),
+        (entry("bin/server", mode=0o755), b"program"),
+        (entry("lib/libx.so.1.2"), b"library"),
+        (entry("lib/libx.so", tarfile.SYMTYPE, "libx.so.1.2"), b""),
+    ]
+    for content in (b"program", b"newer"):
+        members[1] = (members[1][0], content)
+        path, digest = archive(tmp_path / "engine.tar.gz", members)
+        assert run_agent("unpack", path, str(folder), digest) == {"folder": str(folder)}
+    assert (folder / "bin/server").read_bytes() == b"newer"
+    assert os.access(folder / "bin/server", os.X_OK)
+    assert not os.access(folder / "lib/libx.so.1.2", os.X_OK)
+    assert (folder / "lib/libx.so").read_bytes() == b"library"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["engines"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["cpu-1", "cpu-1.lock"]
+
+
+HOSTILE = {
+    "an absolute path": ([(entry("/tmp/meshctl-hostile"), b"x")], "lies outside"),
+    "a path upwards": ([(entry("a/../../meshctl-hostile"), b"x")], "lies outside"),
+    "a link to an absolute path": ([(entry("a", tarfile.SYMTYPE, "/etc/passwd"), b"")], "leads outside"),
+    "a link upwards": ([(entry("a/b", tarfile.SYMTYPE, "../../x"), b"")], "leads outside"),
+    "a hard link": ([(entry("a"), b"x"), (entry("b", tarfile.LNKTYPE, "a"), b"")], "no file, folder or"),
+    "a device": ([(entry("a", tarfile.CHRTYPE), b"")], "no file, folder or"),
+    "a pipe": ([(entry("a", tarfile.FIFOTYPE), b"")], "no file, folder or"),
+    "a file through a link": (
+        [(entry("a", tarfile.SYMTYPE, "b"), b""), (entry("b", tarfile.DIRTYPE), b""), (entry("a/x"), b"x")],
+        "File exists",
+    ),
+    "one file twice": ([(entry("a"), b"x"), (entry("a"), b"y")], "File exists"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_archive_is_refused_and_leaves_nothing(tmp_path: Path, name: str) -> None:
+    members, message = HOSTILE[name]
+    path, digest = archive(tmp_path / "a.tar.gz", members)
+    folder = tmp_path / "into" / "folder"
+    assert message in run_agent("unpack", path, str(folder), digest)["error"]
+    assert [path.name for path in folder.parent.iterdir()] == ["folder.lock"]
+    assert not (tmp_path / "meshctl-hostile").exists()
+
+
+def test_an_archive_with_another_hash_is_refused(tmp_path: Path) -> None:
+    path, digest = archive(tmp_path / "a.tar.gz", [(entry("a"), b"x")])
+    error = run_agent("unpack", path, str(tmp_path / "folder"), "0" * 64)["error"]
+    assert error == f"{path} has the sha256 {digest}, expected {'0' * 64}: send it again"
+
+
+def test_a_truncated_archive_is_refused_and_the_old_folder_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path = Path(archive(tmp_path / "a.tar.gz", [(entry("a"), os.urandom(100_000))])[0])
+    path.write_bytes(path.read_bytes()[:50_000])
+    error = run_agent("unpack", str(path), str(folder), hashlib.sha256(path.read_bytes()).hexdigest())["error"]
+    assert "is not a whole tar.gz" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar.gz", "folder", "folder.lock"]
+
+
+def test_an_archive_that_is_not_there_is_named(tmp_path: Path) -> None:
+    error = run_agent("unpack", str(tmp_path / "none"), str(tmp_path / "folder"), "0" * 64)["error"]
+    assert error == f"{tmp_path}/none: No such file or directory"
+
+
+def test_a_full_disk_is_said_with_what_is_free(tmp_path: Path) -> None:
+    message = agent.disk_message(OSError(28, "No space left on device"), str(tmp_path / "engine"))
+    assert message.startswith(f"the disk is full: {tmp_path}/engine does not fit, ")
+
+
+# folders
+
+
+def test_a_folder_is_compared_with_its_manifest(tmp_path: Path) -> None:
+    contents = {"good": b"good", "bin/changed": b"same size", "short": b"longer", "gone": b"x"}
+    files = [
+        {"path": name, "sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
+        for name, data in contents.items()
+    ]
+    (tmp_path / "bin").mkdir()
+    for name, data in contents.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "manifest.json").write_text(json.dumps({"engine": "cpu", "files": files}))
+    assert run_agent("check", str(tmp_path)) == {"ok": True}
+    (tmp_path / "bin/changed").write_bytes(b"SAME SIZE")
+    (tmp_path / "short").write_bytes(b"long")
+    (tmp_path / "gone").unlink()
+    answer = run_agent("check", str(tmp_path))
+    assert answer == {"ok": False, "wrong": ["bin/changed", "short"], "missing": ["gone"]}
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"files": [{"path": "a"}]}'])
+def test_a_manifest_that_cannot_be_read_is_an_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    assert run_agent("check", str(tmp_path))["error"].startswith(f"{tmp_path}/manifest.json cannot be read: ")
+
+
+def test_the_tail_of_a_log_reaches_back_into_the_older_file(tmp_path: Path) -> None:
+    log = tmp_path / "worker.log"
+    (tmp_path / "worker.log.1").write_text("1\n2\n3\n")
+    log.write_text("4\n5\n")
+    assert run_agent("tail", str(log), "--lines", "3") == {"text": "3\n4\n5"}
+    assert run_agent("tail", str(tmp_path / "none")) == {"error": f"{tmp_path}/none: there is no such log"}
+
+
+def test_tidy_removes_only_what_is_ours_unfinished_and_old(tmp_path: Path) -> None:
+    old = time.time() - 2 * 24 * 3600
+    names = ["engines/cpu.tmp-12/bin/server", "models/.a.gguf.0f.part", "models/a.gguf", "engines/cpu.lock"]
+    for name in [*names, "models/.b.gguf.0f.part"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    for name in ["engines/cpu.tmp-12", *names]:
+        os.utime(tmp_path / name, (old, old))
+    assert run_agent("tidy", "--root", str(tmp_path)) == {"removed": ["engines/cpu.tmp-12", "models/.a.gguf.0f.part"]}
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert left == ["engines/cpu.lock", "models/.b.gguf.0f.part", "models/a.gguf"]
+
+
+# sockets
+
+
+def test_ports_are_free_and_below_those_of_outgoing_connections() -> None:
+    ports = run_agent("ports", "--count", "5")["ports"]
+    assert len(set(ports)) == 5
+    assert all(agent.FIRST_PORT <= port < 60999 for port in ports)
+    for port in ports:
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", port))
+
+
+def test_a_port_in_use_is_passed_over() -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        taken = server.getsockname()[1]
+        assert agent.free_ports(1, taken, taken + 2, seed=0) != [taken]
+        with pytest.raises(agent.AgentError, match="only 0 of 1 ports are free"):
+            agent.free_ports(1, taken, taken + 1, seed=0)
+
+
+def test_two_callers_at_once_begin_at_different_ports() -> None:
+    assert agent.free_ports(2, 20000, 32768, seed=4001) != agent.free_ports(2, 20000, 32768, seed=4002)
+
+
+@pytest.mark.skipif(agent.is_mac(), reason="lsof shows other columns for our own process")
+def test_a_listening_socket_is_listed_with_its_process() -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        mine = [one for one in run_agent("listen")["listening"] if one["port"] == port]
+    assert [(one["address"], one["pid"]) for one in mine] == [("127.0.0.1", os.getpid())]
+
+
+@pytest.fixture
+def link_port() -> Iterator[int]:
+    words = (PYTHON, "-I", "-S", str(AGENT), "link")
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        try:
+            assert server.stdout is not None
+            yield json.loads(server.stdout.readline())["port"]
+            assert server.stdin is not None
+            server.stdin.close()
+            assert server.wait(10) == 0
+        finally:
+            server.kill()
+
+
+def request(operation: bytes, size: int, count: int = 1) -> bytes:
+    return struct.pack(">cQQ", operation, size, count)
+
+
+def read_exactly(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = connection.recv(size - len(data))
+        assert part, "the server closed the connection"
+        data += part
+    return data
+
+
+def connected(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=10)
+
+
+def test_the_measuring_server_echoes_takes_and_gives(link_port: int) -> None:
+    message = os.urandom(16 * 1024)
+    with connected(link_port) as connection:
+        connection.sendall(request(b"E", len(message), 3))
+        for _ in range(3):
+            connection.sendall(message)
+            assert read_exactly(connection, len(message)) == message
+        began = time.monotonic()
+        connection.sendall(request(b"S", 32 * MIB) + bytes(32 * MIB))
+        assert read_exactly(connection, 1) == b"k"
+        connection.sendall(request(b"R", 8 * MIB))
+        assert len(read_exactly(connection, 8 * MIB)) == 8 * MIB
+        assert 40 * MIB / (time.monotonic() - began) > 20 * MIB
+
+
+def test_the_measuring_server_serves_several_at_once(link_port: int) -> None:
+    with connected(link_port) as idle, connected(link_port) as connection:
+        connection.sendall(request(b"E", 1) + b"a")
+        assert read_exactly(connection, 1) == b"a"
+        idle.sendall(request(b"E", 1) + b"b")
+        assert read_exactly(idle, 1) == b"b"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [request(b"R", 2 * 1024 * MIB), request(b"E", 17 * MIB), request(b"E", MIB, 2000), request(b"E", 0), b"X" * 17],
+)
+def test_a_request_out_of_bounds_closes_the_connection(link_port: int, header: bytes) -> None:
+    with connected(link_port) as connection:
+        connection.sendall(header)
+        assert connection.recv(1) == b""

@@ -1,0 +1,270 @@
+"""The leash with real processes: nothing it holds outlives it, and what it reports is so."""
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workers import agent
+
+AGENT = Path(agent.__file__)
+PYTHON = os.environ.get("AGENT_PYTHON", sys.executable)  # the agent under another interpreter than the tests
+HEARTBEAT_S = 1.0
+STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(99)"
+)
+
+
+class Held:
+    """One leash, its events read by a thread, so that every wait has a deadline."""
+
+    def __init__(self, log: Path, words: tuple[str, ...], *options: str) -> None:
+        leash = (PYTHON, "-I", "-S", str(AGENT), "leash", "--name", "test", "--log", str(log), *options)
+        self.process = subprocess.Popen((*leash, "--", *words), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.events: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.reader = threading.Thread(target=self.read)
+        self.reader.start()
+
+    def read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.events.put(json.loads(line))
+
+    def wait_for(self, kind: str, deadline_s: float = 15.0) -> dict[str, Any]:
+        end = time.monotonic() + deadline_s
+        while True:
+            event = self.events.get(timeout=max(0.01, end - time.monotonic()))
+            if event["event"] == kind:
+                return event
+
+    def say(self, text: bytes) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(text)
+        self.process.stdin.flush()
+
+    def close_stdin(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+    def end(self) -> None:
+        self.close_stdin()
+        try:
+            self.process.wait(timeout=15)
+        finally:
+            self.process.kill()
+            self.reader.join(15)
+            assert self.process.stdout is not None
+            self.process.stdout.close()
+
+
+Hold = Callable[..., Held]
+
+
+@pytest.fixture
+def hold(tmp_path: Path) -> Iterator[Hold]:
+    """Starts leashes with a heartbeat of 1 s and ends them whatever happens."""
+    held: list[Held] = []
+
+    def start(*words: str, options: tuple[str, ...] = (), heartbeat_s: float = HEARTBEAT_S) -> Held:
+        held.append(Held(tmp_path / "test.log", words, "--heartbeat-s", str(heartbeat_s), *options))
+        return held[-1]
+
+    yield start
+    for one in held:
+        one.end()
+
+
+def alive(pid: int) -> bool:
+    return pid in agent.running_processes()
+
+
+def wait_until(condition: Callable[[], bool], deadline_s: float = 10.0) -> None:
+    end = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def numbers(path: Path, count: int) -> list[int]:
+    """Process numbers that a program wrote to a file, once there are that many."""
+    wait_until(lambda: path.exists() and len(path.read_text().split()) >= count)
+    return [int(word) for word in path.read_text().split()]
+
+
+def test_a_program_that_ends_is_reported_with_its_status_and_last_lines(hold: Hold) -> None:
+    held = hold("sh", "-c", "echo one; echo two >&2; exit 7")
+    started, ended = held.wait_for("started"), held.wait_for("exit")
+    assert started["pid"] > 0
+    assert ended["rss_peak_bytes"] > 0
+    del ended["rss_peak_bytes"]
+    assert ended == {"event": "exit", "status": 7, "reason": "", "tail": "one\ntwo"}
+    assert held.process.wait(10) == 0
+
+
+def test_a_program_that_dies_of_a_signal_is_reported_with_it(hold: Hold) -> None:
+    assert hold("sh", "-c", "kill -ABRT $$").wait_for("exit")["status"] == -signal.SIGABRT
+
+
+@pytest.mark.parametrize(("words", "status"), [(("/no/such/program",), 127), (("/etc/passwd",), 126)])
+def test_a_program_that_cannot_start_is_an_exit(hold: Hold, words: tuple[str, ...], status: int) -> None:
+    ended = hold(*words).wait_for("exit")
+    assert ended["status"] == status
+    assert ended["tail"].startswith(f"{words[0]}: ")
+
+
+def test_silence_ends_the_program_within_the_heartbeat_and_not_before(hold: Hold) -> None:
+    held = hold("sleep", "99")
+    pid = held.wait_for("started")["pid"]
+    for _ in range(8):
+        time.sleep(HEARTBEAT_S / 4)
+        held.say(b"\n")
+    assert alive(pid)
+    silent = time.monotonic()
+    ended = held.wait_for("exit")
+    assert HEARTBEAT_S / 2 < time.monotonic() - silent < HEARTBEAT_S + 3
+    assert (ended["status"], ended["reason"]) == (-signal.SIGTERM, "no heartbeat for 1 s")
+    assert not alive(pid)
+
+
+def test_a_program_deaf_to_sigterm_is_killed_after_three_seconds(hold: Hold) -> None:
+    held = hold(sys.executable, "-c", STUBBORN, heartbeat_s=30)
+    pid = held.wait_for("started")["pid"]
+    log = Path(held_log(held))
+    wait_until(lambda: "deaf" in log.read_text())
+    began = time.monotonic()
+    held.close_stdin()
+    ended = held.wait_for("exit")
+    assert 2.5 < time.monotonic() - began < 8
+    assert (ended["status"], ended["reason"]) == (-signal.SIGKILL, "stdin closed")
+    assert not alive(pid)
+
+
+def held_log(held: Held) -> str:
+    words = held.process.args
+    assert isinstance(words, tuple)
+    return str(words[words.index("--log") + 1])
+
+
+@pytest.mark.parametrize("session", ["", "setsid"])
+def test_grandchildren_end_too_even_in_a_session_of_their_own(hold: Hold, tmp_path: Path, session: str) -> None:
+    if session and agent.is_mac():
+        pytest.skip("macOS has no setsid command and no subreaper")
+    pids = tmp_path / "pids"
+    script = f"{session} sh -c 'echo $$ >> {pids}; sleep 99 & echo $! >> {pids}; wait' & echo $$ >> {pids}; wait"
+    held = hold("sh", "-c", script, heartbeat_s=30)
+    family = numbers(pids, 3)
+    held.say(b"stop\n")
+    assert held.wait_for("exit")["reason"] == "asked to stop"
+    assert [pid for pid in family if alive(pid)] == []
+
+
+def test_what_a_program_leaves_behind_when_it_ends_is_ended(hold: Hold, tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    held = hold("sh", "-c", f"sleep 99 & echo $! > {pids}; exit 3", heartbeat_s=30)
+    assert (held.wait_for("exit")["status"], alive(numbers(pids, 1)[0])) == (3, False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_to_the_leash_stops_the_program_in_order(hold: Hold, number: signal.Signals) -> None:
+    held = hold("sleep", "99", heartbeat_s=30)
+    pid = held.wait_for("started")["pid"]
+    held.process.send_signal(number)
+    ended = held.wait_for("exit")
+    assert (ended["status"], ended["reason"], alive(pid)) == (-signal.SIGTERM, number.name, False)
+
+
+def test_killing_the_leash_kills_the_whole_group(hold: Hold, tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    script = f"trap '' TERM; sleep 99 & echo $! > {pids}; wait"
+    held = hold("sh", "-c", script, heartbeat_s=30)
+    child, grandchild = held.wait_for("started")["pid"], numbers(pids, 1)[0]
+    held.process.kill()
+    wait_until(lambda: not alive(child) and not alive(grandchild))
+
+
+def unread(log: Path, stdout: int, heartbeat_s: str) -> subprocess.Popen[bytes]:
+    """A leash whose stdout nobody here reads; its program writes its own number to the log."""
+    words = (PYTHON, "-I", "-S", str(AGENT), "leash", "--name", "t", "--log", str(log), "--heartbeat-s", heartbeat_s)
+    program = ("sh", "-c", "echo $$; exec sleep 99")
+    return subprocess.Popen((*words, "--", *program), stdin=subprocess.PIPE, stdout=stdout)
+
+
+def test_a_reader_that_goes_away_stops_the_program(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    with unread(tmp_path / "test.log", writing, "60") as leash:
+        os.close(writing)
+        pid = numbers(tmp_path / "test.log", 1)[0]
+        os.close(reading)
+        assert leash.wait(20) == 0
+    assert not alive(pid)
+
+
+def test_a_leash_that_nobody_reads_still_keeps_its_deadline(tmp_path: Path) -> None:
+    """A full stdout must not stop the leash from counting heartbeats."""
+    reading, writing = os.pipe()
+    fill(writing)
+    with unread(tmp_path / "test.log", writing, "1") as leash:
+        os.close(writing)
+        pid = numbers(tmp_path / "test.log", 1)[0]
+        assert leash.wait(20) == 0
+    os.close(reading)
+    assert not alive(pid)
+
+
+def fill(pipe: int) -> None:
+    os.set_blocking(pipe, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(pipe, b"x" * 4096)
+    os.set_blocking(pipe, True)
+
+
+@pytest.mark.skipif(agent.is_mac(), reason="reads /proc")
+def test_the_program_ignores_sigpipe_dumps_no_core_and_reads_nothing(hold: Hold) -> None:
+    script = "ulimit -c; readlink /proc/self/fd/0; grep SigIgn /proc/self/status"
+    core, stdin, ignored = hold("sh", "-c", script).wait_for("exit")["tail"].splitlines()
+    assert (core, stdin) == ("0", "/dev/null")
+    assert int(ignored.split()[1], 16) & 1 << (signal.SIGPIPE - 1)
+
+
+def test_the_program_gets_its_environment(hold: Hold) -> None:
+    held = hold("sh", "-c", 'echo "$A,$B"', options=("--env", "A=1=2", "--env", "B=x y"))
+    assert held.wait_for("exit")["tail"] == "1=2,x y"
+
+
+def test_a_talkative_program_is_neither_blocked_nor_fills_the_disk(hold: Hold, tmp_path: Path) -> None:
+    limit = 64 * 1024
+    script = "i=0; while [ $i -lt 200 ]; do head -c 9999 /dev/zero | tr '\\0' x; echo; i=$((i+1)); done; echo last"
+    held = hold("sh", "-c", script, options=("--log-bytes", str(limit)), heartbeat_s=60)
+    assert held.wait_for("exit", deadline_s=40)["tail"].endswith("last")
+    sizes = [path.stat().st_size for path in tmp_path.glob("test.log*")]
+    assert len(sizes) == 2
+    assert sum(sizes) <= limit
+
+
+def test_life_signs_tell_what_the_family_uses(hold: Hold) -> None:
+    held = hold(sys.executable, "-c", "import time; x = b'x' * 100_000_000; time.sleep(99)", heartbeat_s=30)
+    event = held.wait_for("alive")
+    while event["rss_bytes"] < 100_000_000:
+        event = held.wait_for("alive")
+    assert set(event) == {"event", "rss_bytes", "anonymous_bytes", "cpu_s", "available_bytes"}
+    assert 100_000_000 <= event["anonymous_bytes"] <= event["rss_bytes"] < 200_000_000
+    assert event["cpu_s"] > 0
+    held.say(b"stop\n")
+    assert held.wait_for("exit")["rss_peak_bytes"] >= 100_000_000
+
+
+def test_the_log_of_the_run_before_is_kept_beside(hold: Hold, tmp_path: Path) -> None:
+    hold("echo", "first").wait_for("exit")
+    hold("echo", "second").wait_for("exit")
+    assert [(tmp_path / name).read_text() for name in ("test.log.1", "test.log")] == ["first\n", "second\n"]

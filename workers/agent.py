@@ -1,0 +1,1357 @@
+#!/usr/bin/env python3
+"""The part of meshctl that runs on a host: it answers questions about the host and holds programs on a leash.
+
+It is copied to the host as one file and run by whatever Python 3.8 or newer is there, so it uses the standard library
+only and imports nothing of the project. stdout is JSON; a failure is {"error": "..."} with exit status 1. It opens no
+port but the measuring server's (`link`, loopback only) and leaves nothing running when it ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import errno
+import fcntl
+import fnmatch
+import glob
+import hashlib
+import json
+import os
+import platform
+import pwd
+import re
+import resource
+import selectors
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections import deque
+from typing import Any, BinaryIO, Callable, Iterable, Iterator, NamedTuple
+
+KIB = 1024
+MIB = 1024 * 1024
+QUESTION_TIMEOUT_S = 10.0
+ALIVE_EVERY_S = 2.0
+STOP_STAGES = ((signal.SIGTERM, 2.0), (signal.SIGTERM, 1.0), (signal.SIGKILL, 5.0))
+"""The orderly stop: each signal to the whole group, and how long it is given before the next.
+
+The second SIGTERM is what ends a llama-server that still has an open stream.
+"""
+FIRST_PORT = 20000
+LARGEST_TRANSFER_BYTES = 1024 * MIB
+LARGEST_ECHO_BYTES = 16 * MIB
+LINK_CONNECTIONS = 8
+LINK_IDLE_S = 60.0
+LOCK_WAIT_S = 300.0
+STALE_S = 24 * 3600.0
+TEMPORARY_NAMES = ("*.tmp-*", "*.old-*", "*.part", ".*.part", "*.part-*")
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PR_SET_CHILD_SUBREAPER = 36
+
+
+class AgentError(Exception):
+    """What was asked cannot be done; the text is the answer."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run one verb; the exit status is 0, 1 for a failure that the answer names, 2 for wrong usage."""
+    options, words = split_words(arguments)
+    parsed = parser().parse_args(options)
+    try:
+        return int(parsed.verb(parsed, words) or 0)
+    except AgentError as error:
+        return say_error(str(error))
+    except OSError as error:
+        return say_error(describe(error))
+
+
+def split_words(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Options before the first `--`, the words of a program after it."""
+    if "--" not in arguments:
+        return arguments, []
+    cut = arguments.index("--")
+    return arguments[:cut], arguments[cut + 1 :]
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(prog="agent.py", description="meshctl's agent on a host")
+    verbs = result.add_subparsers(required=True, dest="verb_name")
+
+    def verb(name: str, run: Callable[..., int | None], *flags: tuple[str, dict[str, Any]]) -> None:
+        one = verbs.add_parser(name)
+        one.set_defaults(verb=run)
+        for flag, settings in flags:
+            one.add_argument(flag, **settings)
+
+    needed: dict[str, Any] = {"required": True}
+    verb("version", answer_version)
+    verb("facts", answer_facts, ("--root", needed))
+    verb(
+        "leash",
+        hold_leash,
+        ("--name", needed),
+        ("--log", needed),
+        ("--log-bytes", {"type": int, "default": 8 * MIB}),
+        ("--heartbeat-s", {"type": float, "default": 10.0}),
+        ("--env", {"action": "append", "default": []}),
+    )
+    verb("link", serve_link)
+    verb("ports", answer_ports, ("--count", {"type": int, "default": 1}))
+    verb("unpack", answer_unpack, ("archive", {}), ("folder", {}), ("sha256", {}))
+    verb("check", answer_check, ("folder", {}))
+    verb("tail", answer_tail, ("file", {}), ("--lines", {"type": int, "default": 20}))
+    verb("tidy", answer_tidy, ("--root", needed))
+    verb("listen", answer_listen)
+    return result
+
+
+def say(answer: dict[str, Any]) -> None:
+    print(json.dumps(answer), flush=True)
+
+
+def say_error(text: str) -> int:
+    say({"error": text})
+    return 1
+
+
+def describe(error: OSError) -> str:
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror or error}"
+
+
+def answer_version(options: argparse.Namespace, words: list[str]) -> None:
+    say({"agent": sha256_of(os.path.abspath(__file__))})
+
+
+def sha256_of(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(MIB), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def ask(words: Iterable[str], timeout_s: float = QUESTION_TIMEOUT_S) -> str:
+    """stdout of a command, "" when it is missing, fails or takes too long: absent tools are an answer here."""
+    try:
+        finished = subprocess.run(
+            list(words),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=timeout_s,
+            env={**os.environ, "LC_ALL": "C"},
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return finished.stdout.decode(errors="replace") if finished.returncode == 0 else ""
+
+
+def read_text(*parts: str) -> str:
+    """A small file's text, "" when it is not there or not ours to read: kernels differ in what they show."""
+    try:
+        with open(os.path.join(*parts), "rb") as file:
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+# facts
+
+
+def answer_facts(options: argparse.Namespace, words: list[str]) -> None:
+    root = os.path.abspath(os.path.expanduser(options.root))
+    say({**system_facts(), **processor_facts(), **memory_and_gpus(), **disk_facts(root), "clock_s": time.time()})
+
+
+def system_facts() -> dict[str, Any]:
+    return {
+        "os": platform.system(),
+        "os_name": os_name(),
+        "architecture": architecture(),
+        "libc": libc(),
+        "python": platform.python_version(),
+        "hostname": socket.gethostname(),
+        "user": user_name(),
+        "compiler": compiler(),
+    }
+
+
+def is_mac() -> bool:
+    return platform.system() == "Darwin"
+
+
+def user_name() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def os_name(root: str = "/") -> str:
+    if is_mac():
+        return f"macOS {platform.mac_ver()[0]}"
+    return read_os_release(read_text(root, "etc/os-release")) or platform.system()
+
+
+def read_os_release(text: str) -> str:
+    """PRETTY_NAME of /etc/os-release (freedesktop.org: os-release)."""
+    found = re.search(r"^PRETTY_NAME=(['\"]?)(.*)\1\s*$", text, re.MULTILINE)
+    return found.group(2) if found else ""
+
+
+def architecture() -> str:
+    """What programs here are built for: not always what the kernel says.
+
+    A 32-bit Raspberry Pi OS runs on a 64-bit kernel, and a Python under Rosetta believes in an Intel Mac.
+    """
+    machine = platform.machine()
+    if is_mac() and ask(("sysctl", "-n", "hw.optional.arm64")).strip() == "1":
+        return "arm64"
+    if sys.maxsize < 2**32:
+        return {"aarch64": "armv7l", "x86_64": "i686"}.get(machine, machine)
+    return machine
+
+
+def libc(root: str = "/") -> str:
+    if is_mac():
+        return ""
+    with contextlib.suppress(ValueError, OSError):
+        return os.confstr("CS_GNU_LIBC_VERSION") or ""
+    for loader in glob.glob(os.path.join(root, "lib/ld-musl-*.so.1")):
+        return read_musl(loader_text(loader))
+    return ""
+
+
+def loader_text(loader: str) -> str:
+    """musl's loader without arguments prints its version to stderr and fails."""
+    try:
+        finished = subprocess.run([loader], stderr=subprocess.PIPE, timeout=QUESTION_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return finished.stderr.decode(errors="replace")
+
+
+def read_musl(text: str) -> str:
+    found = re.search(r"^Version (\S+)", text, re.MULTILINE)
+    return f"musl {found.group(1)}" if found else "musl"
+
+
+def compiler() -> str:
+    # On a Mac without developer tools `c++` opens a dialog on the screen of whoever sits there.
+    if is_mac() and not ask(("xcode-select", "-p")):
+        return ""
+    return ask(("c++", "--version")).partition("\n")[0].strip()
+
+
+def disk_facts(root: str) -> dict[str, Any]:
+    folder = root
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    disk = os.statvfs(folder)
+    total, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
+    return {"root": root, "disk_total_bytes": total, "disk_free_bytes": free}
+
+
+# processors
+
+
+def processor_facts() -> dict[str, Any]:
+    if is_mac():
+        return read_mac_processor(ask(("sysctl", "hw", "machdep.cpu")))
+    allowed = sorted(os.sched_getaffinity(0))
+    information = read_text("/proc/cpuinfo")
+    name = processor_name(information, read_text("/proc/device-tree/model").strip("\0\n"))
+    return {
+        "cpu_name": name or platform.machine(),
+        "cpu_features": processor_features(information),
+        "cores_physical": physical_cores("/", allowed),
+        "cores_logical": len(allowed),
+        "cpu_quota": cpu_quota("/"),
+    }
+
+
+def processor_name(information: str, board: str) -> str:
+    """x86 kernels name the model per processor; ARM boards are known by their device tree."""
+    for key in ("model name", "Model", "Hardware"):
+        found = re.search(rf"^{key}\s*: (.+)$", information, re.MULTILINE)
+        if found:
+            return found.group(1).strip()
+    return board
+
+
+def processor_features(information: str) -> list[str]:
+    found = re.search(r"^(?:flags|Features)\s*: (.+)$", information, re.MULTILINE)
+    return sorted(set(found.group(1).split())) if found else []
+
+
+def physical_cores(root: str, allowed: Iterable[int]) -> int:
+    """Cores behind the logical processors that this process may use, by sysfs, else by /proc/cpuinfo."""
+    processors = set(allowed)
+    cores = {
+        read_text(root, f"sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list").strip()
+        for processor in processors
+    }
+    if "" in cores:
+        cores = cores_of_cpuinfo(read_text(root, "proc/cpuinfo"), processors)
+    return len(cores) or len(processors)
+
+
+def cores_of_cpuinfo(information: str, processors: set[int]) -> set[str]:
+    cores = set()
+    for block in information.split("\n\n"):
+        values = dict(re.findall(r"^(processor|physical id|core id)\s*: (\d+)$", block, re.MULTILINE))
+        if "core id" in values and int(values.get("processor", -1)) in processors:
+            cores.add(f"{values.get('physical id', '0')}:{values['core id']}")
+    return cores
+
+
+def read_mac_processor(text: str) -> dict[str, Any]:
+    """From `sysctl hw machdep.cpu`: `key: value` lines, of which Intel and Apple chips have different ones."""
+    values = dict(re.findall(r"^([\w.]+): (.*)$", text, re.MULTILINE))
+    intel = f"{values.get('machdep.cpu.features', '')} {values.get('machdep.cpu.leaf7_features', '')}".lower().split()
+    optional = [key.rpartition(".")[2] for key, value in values.items() if "optional" in key and value == "1"]
+    logical = int(values.get("hw.logicalcpu", "1"))
+    return {
+        "cpu_name": values.get("machdep.cpu.brand_string", "unknown"),
+        "cpu_features": sorted({*intel, *optional}),
+        "cores_physical": int(values.get("hw.physicalcpu", logical)),
+        "cores_logical": logical,
+        "cpu_quota": None,
+    }
+
+
+# control groups
+
+
+def cgroup_folders(root: str, controller: str) -> list[str]:
+    """The folders of the control groups that hold this process for one controller, innermost first.
+
+    Version 1 mounts each controller by itself, version 2 all at one place; a hybrid system has both. `root` stands
+    for `/`. A folder that lies above what is mounted here (a container) cannot be seen and is left out.
+    Sources: cgroups(7), proc_pid_mountinfo(5).
+    """
+    folders: list[str] = []
+    for line in read_text(root, "proc/self/cgroup").splitlines():
+        controllers, _, path = line.partition(":")[2].partition(":")
+        for mount in cgroup_mounts(root):
+            if mount.serves(controllers, controller):
+                folders += upward(mount, path)
+    return [os.path.join(root, folder.lstrip("/")) for folder in folders]
+
+
+class Mount(NamedTuple):
+    root: str
+    place: str
+    kind: str
+    options: list[str]
+
+    def serves(self, controllers: str, controller: str) -> bool:
+        """Whether a line of /proc/self/cgroup with these `controllers` ("" for version 2) speaks of this mount."""
+        if not controllers:
+            return self.kind == "cgroup2"
+        return controller in controllers.split(",") and controller in self.options
+
+
+def cgroup_mounts(root: str) -> list[Mount]:
+    mounts = []
+    for line in read_text(root, "proc/self/mountinfo").splitlines():
+        before, _, after = line.partition(" - ")
+        fields, tail = before.split(), after.split()
+        if len(fields) > 4 and len(tail) > 2 and tail[0] in ("cgroup", "cgroup2"):
+            mounts.append(Mount(unescape(fields[3]), unescape(fields[4]), tail[0], tail[2].split(",")))
+    return mounts
+
+
+def unescape(text: str) -> str:
+    """The kernel writes blanks in mountinfo as `\\040`."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found.group(1), 8)), text)
+
+
+def upward(mount: Mount, path: str) -> Iterator[str]:
+    relative = os.path.relpath(path, mount.root)
+    parts = [] if relative == "." or relative.startswith("..") else relative.split("/")
+    for count in range(len(parts), -1, -1):
+        yield "/".join([mount.place, *parts[:count]])
+
+
+def cpu_quota(root: str) -> float | None:
+    """The cores' worth of time that the tightest group allows; None without a limit."""
+    quotas = []
+    for folder in cgroup_folders(root, "cpu"):
+        words = read_text(folder, "cpu.max").split() or [
+            read_text(folder, "cpu.cfs_quota_us").strip(),
+            read_text(folder, "cpu.cfs_period_us").strip(),
+        ]
+        if words[0].isdigit() and words[1].isdigit():
+            quotas.append(int(words[0]) / int(words[1]))
+    return round(min(quotas), 4) if quotas else None
+
+
+class MemoryGroup(NamedTuple):
+    folder: str
+    limit_bytes: int
+    left_bytes: int
+
+
+def memory_groups(root: str) -> list[MemoryGroup]:
+    """Every limited memory group above this process, and what a new process may still take in it."""
+    groups = []
+    for folder in cgroup_folders(root, "memory"):
+        limits = [read_text(folder, name).strip() for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
+        known = [int(limit) for limit in limits if limit.isdigit()]
+        if known:
+            groups.append(MemoryGroup(folder, min(known), min(known) - unreclaimable_bytes(folder)))
+    return groups
+
+
+def unreclaimable_bytes(folder: str) -> int:
+    """What a group holds and cannot give back.
+
+    Its page cache (inactive_file + active_file) counts as free: the kernel drops those pages before it refuses memory
+    or kills anything, and a group that has just received a model file is full of them. Shared memory is not among
+    them: it lies on the anonymous lists.
+    """
+    usage = read_text(folder, "memory.current").strip() or read_text(folder, "memory.usage_in_bytes").strip()
+    values: dict[str, str] = dict(re.findall(r"^(\w+) (\d+)$", read_text(folder, "memory.stat"), re.MULTILINE))
+    # Version 1 counts a group's descendants only under total_*; version 2 always does.
+    reclaimable = sum(int(values.get(f"total_{key}", values.get(key, 0))) for key in ("inactive_file", "active_file"))
+    return max(0, int(usage or 0) - reclaimable)
+
+
+# memory
+
+
+class Memory(NamedTuple):
+    """Bytes of a host; `limited_by` names the control group that is tighter than the machine."""
+
+    total_bytes: int
+    available_bytes: int
+    limited_by: str
+
+
+def linux_memory(root: str = "/") -> Memory:
+    """The machine's own figures (proc_meminfo(5)), or those of the tightest control group, whichever are less."""
+    values = dict(re.findall(r"^(\w+):\s+(\d+) kB$", read_text(root, "proc/meminfo"), re.MULTILINE))
+    if "MemAvailable" not in values:
+        raise AgentError("/proc/meminfo does not say MemAvailable: the kernel is older than 3.14")
+    memory = Memory(int(values["MemTotal"]) * KIB, int(values["MemAvailable"]) * KIB, "")
+    for group in memory_groups(root):
+        if group.limit_bytes >= memory.total_bytes and group.left_bytes >= memory.available_bytes:
+            continue
+        tightest = group.left_bytes < memory.available_bytes
+        memory = Memory(
+            min(memory.total_bytes, group.limit_bytes),
+            max(0, min(memory.available_bytes, group.left_bytes)),
+            group.folder if tightest or not memory.limited_by else memory.limited_by,
+        )
+    return memory
+
+
+def mac_memory() -> Memory:
+    total = int(ask(("sysctl", "-n", "hw.memsize")) or 0)
+    return Memory(total, min(total, read_vm_stat(ask(("vm_stat",)))), "")
+
+
+def read_vm_stat(text: str) -> int:
+    """Bytes a new process may take on a Mac without compressing or swapping: free, file-backed and purgeable pages.
+
+    Activity Monitor's "cached files" are the last two. Speculative pages are file-backed ones; vm_stat has already
+    taken them off "Pages free".
+    """
+    page = re.search(r"page size of (\d+) bytes", text)
+    values = dict(re.findall(r'^"?([\w -]+?)"?:\s+(\d+)\.$', text, re.MULTILINE))
+    if page is None or "Pages free" not in values:
+        raise AgentError("vm_stat gives no figures that can be read")
+    kinds = ("Pages free", "File-backed pages", "Pages purgeable")
+    return int(page.group(1)) * sum(int(values.get(kind, "0")) for kind in kinds)
+
+
+def current_memory() -> Memory:
+    return mac_memory() if is_mac() else linux_memory()
+
+
+def memory_and_gpus() -> dict[str, Any]:
+    memory = current_memory()
+    return {
+        "memory_total_bytes": memory.total_bytes,
+        "memory_available_bytes": memory.available_bytes,
+        "memory_limited_by": memory.limited_by,
+        "gpus": mac_gpus(memory) if is_mac() else nvidia_gpus(memory),
+    }
+
+
+# graphics processors
+
+
+def nvidia_gpus(memory: Memory) -> list[dict[str, Any]]:
+    # Under WSL the tool lies where a login without a terminal does not look.
+    program = shutil.which("nvidia-smi") or "/usr/lib/wsl/lib/nvidia-smi"
+    query = "--query-gpu=index,name,memory.total,memory.free"
+    return read_nvidia(ask((program, query, "--format=csv,noheader,nounits"), timeout_s=30.0), memory)
+
+
+def read_nvidia(text: str, memory: Memory) -> list[dict[str, Any]]:
+    """Lines of `index, name, MiB in all, MiB free`; chips that share the host's memory say "[N/A]" for both."""
+    gpus = []
+    for line in text.splitlines():
+        fields = [field.strip() for field in line.split(",")]
+        if len(fields) < 4 or not fields[0].isdigit():
+            continue
+        total = int(fields[-2]) * MIB if fields[-2].isdigit() else memory.total_bytes
+        free = int(fields[-1]) * MIB if fields[-1].isdigit() else memory.available_bytes
+        gpus.append(gpu("cuda", int(fields[0]), ", ".join(fields[1:-2]), total, free))
+    return gpus
+
+
+def gpu(kind: str, index: int, name: str, total: int, free: int) -> dict[str, Any]:
+    return {"kind": kind, "index": index, "name": name, "memory_total_bytes": total, "memory_free_bytes": free}
+
+
+def mac_gpus(memory: Memory) -> list[dict[str, Any]]:
+    limit = ask(("sysctl", "-n", "iogpu.wired_limit_mb")).strip()
+    wired_limit_bytes = int(limit) * MIB if limit.isdigit() else 0
+    return read_displays(ask(("system_profiler", "SPDisplaysDataType", "-json"), 30.0), memory, wired_limit_bytes)
+
+
+def read_displays(text: str, memory: Memory, wired_limit_bytes: int) -> list[dict[str, Any]]:
+    """Metal devices of `system_profiler SPDisplaysDataType -json`: Apple chips, and cards with memory of their own."""
+    try:
+        entries = json.loads(text)["SPDisplaysDataType"] if text else []
+    except (ValueError, KeyError, TypeError):
+        return []
+    gpus: list[dict[str, Any]] = []
+    for entry in entries:
+        name = str(entry.get("sppci_model") or entry.get("_name") or "")
+        own = re.match(r"(\d+) (GB|MB)$", str(entry.get("spdisplays_vram", "")))
+        if name.startswith("Apple"):
+            total = wired_limit_bytes or metal_share_bytes(memory.total_bytes)
+            gpus.append(gpu("metal", len(gpus), name, total, min(total, memory.available_bytes)))
+        elif own:
+            total = int(own.group(1)) * MIB * (KIB if own.group(2) == "GB" else 1)
+            gpus.append(gpu("metal", len(gpus), name, total, total))
+    return gpus
+
+
+def metal_share_bytes(total_bytes: int) -> int:
+    """What macOS lets an Apple chip's GPU hold by default: two thirds up to 32 GiB, three quarters above.
+
+    Seen as `recommendedMaxWorkingSetSize` in public logs of llama.cpp: 5.3 of 8, 21.3 of 32, 27 of 36, 48 of 64 GiB.
+    """
+    return total_bytes * 2 // 3 if total_bytes <= 32 * KIB * MIB else total_bytes * 3 // 4
+
+
+# processes
+
+
+class Running(NamedTuple):
+    """One running process; memory in bytes. `anonymous_bytes` is what no file backs, hence cannot be dropped."""
+
+    parent: int
+    group: int
+    cpu_s: float
+    rss_bytes: int
+
+
+def running_processes() -> dict[int, Running]:
+    if is_mac():
+        return read_ps(ask(("ps", "-axo", "pid=,ppid=,pgid=,stat=,rss=,time=")))
+    found = {}
+    for name in os.listdir("/proc"):
+        process = read_stat(read_text("/proc", name, "stat")) if name.isdigit() else None
+        if process is not None:
+            found[int(name)] = process
+    return found
+
+
+def read_stat(text: str) -> Running | None:
+    """/proc/PID/stat (proc_pid_stat(5)); None for a process that is gone or only waits to be collected."""
+    fields = text.rpartition(")")[2].split()
+    if len(fields) < 22 or fields[0] in "ZX":
+        return None
+    ticks = int(fields[11]) + int(fields[12])
+    pages = int(fields[21])
+    return Running(int(fields[1]), int(fields[2]), ticks / os.sysconf("SC_CLK_TCK"), pages * resource.getpagesize())
+
+
+def read_ps(text: str) -> dict[int, Running]:
+    found = {}
+    for line in text.splitlines():
+        fields = line.split()
+        if len(fields) == 6 and not fields[3].startswith("Z"):
+            cpu_s = read_ps_time(fields[5])
+            found[int(fields[0])] = Running(int(fields[1]), int(fields[2]), cpu_s, int(fields[4]) * KIB)
+    return found
+
+
+def read_ps_time(text: str) -> float:
+    """`DAYS-HOURS:MINUTES:SECONDS`, of which only the last two are always there."""
+    days, _, clock = text.rpartition("-")
+    seconds = 0.0
+    for part in clock.split(":"):
+        seconds = seconds * 60 + float(part)
+    return seconds + 86400 * int(days or 0)
+
+
+def anonymous_bytes(pid: int, rss_bytes: int) -> int:
+    if is_mac():
+        return rss_bytes
+    values = re.findall(r"^(?:RssAnon|RssShmem):\s+(\d+) kB$", read_text(f"/proc/{pid}/status"), re.MULTILINE)
+    return sum(int(value) for value in values) * KIB
+
+
+def family_of(processes: dict[int, Running], ancestor: int, group: int, without: set[int]) -> set[int]:
+    """Who belongs to a held program: members of its group, and everybody who descends from `ancestor`."""
+    children: dict[int, list[int]] = {}
+    for pid, process in processes.items():
+        children.setdefault(process.parent, []).append(pid)
+    family = {pid for pid, process in processes.items() if process.group == group}
+    waiting = [ancestor, *family]
+    while waiting:
+        fresh = [pid for pid in children.get(waiting.pop(), []) if pid not in family and pid not in without]
+        family.update(fresh)
+        waiting += fresh
+    return family - without
+
+
+# the leash
+
+
+class BoundedLog:
+    """A log of at most `limit_bytes` in two files, FILE and the older FILE.1; also the last bytes in memory.
+
+    A disk that refuses is no reason to hold the program up: what cannot be written is dropped.
+    """
+
+    def __init__(self, path: str, limit_bytes: int) -> None:
+        self.path = path
+        self.half_bytes = max(4 * KIB, limit_bytes // 2)
+        self.memory: deque[bytes] = deque()
+        self.memory_bytes = 0
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        if os.path.exists(path) and os.path.getsize(path) > 0:
+            os.replace(path, path + ".1")
+        self.file = self.open()
+        self.size_bytes = 0
+
+    def open(self) -> BinaryIO:
+        return os.fdopen(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", buffering=0)
+
+    def write(self, data: bytes) -> None:
+        self.remember(data)
+        with contextlib.suppress(OSError):
+            if self.size_bytes + len(data) > self.half_bytes:
+                self.rotate()
+            data = data[-self.half_bytes :]
+            self.file.write(data)
+            self.size_bytes += len(data)
+
+    def rotate(self) -> None:
+        os.replace(self.path, self.path + ".1")
+        self.file.close()
+        self.file = self.open()
+        self.size_bytes = 0
+
+    def remember(self, data: bytes) -> None:
+        self.memory.append(data[-16 * KIB :])
+        self.memory_bytes += len(self.memory[-1])
+        while len(self.memory) > 1 and self.memory_bytes - len(self.memory[0]) >= 8 * KIB:
+            self.memory_bytes -= len(self.memory.popleft())
+
+    def tail(self, lines: int = 20) -> str:
+        return last_lines(b"".join(self.memory)[-8 * KIB :], lines)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.file.close()
+
+
+def last_lines(data: bytes, lines: int) -> str:
+    return "\n".join(data.decode(errors="replace").splitlines()[-lines:]) if lines > 0 else ""
+
+
+class EventWriter:
+    """JSON lines to a stream that may be full or gone: never waits, so that the leash always keeps its deadlines."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.waiting = b""
+        self.broken = False
+        os.set_blocking(descriptor, False)
+
+    def send(self, event: dict[str, Any]) -> None:
+        """Life signs are dropped while earlier lines wait; the others are kept."""
+        if self.waiting and event["event"] == "alive":
+            return self.flush()
+        self.waiting += json.dumps(event).encode() + b"\n"
+        return self.flush()
+
+    def flush(self) -> None:
+        try:
+            while self.waiting and not self.broken:
+                self.waiting = self.waiting[os.write(self.descriptor, self.waiting) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.broken = True
+
+    def finish(self, wait_s: float) -> None:
+        """Give the last lines a while; afterwards nobody reads them."""
+        end = time.monotonic() + wait_s
+        self.flush()
+        while self.waiting and not self.broken and time.monotonic() < end:
+            time.sleep(0.02)
+            self.flush()
+
+
+def load_libc() -> Any:
+    """The C library for prctl(2), None where there is no such call."""
+    if is_mac():
+        return None
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+        return library if hasattr(library, "prctl") else None
+    except OSError:
+        return None
+
+
+class Keeper:
+    """A second process that ends the group with SIGKILL when the leash itself is killed.
+
+    It waits on a pipe that closes with the leash. It works where PR_SET_PDEATHSIG does not (macOS), and for
+    grandchildren, which that never reaches.
+    """
+
+    def __init__(self) -> None:
+        reading, self.pipe = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            keep(reading, self.pipe)
+        os.close(reading)
+
+    def watch(self, group: int) -> None:
+        os.write(self.pipe, b"%d\n" % group)
+
+    def dismiss(self) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self.pipe, b"done\n")
+        os.close(self.pipe)
+
+
+def keep(reading: int, writing: int) -> None:
+    """The life of a keeper; never returns."""
+    os.close(writing)
+    os.setsid()
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nothing, descriptor)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    said = b""
+    for data in iter(lambda: os.read(reading, 64), b""):
+        said += data
+    lines = said.split()
+    if lines and lines[-1] != b"done":
+        with contextlib.suppress(OSError):
+            os.killpg(int(lines[0]), signal.SIGKILL)
+    os._exit(0)
+
+
+def hold_leash(options: argparse.Namespace, words: list[str]) -> int:
+    if not words:
+        raise AgentError("leash: no program after --")
+    return Leash(options, words).run()
+
+
+class Leash:
+    """One program in a session of its own, ended when nobody asks for it any more.
+
+    One thread and one selector: heartbeats come in on stdin, the program's output through a pipe, signals through a
+    socket pair; every other thing is a deadline.
+    """
+
+    def __init__(self, options: argparse.Namespace, words: list[str]) -> None:
+        self.name: str = options.name
+        self.heartbeat_s: float = options.heartbeat_s
+        self.words = words
+        self.environment = dict(os.environ, **dict(pair.partition("=")[::2] for pair in options.env))
+        self.log = BoundedLog(options.log, options.log_bytes)
+        self.events = EventWriter(1)
+        self.selector = selectors.SelectSelector()  # epoll refuses a stdin that is a file or /dev/null
+        self.child = 0
+        self.status: int | None = None
+        self.ended = False
+        self.peak_bytes = 0
+        self.stopping = False
+        self.stop_reason = ""
+        self.stage = 0
+        self.stage_ends = 0.0
+        self.heard = time.monotonic()
+        self.next_alive = self.heard + ALIVE_EVERY_S
+        self.typed = b""
+
+    def run(self) -> int:
+        self.library = load_libc()
+        self.keeper = Keeper()
+        self.catch_signals()
+        if self.library is not None:
+            self.library.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        try:
+            self.start()
+        except OSError as error:
+            return self.finish_unstarted(error)
+        self.selector.register(0, selectors.EVENT_READ, self.listen)
+        while not self.finished():
+            for key, _ in self.selector.select(self.patience_s()):
+                key.data()
+            self.collect()
+            self.keep_deadlines()
+        return self.finish()
+
+    def catch_signals(self) -> None:
+        self.wakeup, self.bell = socket.socketpair()
+        for end in (self.wakeup, self.bell):
+            end.setblocking(False)
+        signal.set_wakeup_fd(self.bell.fileno(), warn_on_full_buffer=False)
+        self.selector.register(self.wakeup, selectors.EVENT_READ, lambda: self.wakeup.recv(KIB))
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda number, frame: self.stop(signal.Signals(number).name))
+        # An ignored signal stays ignored across exec: a worker whose head dies must not die of writing to it.
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
+    def start(self) -> None:
+        self.output, theirs = os.pipe()
+        os.set_blocking(self.output, False)
+        leash = os.getpid()
+        try:
+            process = subprocess.Popen(
+                self.words,
+                stdin=subprocess.DEVNULL,
+                stdout=theirs,
+                stderr=theirs,
+                env=self.environment,
+                start_new_session=True,
+                restore_signals=False,
+                preexec_fn=lambda: prepare_child(self.library, leash),
+            )
+        finally:
+            os.close(theirs)
+        process.returncode = 0  # collected by wait4 here, never by subprocess
+        self.child = process.pid
+        self.keeper.watch(self.child)
+        self.selector.register(self.output, selectors.EVENT_READ, self.read_output)
+        self.events.send({"event": "started", "pid": self.child, "name": self.name})
+
+    def listen(self) -> None:
+        try:
+            data = os.read(0, 64 * KIB)
+        except BlockingIOError:
+            return
+        if not data:
+            self.selector.unregister(0)
+            self.stop("stdin closed")
+            return
+        self.heard = time.monotonic()
+        *lines, self.typed = (self.typed + data).split(b"\n")
+        self.typed = self.typed[-KIB:]
+        if b"stop" in lines:
+            self.stop("asked to stop")
+
+    def read_output(self) -> None:
+        try:
+            data = os.read(self.output, 64 * KIB)
+        except BlockingIOError:
+            return
+        if data:
+            self.log.write(data)
+        else:
+            self.selector.unregister(self.output)
+
+    def collect(self) -> None:
+        """Take the exit status of every child that has ended, adopted ones included."""
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self.child:
+                self.ended = True
+                self.status = exit_status(status)
+                self.peak_bytes = max(self.peak_bytes, usage.ru_maxrss * (1 if is_mac() else KIB))
+
+    def keep_deadlines(self) -> None:
+        now = time.monotonic()
+        if self.events.broken:
+            self.stop("stdout closed")
+        if now - self.heard > self.heartbeat_s:
+            self.stop(f"no heartbeat for {self.heartbeat_s:g} s")
+        if self.ended:
+            self.stop("")
+        if self.stopping and now >= self.stage_ends and self.stage < len(STOP_STAGES):
+            self.next_stage(now)
+        if now >= self.next_alive and not self.ended:
+            self.next_alive = now + ALIVE_EVERY_S
+            self.report()
+
+    def stop(self, reason: str) -> None:
+        """Ask for the orderly stop; the first reason is the one that is reported. Also called by signal handlers."""
+        if not self.stopping:
+            self.stopping, self.stop_reason = True, reason
+
+    def next_stage(self, now: float) -> None:
+        number, wait_s = STOP_STAGES[self.stage]
+        self.stage += 1
+        self.stage_ends = now + wait_s
+        for pid in self.family(running_processes()):
+            with contextlib.suppress(OSError):
+                os.kill(pid, number)
+
+    def family(self, processes: dict[int, Running]) -> set[int]:
+        # A subreaper adopts what its descendants leave behind, so on Linux nobody gets away by a session of its own.
+        ancestor = self.child if self.library is None else os.getpid()
+        return family_of(processes, ancestor, self.child, {self.keeper.pid, os.getpid()})
+
+    def finished(self) -> bool:
+        if self.stage == len(STOP_STAGES) and time.monotonic() >= self.stage_ends:
+            return True
+        return self.ended and not self.family(running_processes())
+
+    def patience_s(self) -> float:
+        now = time.monotonic()
+        if self.stopping:
+            return 0.05
+        return max(0.0, min(self.next_alive - now, self.heard + self.heartbeat_s - now + 0.01))
+
+    def report(self) -> None:
+        processes = running_processes()
+        members = {pid: processes[pid] for pid in self.family(processes)}
+        rss = sum(process.rss_bytes for process in members.values())
+        self.peak_bytes = max(self.peak_bytes, rss)
+        self.events.send(
+            {
+                "event": "alive",
+                "rss_bytes": rss,
+                "anonymous_bytes": sum(anonymous_bytes(pid, one.rss_bytes) for pid, one in members.items()),
+                "cpu_s": round(sum(process.cpu_s for process in members.values()), 2),
+                "available_bytes": current_memory().available_bytes,
+            }
+        )
+
+    def finish(self) -> int:
+        with contextlib.suppress(OSError):
+            for data in iter(lambda: os.read(self.output, 64 * KIB), b""):
+                self.log.write(data)
+        self.keeper.dismiss()
+        return self.say_exit(self.status, self.log.tail())
+
+    def finish_unstarted(self, error: OSError) -> int:
+        self.keeper.dismiss()
+        status = 127 if error.errno == errno.ENOENT else 126
+        text = f"{self.words[0]}: {error.strerror}"
+        self.log.write(text.encode() + b"\n")
+        return self.say_exit(status, text)
+
+    def say_exit(self, status: int | None, tail: str) -> int:
+        self.log.close()
+        peak, reason = self.peak_bytes, self.stop_reason
+        self.events.send({"event": "exit", "status": status, "reason": reason, "rss_peak_bytes": peak, "tail": tail})
+        self.events.finish(2.0)
+        return 0
+
+
+def prepare_child(library: Any, leash: int) -> None:
+    """Between fork and exec: no core dumps (a worker's is as large as its weights), and death with the leash."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if library is not None:
+        library.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != leash:
+            os._exit(1)
+
+
+def exit_status(status: int) -> int:
+    """As subprocess says it: negative for a signal."""
+    return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+# measuring the link
+
+
+def serve_link(options: argparse.Namespace, words: list[str]) -> None:
+    """Serve measuring connections on loopback until stdin closes."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(LINK_CONNECTIONS)
+        say({"port": server.getsockname()[1]})
+        threading.Thread(target=accept_links, args=(server,), daemon=True).start()
+        while os.read(0, 4 * KIB):
+            pass
+
+
+def accept_links(server: socket.socket) -> None:
+    places = threading.BoundedSemaphore(LINK_CONNECTIONS)
+    while True:
+        places.acquire()
+        try:
+            connection, _ = server.accept()
+        except OSError:
+            return
+        threading.Thread(target=serve_connection, args=(connection, places), daemon=True).start()
+
+
+def serve_connection(connection: socket.socket, places: threading.BoundedSemaphore) -> None:
+    """Requests of 17 bytes (operation, size, count; big-endian) until the other side closes or breaks the rules."""
+    with connection, contextlib.suppress(OSError):
+        connection.settimeout(LINK_IDLE_S)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        buffer = bytearray(MIB)
+        serving = True
+        while serving:
+            header = receive(connection, bytearray(17))
+            serving = header is not None and serve_request(connection, *struct.unpack(">cQQ", header), buffer=buffer)
+    places.release()
+
+
+def receive(connection: socket.socket, target: bytearray) -> bytearray | None:
+    """Fill `target`; None when the stream ends first."""
+    view = memoryview(target)
+    while view:
+        count = connection.recv_into(view)
+        if count == 0:
+            return None
+        view = view[count:]
+    return target
+
+
+def serve_request(connection: socket.socket, operation: bytes, size: int, count: int, *, buffer: bytearray) -> bool:
+    """Do one request; False ends the connection."""
+    if operation == b"E" and 0 < size <= LARGEST_ECHO_BYTES and size * count <= LARGEST_TRANSFER_BYTES:
+        return echo(connection, size, count)
+    if operation == b"S" and size <= LARGEST_TRANSFER_BYTES:
+        return sink(connection, size, buffer)
+    if operation == b"R" and size <= LARGEST_TRANSFER_BYTES:
+        return source(connection, size, buffer)
+    return False
+
+
+def echo(connection: socket.socket, size: int, count: int) -> bool:
+    message = bytearray(size)
+    for _ in range(count):
+        if receive(connection, message) is None:
+            return False
+        connection.sendall(message)
+    return True
+
+
+def sink(connection: socket.socket, size: int, buffer: bytearray) -> bool:
+    view = memoryview(buffer)
+    while size:
+        count = connection.recv_into(view[: min(size, len(buffer))])
+        if count == 0:
+            return False
+        size -= count
+    connection.sendall(b"k")
+    return True
+
+
+def source(connection: socket.socket, size: int, buffer: bytearray) -> bool:
+    view = memoryview(buffer)
+    while size:
+        count = min(size, len(buffer))
+        connection.sendall(view[:count])
+        size -= count
+    return True
+
+
+# ports
+
+
+def answer_ports(options: argparse.Namespace, words: list[str]) -> None:
+    end = ephemeral_start(read_text("/proc/sys/net/ipv4/ip_local_port_range"))
+    say({"ports": free_ports(options.count, FIRST_PORT, end, os.getpid())})
+
+
+def ephemeral_start(port_range: str) -> int:
+    """Where outgoing connections begin: above it, a port may belong to one at any moment."""
+    text = port_range.split() or ask(("sysctl", "-n", "net.inet.ip.portrange.first")).split()
+    start = int(text[0]) if text and text[0].isdigit() else 32768
+    return start if start >= FIRST_PORT + 1000 else 32768
+
+
+def free_ports(count: int, first: int, end: int, seed: int) -> list[int]:
+    """`count` ports in [first, end) that can be bound on loopback, tried from a place that depends on `seed`."""
+    width = end - first
+    start = seed * 7919 % width  # a prime, so that neighbours begin far from each other
+    found: list[int] = []
+    for step in range(width):
+        if len(found) == count:
+            return found
+        port = first + (start + step) % width
+        if can_bind(port):
+            found.append(port)
+    if len(found) == count:
+        return found
+    raise AgentError(f"only {len(found)} of {count} ports are free between {first} and {end - 1}")
+
+
+def can_bind(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+# folders
+
+
+def answer_unpack(options: argparse.Namespace, words: list[str]) -> None:
+    folder = os.path.abspath(options.folder)
+    os.makedirs(os.path.dirname(folder), exist_ok=True)
+    with locked(folder + ".lock"):
+        actual = sha256_of(options.archive)
+        if actual != options.sha256:
+            raise AgentError(f"{options.archive} has the sha256 {actual}, expected {options.sha256}: send it again")
+        unpack(options.archive, folder)
+        os.unlink(options.archive)
+    say({"folder": folder})
+
+
+@contextlib.contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Hold a lock file, so that two controllers do not change one folder at once."""
+    with open(path, "a", encoding="ascii") as file:
+        end = time.monotonic() + LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise AgentError(f"another meshctl has been holding {path} for {LOCK_WAIT_S:g} s") from None
+            time.sleep(0.1)
+        yield
+
+
+def unpack(archive: str, folder: str) -> None:
+    """Extract beside, then rename: the folder is either the old one or the whole new one."""
+    fresh, aside = f"{folder}.tmp-{os.getpid()}", f"{folder}.old-{os.getpid()}"
+    try:
+        extract(archive, fresh)
+    except (tarfile.TarError, EOFError) as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise AgentError(f"{archive} is not a whole tar.gz: {error}") from error
+    except OSError as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise AgentError(disk_message(error, folder)) from error
+    except AgentError:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    if os.path.lexists(folder):
+        os.rename(folder, aside)
+    os.rename(fresh, folder)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def disk_message(error: OSError, folder: str) -> str:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return describe(error)
+    free = disk_facts(os.path.dirname(folder))["disk_free_bytes"]
+    return f"the disk is full: {folder} does not fit, {free / MIB:.0f} MiB are free there"
+
+
+def extract(archive: str, folder: str) -> None:
+    """Files and folders first, links last: nothing can then be written through a link."""
+    os.makedirs(folder)
+    with tarfile.open(archive, "r:gz") as tar:
+        members = tar.getmembers()
+        for member in members:
+            refuse_hostile(member)
+        for member in members:
+            place = os.path.join(folder, os.path.normpath(member.name))
+            if member.isdir():
+                os.makedirs(place, exist_ok=True)
+            elif member.isreg():
+                write_member(tar, member, place)
+        for member in members:
+            if member.issym():
+                place = os.path.join(folder, os.path.normpath(member.name))
+                os.makedirs(os.path.dirname(place), exist_ok=True)
+                os.symlink(member.linkname, place)
+
+
+def refuse_hostile(member: tarfile.TarInfo) -> None:
+    """Only regular files, folders and relative links that stay inside."""
+    if not (member.isreg() or member.isdir() or member.issym()):
+        raise AgentError(f"the archive holds {member.name}, which is no file, folder or symbolic link")
+    if leaves(member.name):
+        raise AgentError(f"the archive holds {member.name}, which lies outside of the folder")
+    target = os.path.join(os.path.dirname(member.name), member.linkname)
+    if member.issym() and (os.path.isabs(member.linkname) or leaves(target)):
+        raise AgentError(f"the archive holds {member.name}, a link that leads outside, to {member.linkname}")
+
+
+def leaves(path: str) -> bool:
+    return os.path.isabs(path) or os.path.normpath(path).split("/")[0] == ".."
+
+
+def write_member(tar: tarfile.TarFile, member: tarfile.TarInfo, place: str) -> None:
+    os.makedirs(os.path.dirname(place), exist_ok=True)
+    content = tar.extractfile(member)
+    if content is None:
+        raise AgentError(f"the archive holds {member.name}, which cannot be read")
+    mode = 0o755 if member.mode & 0o100 else 0o644
+    with content, os.fdopen(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as target:
+        shutil.copyfileobj(content, target, MIB)
+
+
+def answer_check(options: argparse.Namespace, words: list[str]) -> None:
+    folder = options.folder
+    try:
+        with open(os.path.join(folder, "manifest.json"), "rb") as file:
+            entries = [(str(one["path"]), one["sha256"], one["size_bytes"]) for one in json.load(file)["files"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise AgentError(f"{folder}/manifest.json cannot be read: {error!r}") from error
+    missing = [path for path, _, _ in entries if not os.path.isfile(os.path.join(folder, path))]
+    present = [entry for entry in entries if entry[0] not in missing]
+    wrong = [path for path, digest, size in present if not is_intact(folder, path, digest, size)]
+    ok = not missing and not wrong
+    say({"ok": True} if ok else {"ok": False, "wrong": wrong, "missing": missing})
+
+
+def is_intact(folder: str, path: str, digest: str, size: int) -> bool:
+    place = os.path.join(folder, path)
+    return not leaves(path) and os.path.getsize(place) == size and sha256_of(place) == digest
+
+
+def answer_tail(options: argparse.Namespace, words: list[str]) -> None:
+    parts = [last_bytes(path) for path in (options.file + ".1", options.file)]
+    if all(part is None for part in parts):
+        raise AgentError(f"{options.file}: there is no such log")
+    say({"text": last_lines(b"".join(part or b"" for part in parts), options.lines)})
+
+
+def last_bytes(path: str, limit_bytes: int = 256 * KIB) -> bytes | None:
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.path.getsize(path) - limit_bytes))
+            return file.read(limit_bytes)
+    except FileNotFoundError:
+        return None
+
+
+def answer_tidy(options: argparse.Namespace, words: list[str]) -> None:
+    say({"removed": tidy(os.path.abspath(options.root), time.time() - STALE_S)})
+
+
+def tidy(root: str, before_s: float) -> list[str]:
+    """Remove our own unfinished files and folders last changed before that moment; gives their relative paths."""
+    removed = []
+    for folder, folders, files in os.walk(root):
+        stale = [name for name in folders + files if is_stale(folder, name, before_s)]
+        folders[:] = [name for name in folders if name not in stale]
+        for name in stale:
+            place = os.path.join(folder, name)
+            remove(place)
+            removed.append(os.path.relpath(place, root))
+    return sorted(removed)
+
+
+def is_stale(folder: str, name: str, before_s: float) -> bool:
+    temporary = any(fnmatch.fnmatchcase(name, pattern) for pattern in TEMPORARY_NAMES)
+    return temporary and os.lstat(os.path.join(folder, name)).st_mtime < before_s
+
+
+def remove(place: str) -> None:
+    if os.path.isdir(place) and not os.path.islink(place):
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(place)
+
+
+# who listens
+
+
+def answer_listen(options: argparse.Namespace, words: list[str]) -> None:
+    if is_mac():
+        found = read_lsof(ask(("lsof", "-nP", "-a", "-u", str(os.getuid()), "-iTCP", "-sTCP:LISTEN", "-Fpcn")))
+    else:
+        owners = socket_owners()
+        sockets = read_tcp(read_text("/proc/net/tcp")) + read_tcp(read_text("/proc/net/tcp6"))
+        found = [listener(one.address, one.port, *owners.get(one.inode, (0, ""))) for one in sockets if one.is_ours()]
+    say({"listening": found})
+
+
+def listener(address: str, port: int, pid: int, program: str) -> dict[str, Any]:
+    """`pid` 0 and `program` "" where the owner cannot be seen."""
+    return {"address": address, "port": port, "pid": pid, "program": program}
+
+
+class ListeningSocket(NamedTuple):
+    address: str
+    port: int
+    user: int
+    inode: str
+
+    def is_ours(self) -> bool:
+        return self.user == os.getuid()
+
+
+def read_tcp(text: str) -> list[ListeningSocket]:
+    """Sockets in LISTEN (state 0A) of /proc/net/tcp or tcp6 (proc_net_tcp: addresses in host byte order per word)."""
+    found = []
+    for line in text.splitlines()[1:]:
+        fields = line.split()
+        if len(fields) > 9 and fields[3] == "0A":
+            address, _, port = fields[1].partition(":")
+            found.append(ListeningSocket(read_address(address), int(port, 16), int(fields[7]), fields[9]))
+    return found
+
+
+def read_address(text: str) -> str:
+    data = b"".join(struct.pack("=I", int(text[at : at + 8], 16)) for at in range(0, len(text), 8))
+    return socket.inet_ntop(socket.AF_INET if len(data) == 4 else socket.AF_INET6, data)
+
+
+def socket_owners() -> dict[str, tuple[int, str]]:
+    owners = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            for descriptor in os.listdir(f"/proc/{name}/fd"):
+                target = os.readlink(f"/proc/{name}/fd/{descriptor}")
+                if target.startswith("socket:["):
+                    owners[target[8:-1]] = (int(name), read_text(f"/proc/{name}/comm").strip())
+    return owners
+
+
+def read_lsof(text: str) -> list[dict[str, Any]]:
+    """`lsof -F pcn`: a line per field, the process before its files; names are `address:port`, `*` for any."""
+    found = []
+    pid, program = 0, ""
+    for line in text.splitlines():
+        kind, value = line[:1], line[1:]
+        if kind == "p":
+            pid = int(value)
+        elif kind == "c":
+            program = value
+        elif kind == "n":
+            address, _, port = value.rpartition(":")
+            found.append(listener(address.strip("[]").replace("*", "0.0.0.0"), int(port), pid, program))
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
