@@ -3,12 +3,13 @@
 Everything heavy is imported inside the commands, so that `meshctl --help` stays quick.
 """
 
-import asyncio
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from orchestrator.cli.run import answer, run, run_shown, talk
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,30 +33,22 @@ def build(
     again: Annotated[bool, typer.Option("--again", help="Build even if it is there already.")] = False,
 ) -> None:
     """Build the engine (once; 10 to 20 minutes on two cores), prove that it computes here, and print its folder."""
-    from rich.console import Console
-
-    from orchestrator.report import Report
-    from orchestrator.view.progress import ProgressView
-
-    with ProgressView(Console(stderr=True)) as view:
-        engine = asyncio.run(_build_and_prove(backend, again, Report(view.listen)))
+    engine = run_shown(lambda report: _build_and_prove(backend, again, report))
     typer.echo(engine.folder)
 
 
 @app.command("list")
 def list_command(as_json: AsJson = False) -> None:
     """Show every engine on this machine."""
-    from rich.console import Console
-
     from orchestrator.engine.store import list_engines
 
     engines = list_engines(_cache())
     if as_json:
         typer.echo(json.dumps([_as_json(engine) for engine in engines], indent=2))
     elif engines:
-        Console().print(engines_table(engines))
+        answer().print(engines_table(engines))
     else:
-        Console(stderr=True).print("No engine is built yet: meshctl engine build")
+        talk().print("No engine is built yet: meshctl engine build")
 
 
 @app.command()
@@ -67,14 +60,10 @@ def path(backend: Backend = "cpu") -> None:
 @app.command()
 def check(backend: Backend = "cpu") -> None:
     """Compare every file with its hash in the manifest, then let the engine compute on this machine."""
-    from rich.console import Console
-
-    engine = _built(backend)
-    talk = Console(stderr=True, highlight=False)
-    proven = asyncio.run(_prove(engine, again=True))
-    talk.print(f"{len(proven.manifest.files)} files are whole, and the engine computes here.", markup=False)
+    proven = run(_prove(_built(backend), again=True))
+    talk().print(f"{len(proven.manifest.files)} files are whole, and the engine computes here.", markup=False)
     for library in proven.manifest.excluded:
-        talk.print(f"{library} is not used: its code crashes on this machine.", markup=False)
+        talk().print(f"{library} is not used: its code crashes on this machine.", markup=False)
 
 
 async def _build_and_prove(backend: str, again: bool, report: "Report") -> "Engine":
