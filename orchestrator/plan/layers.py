@@ -23,6 +23,9 @@ Even stages overlap best when long prompts are read: on the pinned engine 4 + 5 
 6 + 3.
 """
 
+TIE = 1e-9
+"""Costs that differ by less than this part are equal; then the slowest device stays the last one."""
+
 Costs = NDArray[np.float64]
 Bytes = NDArray[np.int64]
 
@@ -49,9 +52,14 @@ class Rules:
 def place_layers(memory: ModelMemory, candidates: Sequence[Candidate], rules: Rules) -> tuple[Stage, ...] | None:
     """The best stages over any of the candidates (fastest first), or None when no placement fits their budgets."""
     programme = _Programme(memory, candidates, rules)
-    lasts = [k for k, one in enumerate(candidates) if rules.last in (None, one.device.name)]
-    found = [placed for k in lasts if (placed := programme.end_with(k)) is not None]
-    return min(found, key=lambda placed: placed[0])[1] if found else None
+    best_cost, best = np.inf, None
+    for k in reversed(range(len(candidates))):
+        if rules.last not in (None, candidates[k].device.name):
+            continue
+        cost, stages = programme.end_with(k)
+        if cost < best_cost * (1 - TIE):
+            best_cost, best = cost, stages
+    return best
 
 
 def stages_s(memory: ModelMemory, stages: Sequence[Stage]) -> float:
@@ -82,8 +90,8 @@ class _Programme:
             self._reached.append(reached)
             self._choices.append(choice)
 
-    def end_with(self, last: int) -> tuple[float, tuple[Stage, ...]] | None:
-        """The best cost and stages with candidate `last` behind all others, or None."""
+    def end_with(self, last: int) -> tuple[float, tuple[Stage, ...] | None]:
+        """The best cost and stages with candidate `last` behind all others; infinite and None where nothing fits."""
         order = [*range(last), *range(last + 1, len(self._candidates))]
         reached, choices = self._reached[last], self._choices[:last]
         for k in order[last:]:
@@ -92,7 +100,7 @@ class _Programme:
         ends = reached + self._last_costs(last)
         first = int(ends.argmin())
         if not np.isfinite(ends[first]):
-            return None
+            return np.inf, None
         return float(ends[first]), self._trace(order, choices, last, first)
 
     def _trace(self, order: list[int], choices: list[Bytes], last: int, first: int) -> tuple[Stage, ...]:

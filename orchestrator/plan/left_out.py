@@ -88,8 +88,10 @@ def _why_slower(memory: ModelMemory, split: Split, candidate: Candidate) -> str:
     )
     if longer_s <= TIE * split.token_s:
         return f"with {layers} of {blocks} layers on it a token would take as long as without it"
-    if longer_s < cost_s:
+    if cost_s - longer_s > TIE * split.token_s:
         saved = duration_text(cost_s - longer_s)
         return f"with {layers} of {blocks} layers it would save {saved} per token, but costs {costs}"
+    if longer_s - cost_s <= TIE * split.token_s:
+        return f"with {layers} of {blocks} layers it would save nothing, and costs {costs}"
     slower = duration_text(longer_s - cost_s)
     return f"with {layers} of {blocks} layers it would compute {slower} per token slower than others, and costs {costs}"
