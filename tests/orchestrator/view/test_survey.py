@@ -1,0 +1,43 @@
+"""The whole text of a survey."""
+
+from dataclasses import replace
+
+from orchestrator.survey.values import HostSurvey, Link
+from orchestrator.view.survey import survey_view
+from tests.orchestrator.plan.examples import FACTS, GIB, LOOPBACK, make_device, make_survey
+from tests.orchestrator.view.rendering import rendered
+from workers.budget import MIB, Budget
+
+FAR = Link("tunnel", round_trip_s=0.0031, up_bytes_per_s=12 * MIB, down_bytes_per_s=12 * MIB)
+RESERVED = Budget(free_bytes=8 * GIB, capped_bytes=int(6.4 * GIB), reserve_bytes=32 * MIB)
+NUC = replace(make_device("nuc/cpu", 0, gib_per_s=6), budget=RESERVED)
+GPU = replace(make_device("[pi]/vulkan0", 900, kind="vulkan", link=FAR), description="V3D 4.2 [unified memory]")
+BARE = HostSurvey("bare", False, FACTS, ())
+MEASURED = make_survey([make_device("desk/cpu", 700, link=LOOPBACK), NUC, GPU], local=["desk"])
+SURVEY = replace(MEASURED, hosts=(*MEASURED.hosts, BARE))
+
+TEXT = """\
+survey of demo, taken 2026-11-22T18:00:00Z
+engine cpu-linux-x86_64-1a2b3c4d5e6f; controller desk: Debian GNU/Linux 12 (bookworm), 48.0 GiB of
+64.0 GiB available
+
+ host   device   description       free      budget             link             speed
+ ──────────────────────────────────────────────────────────────────────────────────────────────────
+ desk   cpu      AMD Ryzen 7       1.4 GiB   700 MiB            loopback 10 µs   decode 10.0 GiB/s
+ local           5800X, 8 threads            cap 700 MiB (50%)  up 1.7 GiB/s     prefill 100 GiB/s
+                                                                down 1.7 GiB/s   spread 2%
+ nuc    cpu      AMD Ryzen 7       8.0 GiB   6.4 GiB            tunnel 250 µs    decode 6.0 GiB/s
+                 5800X, 8 threads            cap 6.4 GiB (80%)  up 110 MiB/s     prefill 60.0 GiB/s
+                                             less 32.0 MiB      down 110 MiB/s   spread 2%
+ [pi]   vulkan0  V3D 4.2 [unified  1.8 GiB   900 MiB            tunnel 3.10 ms   decode 10.0 GiB/s
+                 memory]                     cap 900 MiB (50%)  up 12.0 MiB/s    prefill 100 GiB/s
+                                                                down 12.0 MiB/s  spread 2%
+ bare   none     Debian GNU/Linux  48.0 GiB
+                 12 (bookworm)
+
+"""
+
+
+def test_every_device_shows_its_memory_budget_link_and_speed() -> None:
+    """Also a host without a device, and names and descriptions in brackets, which are not markup."""
+    assert rendered(survey_view(SURVEY)) == TEXT
