@@ -1,0 +1,251 @@
+"""Count what a model takes, by the engine's own arithmetic.
+
+Weights come exactly from the model's file. KV cache and compute buffers depend on how the engine is built, so it is
+asked: `llama-fit-params` against idle workers on this machine. Allocates none of that memory.
+"""
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from orchestrator.errors import EngineError
+from orchestrator.idle_workers import idle_workers
+from orchestrator.plan.values import ModelMemory
+from quant.model import Model, hidden_bytes, input_bytes, kv_bytes_per_token, layer_bytes, logits_bytes, output_bytes
+from workers.budget import MIB
+from workers.engine_commands import ENVIRONMENT, Placement
+from workers.fit_table import FitRow, fit_command, read_fit_table, upper_bytes
+
+_DEADLINE_S = 300.0
+_CELLS = 256
+"""The engine rounds each conversation's share of the KV cache up to a multiple of this many tokens."""
+
+_MOST_DEVICES = 15
+"""More than this the engine does not take."""
+
+_STORED = TypeAdapter(ModelMemory)
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What the engine is asked about; each answer has one row per device and the host's last."""
+
+    engine: Path
+    model: Model
+    context: int
+    parallel: int
+    micro_batch: int
+
+    async def ask(self, placement: Placement | None) -> tuple[FitRow, ...]:
+        words = fit_command(
+            str(self.engine / "llama-fit-params"),
+            model=str(self.model.path),
+            context=self.context,
+            parallel=self.parallel,
+            micro_batch=self.micro_batch,
+            placement=placement,
+        )
+        return read_fit_table(await _run(words), len(placement.endpoints) if placement else 0)
+
+    async def ask_split(
+        self, endpoints: Sequence[str], tensor_split: Sequence[int], *, output_on_head: bool = False
+    ) -> tuple[FitRow, ...]:
+        tied = self.model.output_tied
+        return await self.ask(Placement(tuple(endpoints), tuple(tensor_split), output_on_head, tied))
+
+
+async def count_memory(
+    engine: Path, model: Model, *, context: int, parallel: int, micro_batch: int, cache: Path | None = None
+) -> ModelMemory:
+    """What `model` takes for `parallel` conversations of `context` tokens each, on the engine in the folder `engine`.
+
+    Takes a second or two; the answer is kept in the folder `cache` if one is given. EngineError when the engine
+    fails on this model.
+    """
+    question = _Question(engine, model, context, parallel, micro_batch)
+    if cache is None:
+        return await _count(question)
+    stored = cache / f"memory-{_digest(question)}.json"
+    memory = _read(stored)
+    if memory is None:
+        memory = await _count(question)
+        _write(stored, memory)
+    return replace(memory, path=str(model.path))
+
+
+async def _count(question: _Question) -> ModelMemory:
+    model = question.model
+    native = (await question.ask(None))[-1]
+    async with idle_workers(question.engine, min(3, model.block_count)) as endpoints:
+        split = even_split(model.block_count, len(endpoints))
+        remote = await question.ask_split(endpoints, split)
+        on_head = await question.ask_split(endpoints, split, output_on_head=True)
+    surplus = surplus_logits_bytes(model, parallel=question.parallel, micro_batch=question.micro_batch)
+    compute = compute_buffers(native, remote, on_head, surplus)
+    return ModelMemory(
+        model=model.name,
+        path=str(model.path),
+        context=question.context,
+        parallel=question.parallel,
+        micro_batch=question.micro_batch,
+        layer_weights_bytes=layer_bytes(model),
+        layer_kv_bytes=await _layer_kv(question, native.context_mib),
+        output_bytes=output_bytes(model),
+        output_tied=model.output_tied,
+        input_bytes=input_bytes(model),
+        compute_bytes=compute.inner_bytes,
+        compute_last_bytes=compute.last_bytes,
+        compute_head_bytes=compute.head_bytes,
+        logits_bytes=logits_bytes(model),
+        hidden_bytes=hidden_bytes(model),
+    )
+
+
+def even_split(layers: int, devices: int) -> tuple[int, ...]:
+    """Items for each device, as even as they get; the last one has the output layer beside its share."""
+    counts = [layers // devices + (index < layers % devices) for index in range(devices)]
+    return (*counts[:-1], counts[-1] + 1)
+
+
+def surplus_logits_bytes(model: Model, *, parallel: int, micro_batch: int) -> int:
+    """What `llama-fit-params` reserves for logits beyond what the server does.
+
+    It counts a row of logits for every token of a micro-batch; the server reserves one for each conversation
+    (`n_outputs_max` in llama.cpp's common/speculative.cpp).
+    """
+    return max(0, micro_batch - parallel) * logits_bytes(model)
+
+
+@dataclass(frozen=True)
+class ComputeBuffers:
+    """Upper bounds in bytes: of a device that is not last, of one that is last or alone, and of the head."""
+
+    inner_bytes: int
+    last_bytes: int
+    head_bytes: int
+
+
+def compute_buffers(
+    native: FitRow, remote: Sequence[FitRow], on_head: Sequence[FitRow], surplus_bytes: int
+) -> ComputeBuffers:
+    """Put the answers together: everything native, the output on the last device, and the output on the head.
+
+    A buffer is reused within a graph, so the logits' surplus never takes it below what the layers themselves need.
+    """
+    *inner, last, head = (upper_bytes(row.compute_mib) for row in remote)
+    *without_output, head_with_output = (upper_bytes(row.compute_mib) for row in on_head)
+    most_inner = max((*inner, *without_output))
+    alone = upper_bytes(native.compute_mib)
+    return ComputeBuffers(
+        inner_bytes=most_inner,
+        last_bytes=max(most_inner, last - surplus_bytes, alone - surplus_bytes),
+        head_bytes=max(head, head_with_output - surplus_bytes),
+    )
+
+
+async def _layer_kv(question: _Question, total_mib: int) -> tuple[int, ...]:
+    """KV cache of each layer: by arithmetic where the engine agrees on the sum, else as the engine has it."""
+    computed = plain_kv(question.model, context=question.context, parallel=question.parallel)
+    if sum(computed) // MIB == total_mib:
+        return computed
+    layers = question.model.block_count
+    cut_mib: list[int] = []
+    async with idle_workers(question.engine, min(_MOST_DEVICES, layers + 2)) as endpoints:
+        while len(cut_mib) < layers:
+            asked = min(len(endpoints) - 2, layers - len(cut_mib))
+            split = one_layer_each(layers, first=len(cut_mib), asked=asked)
+            rows = await question.ask_split(endpoints[: len(split)], split)
+            cut_mib += [row.context_mib for row in rows[1 : 1 + asked]]
+    return spread_kv(cut_mib, total_mib)
+
+
+def plain_kv(model: Model, *, context: int, parallel: int) -> tuple[int, ...]:
+    """KV cache of each layer in bytes for plain attention; each conversation's share is rounded up to 256 tokens."""
+    cells = -(-context // _CELLS) * _CELLS * parallel
+    return tuple(cells * token_bytes for token_bytes in kv_bytes_per_token(model))
+
+
+def one_layer_each(layers: int, *, first: int, asked: int) -> tuple[int, ...]:
+    """A split that gives each of `asked` devices, from the second on, one layer from `first` on."""
+    return (first, *(1,) * asked, layers + 1 - first - asked)
+
+
+def spread_kv(cut_mib: Sequence[int], total_mib: int) -> tuple[int, ...]:
+    """Bytes of each layer from sizes cut to MiB and their true sum: what the cuts lost goes evenly to all that have
+    any."""
+    having = [index for index, mib in enumerate(cut_mib) if mib] or range(len(cut_mib))
+    lost_each = max(0, upper_bytes(total_mib) - sum(cut_mib) * MIB) // len(having)
+    return tuple(mib * MIB + (lost_each if index in having else 0) for index, mib in enumerate(cut_mib))
+
+
+async def _run(words: tuple[str, ...]) -> bytes:
+    """Stdout of one run of `llama-fit-params`."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *words,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, **ENVIRONMENT, "LC_ALL": "C"},
+        )
+    except OSError as error:
+        raise EngineError(
+            f"{words[0]} cannot be run: {error.strerror}", hint="build it: meshctl engine build"
+        ) from error
+    try:
+        async with asyncio.timeout(_DEADLINE_S):
+            stdout, stderr = await process.communicate()
+    except TimeoutError as error:
+        raise EngineError(f"{words[0]} did not answer within {_DEADLINE_S:.0f} s") from error
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        raise EngineError(
+            f"the engine cannot count the memory of {words[2]}: llama-fit-params ended with {process.returncode}",
+            hint="the engine may not know this kind of model; try another file of it",
+            details=stderr.decode(errors="replace").strip()[-2000:],
+        )
+    return stdout
+
+
+def _digest(question: _Question) -> str:
+    """Of everything the answer depends on; paths are not among it."""
+    model = replace(question.model, path=Path(), shards=())
+    facts = (_build(question.engine), model, question.context, question.parallel, question.micro_batch)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
+
+
+def _build(engine: Path) -> tuple[object, ...]:
+    """What tells one build of the engine from another: its folder's name and its program's size and time."""
+    try:
+        program = (engine / "llama-fit-params").stat()
+    except OSError:
+        return ()
+    return (engine.name, program.st_size, program.st_mtime_ns)
+
+
+def _read(stored: Path) -> ModelMemory | None:
+    """The kept answer; None when there is none, or one of another version of meshctl."""
+    try:
+        return _STORED.validate_json(stored.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def _write(stored: Path, memory: ModelMemory) -> None:
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    partial = stored.with_name(f"{stored.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(_STORED.dump_json(memory, indent=2))
+        partial.replace(stored)
+    finally:
+        with suppress(FileNotFoundError):
+            partial.unlink()

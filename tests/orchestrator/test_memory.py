@@ -1,0 +1,179 @@
+"""Counting memory: the arithmetic on the engine's recorded answers, and the engine itself on the demo model."""
+
+import dataclasses
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator.engine.store import Engine
+from orchestrator.errors import EngineError
+from orchestrator.memory import (
+    ComputeBuffers,
+    compute_buffers,
+    count_memory,
+    even_split,
+    one_layer_each,
+    plain_kv,
+    spread_kv,
+    surplus_logits_bytes,
+)
+from orchestrator.plan.values import ModelMemory
+from quant.gguf_file import read_model
+from quant.model import Model
+from quant.synthetic import Shape, write_random_model
+from workers.budget import MIB
+from workers.fit_table import FitRow, read_fit_table
+
+RECORDED = Path(__file__).parents[1] / "workers" / "recorded"
+TINY = Shape(layers=2, embedding=256, feed_forward=512, heads=4, kv_heads=2, vocabulary=32)
+
+
+def recorded(name: str, devices: int) -> tuple[FitRow, ...]:
+    return read_fit_table((RECORDED / name).read_bytes(), devices)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Model:
+    path = tmp_path / "tiny.gguf"
+    write_random_model(path, TINY, "Q4_0")
+    return read_model(path)
+
+
+@pytest.mark.parametrize(
+    ("layers", "devices", "split"), [(30, 3, (10, 10, 11)), (8, 3, (3, 3, 3)), (2, 2, (1, 2)), (1, 1, (2,))]
+)
+def test_split_is_even_and_the_output_is_the_last_item(layers: int, devices: int, split: tuple[int, ...]) -> None:
+    assert even_split(layers, devices) == split
+
+
+def test_compute_buffers_of_the_demo_model() -> None:
+    """The server itself logs 4.11 MiB on each worker and 2.71 MiB on the head for this case."""
+    surplus = 60 * 49152 * 4
+    buffers = compute_buffers(
+        recorded("fit_native.txt", 0)[0],
+        recorded("fit_three_workers.txt", 3),
+        recorded("fit_three_workers_output_on_head.txt", 3),
+        surplus,
+    )
+    assert buffers == ComputeBuffers(inner_bytes=5 * MIB, last_bytes=5 * MIB, head_bytes=3 * MIB)
+
+
+def test_compute_buffers_with_large_logits() -> None:
+    native = FitRow("Host", 0, 0, 300)
+    remote = (FitRow("RPC0", 0, 0, 80), FitRow("RPC1", 0, 0, 320), FitRow("Host", 0, 0, 10))
+    on_head = (FitRow("RPC0", 0, 0, 60), FitRow("RPC1", 0, 0, 60), FitRow("Host", 0, 0, 260))
+    assert compute_buffers(native, remote, on_head, 200 * MIB) == ComputeBuffers(81 * MIB, 121 * MIB, 61 * MIB)
+
+
+def test_one_device_alone_counts_as_last() -> None:
+    native = FitRow("Host", 0, 0, 9)
+    buffers = compute_buffers(native, (FitRow("RPC0", 0, 0, 4), native), (FitRow("RPC0", 0, 0, 2), native), 0)
+    assert buffers == ComputeBuffers(3 * MIB, 10 * MIB, 10 * MIB)
+
+
+def test_logits_beyond_one_row_per_conversation_are_surplus(tiny: Model) -> None:
+    assert surplus_logits_bytes(tiny, parallel=4, micro_batch=64) == 60 * 32 * 4
+    assert surplus_logits_bytes(tiny, parallel=4, micro_batch=2) == 0
+
+
+def test_kv_counts_whole_steps_of_256_tokens_per_conversation(tiny: Model) -> None:
+    token_bytes = 2 * 64 * 2 * 2
+    assert plain_kv(tiny, context=4096, parallel=4) == (4096 * 4 * token_bytes,) * 2
+    assert plain_kv(tiny, context=257, parallel=3) == (512 * 3 * token_bytes,) * 2
+
+
+def test_every_layer_is_asked_for_once() -> None:
+    assert one_layer_each(30, first=0, asked=13) == (0, *(1,) * 13, 18)
+    assert one_layer_each(30, first=26, asked=4) == (26, 1, 1, 1, 1, 1)
+
+
+def test_what_the_cuts_lost_goes_to_the_layers_that_have_any() -> None:
+    assert spread_kv((3, 0, 3), 7) == (4 * MIB, 0, 4 * MIB)
+    assert spread_kv((0, 0), 0) == (MIB // 2, MIB // 2)
+
+
+async def test_missing_engine_is_reported(tmp_path: Path, tiny: Model) -> None:
+    with pytest.raises(EngineError) as caught:
+        await count_memory(tmp_path, tiny, context=256, parallel=1, micro_batch=64)
+    assert str(caught.value) == f"{tmp_path}/llama-fit-params cannot be run: No such file or directory"
+    assert caught.value.hint == "build it: meshctl engine build"
+
+
+async def test_failing_engine_is_reported_with_its_last_words(tmp_path: Path, tiny: Model) -> None:
+    program = tmp_path / "llama-fit-params"
+    program.write_text("#!/bin/sh\necho unknown architecture >&2\nexit 3\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    with pytest.raises(EngineError) as caught:
+        await count_memory(tmp_path, tiny, context=256, parallel=1, micro_batch=64)
+    assert str(caught.value) == f"the engine cannot count the memory of {tiny.path}: llama-fit-params ended with 3"
+    assert caught.value.details == "unknown architecture"
+
+
+@pytest.mark.engine
+async def test_demo_model_is_counted_by_the_engine(engine: Engine, demo_model: Path, tmp_path: Path) -> None:
+    model = read_model(demo_model)
+    memory = await count_memory(engine.folder, model, context=4096, parallel=4, micro_batch=64, cache=tmp_path)
+    assert memory == ModelMemory(
+        model="Smollm2 135M 8k Lc100K Mix1 Ep2",
+        path=str(demo_model),
+        context=4096,
+        parallel=4,
+        micro_batch=64,
+        layer_weights_bytes=(2_216_448,) * 30,
+        layer_kv_bytes=(12 * MIB,) * 30,
+        output_bytes=30_083_328,
+        output_tied=True,
+        input_bytes=30_081_024,
+        compute_bytes=5 * MIB,
+        compute_last_bytes=5 * MIB,
+        compute_head_bytes=3 * MIB,
+        logits_bytes=196_608,
+        hidden_bytes=2304,
+    )
+
+
+@pytest.mark.engine
+async def test_answer_is_kept_and_a_broken_one_is_counted_again(engine: Engine, tiny: Model, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    first = await count_memory(engine.folder, tiny, context=256, parallel=1, micro_batch=64, cache=cache)
+    (stored,) = cache.iterdir()
+    moved = dataclasses.replace(tiny, path=tmp_path / "moved.gguf")
+    again = await count_memory(engine.folder, moved, context=256, parallel=1, micro_batch=64, cache=cache)
+    assert again == dataclasses.replace(first, path=str(tmp_path / "moved.gguf"))
+    stored.write_text('{"half": ')
+    assert await count_memory(engine.folder, tiny, context=256, parallel=1, micro_batch=64, cache=cache) == first
+    assert list(cache.iterdir()) == [stored]
+
+
+@pytest.mark.engine
+async def test_kv_that_is_not_plain_is_taken_from_the_engine(engine: Engine, demo_model: Path) -> None:
+    """A model whose stated heads give a wrong sum stands for one with a sliding window."""
+    misread = dataclasses.replace(read_model(demo_model), head_count_kv=(1,) * 30)
+    memory = await count_memory(engine.folder, misread, context=4096, parallel=4, micro_batch=64)
+    assert max(memory.layer_kv_bytes) - 12 * MIB < MIB // 16
+    assert min(memory.layer_kv_bytes) >= 12 * MIB
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("layers", [1, 2, 3])
+async def test_models_of_few_layers_are_counted(engine: Engine, tmp_path: Path, layers: int) -> None:
+    path = tmp_path / "few.gguf"
+    write_random_model(path, dataclasses.replace(TINY, layers=layers), "Q4_0")
+    memory = await count_memory(engine.folder, read_model(path), context=512, parallel=2, micro_batch=64)
+    assert memory.layer_kv_bytes == (512 * 2 * 512,) * layers
+
+
+@pytest.mark.engine
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for children")
+async def test_no_process_is_left(engine: Engine, tiny: Model) -> None:
+    before = children()
+    await count_memory(engine.folder, tiny, context=256, parallel=1, micro_batch=64)
+    assert children() == before
+
+
+def children() -> set[str]:
+    tasks = Path(f"/proc/{os.getpid()}/task")
+    return {child for task in tasks.iterdir() for child in (task / "children").read_text().split()}
