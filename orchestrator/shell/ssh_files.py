@@ -1,0 +1,123 @@
+"""Move files over SFTP: whole or not at all, with the reason when they do not fit."""
+
+import asyncio
+import posixpath
+import secrets
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncssh
+
+from orchestrator.shell.local import partial_beside, remove_partial
+from orchestrator.shell.protocol import Progress
+from orchestrator.shell.ssh_errors import FOREIGN, disk_full, transfer_error
+
+_REMOVE_S = 5.0
+
+FreeBytes = Callable[[str], Awaitable[int | None]]
+"""Free space in bytes where that folder lies; None when the host does not say."""
+
+
+@dataclass(frozen=True)
+class SftpFiles:
+    """The files of one host. `home` is absolute; `free_bytes` is asked when SFTP itself cannot tell the free space."""
+
+    host: str
+    sftp: asyncssh.SFTPClient
+    home: str
+    free_bytes: FreeBytes
+
+    async def put(self, source: Path, target: str, mode: int, progress: Progress | None) -> None:
+        """Copy a local file there. TransferError; what was written so far is removed."""
+        try:
+            size = source.stat().st_size
+        except OSError as error:
+            raise transfer_error(self.host, str(source), error, None, 0) from error
+
+        async def send(partial: str) -> None:
+            await self.sftp.put(str(source), partial, sparse=False, progress_handler=_handler(progress))
+
+        await self._write(posixpath.join(self.home, target), size, mode, send)
+
+    async def put_bytes(self, data: bytes, target: str, mode: int) -> None:
+        """The same for bytes in memory."""
+
+        async def send(partial: str) -> None:
+            async with self.sftp.open(partial, "wb") as file:
+                await file.write(data)
+
+        await self._write(posixpath.join(self.home, target), len(data), mode, send)
+
+    async def get(self, source: str, target: Path, progress: Progress | None) -> None:
+        """Fetch a file, folders made, written beside and renamed. TransferError leaves nothing behind."""
+        path = posixpath.join(self.home, source)
+        partial = partial_beside(target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            await self.sftp.get(path, str(partial), sparse=False, progress_handler=_handler(progress))
+            partial.replace(target)
+        except FOREIGN as error:
+            raise transfer_error(self.host, f"{path} -> {target}", error, None, 0) from error
+        finally:
+            remove_partial(partial)
+
+    async def _write(self, path: str, size: int, mode: int, send: Callable[[str], Awaitable[None]]) -> None:
+        folder, name = posixpath.split(path)
+        partial = posixpath.join(folder, f".{name}.{secrets.token_hex(4)}.part")
+        try:
+            await self.sftp.makedirs(folder, exist_ok=True)
+            await self._check_space(path, folder, size)
+            await send(partial)
+            await self.sftp.chmod(partial, mode)
+            await self._rename(partial, path)
+        except FOREIGN as error:
+            free = await self._free(folder)
+            await self._remove(partial)
+            raise transfer_error(self.host, path, error, free, size) from error
+        except asyncio.CancelledError:
+            await self._remove(partial)
+            raise
+
+    async def _check_space(self, path: str, folder: str, size: int) -> None:
+        free = await self._free(folder)
+        if free is not None and free < size:
+            raise disk_full(self.host, path, free, size)
+
+    async def _free(self, folder: str) -> int | None:
+        try:
+            answer = await self.sftp.statvfs(folder)
+        except asyncssh.SFTPOpUnsupported:
+            return await self.free_bytes(folder)
+        except FOREIGN:
+            return None  # the error that matters is the one of the transfer
+        return int(answer.bavail * answer.frsize)
+
+    async def _rename(self, partial: str, path: str) -> None:
+        try:
+            await self.sftp.posix_rename(partial, path)
+        except asyncssh.SFTPOpUnsupported:  # plain SFTP refuses to rename onto an existing file
+            with suppress(asyncssh.SFTPNoSuchFile):
+                await self.sftp.remove(path)
+            await self.sftp.rename(partial, path)
+
+    async def _remove(self, partial: str) -> None:
+        with suppress(*FOREIGN):
+            async with asyncio.timeout(_REMOVE_S):
+                await self.sftp.remove(partial)
+
+
+def read_free_bytes(answer: bytes) -> int:
+    """Read the free space from `df -Pk FOLDER`; ValueError when it is not such an answer."""
+    lines = answer.decode(errors="replace").splitlines()
+    words = lines[1].split() if len(lines) > 1 else []
+    if len(words) < 6:
+        raise ValueError("no line with six columns in the answer of `df -Pk`")
+    return int(words[3]) * 1024
+
+
+def _handler(progress: Progress | None) -> Callable[[bytes, bytes, int, int], None] | None:
+    if progress is None:
+        return None
+    return lambda _source, _target, done, total: progress(done, total)
