@@ -724,46 +724,36 @@ def load_libc() -> Any:
         return None
 
 
+KEEPER = 'trap "" TERM INT HUP; read -r group || exit; read -r done || kill -s KILL -- "-$group"'
+
+
 class Keeper:
     """A second process that ends the group with SIGKILL when the leash itself is killed.
 
     It waits on a pipe that closes with the leash. It works where PR_SET_PDEATHSIG does not (macOS), and for
-    grandchildren, which that never reaches.
+    grandchildren, which that never reaches. A shell does it in a tenth of the memory that a fork of us would take.
     """
 
     def __init__(self) -> None:
-        reading, self.pipe = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            keep(reading, self.pipe)
-        os.close(reading)
+        quiet = subprocess.DEVNULL
+        words = ("/bin/sh", "-c", KEEPER)
+        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True)
+        process.returncode = 0  # collected by wait4, never by subprocess
+        assert process.stdin is not None
+        self.pid, self.pipe = process.pid, process.stdin
 
     def watch(self, group: int) -> None:
-        os.write(self.pipe, b"%d\n" % group)
+        self.say(b"%d\n" % group)
 
     def dismiss(self) -> None:
+        self.say(b"done\n")
         with contextlib.suppress(OSError):
-            os.write(self.pipe, b"done\n")
-        os.close(self.pipe)
+            self.pipe.close()
 
-
-def keep(reading: int, writing: int) -> None:
-    """The life of a keeper; never returns."""
-    os.close(writing)
-    os.setsid()
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(nothing, descriptor)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    said = b""
-    for data in iter(lambda: os.read(reading, 64), b""):
-        said += data
-    lines = said.split()
-    if lines and lines[-1] != b"done":
+    def say(self, line: bytes) -> None:
         with contextlib.suppress(OSError):
-            os.killpg(int(lines[0]), signal.SIGKILL)
-    os._exit(0)
+            self.pipe.write(line)
+            self.pipe.flush()
 
 
 def hold_leash(options: argparse.Namespace, words: list[str]) -> int:
