@@ -27,7 +27,7 @@ async def run_logged(
     )
     assert process.stdout is not None
     try:
-        with log.open("ab") as file:
+        with log.open("ab", buffering=0) as file:
             async for line in process.stdout:
                 file.write(line)
                 on_line(line.decode(errors="replace").rstrip())
