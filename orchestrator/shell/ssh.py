@@ -18,7 +18,7 @@ from orchestrator.inventory import Host
 from orchestrator.shell.local import failed
 from orchestrator.shell.protocol import Finished, Process, Progress, Words
 from orchestrator.shell.ssh_config import SshFiles, destination_words
-from orchestrator.shell.ssh_errors import FOREIGN, cannot_start, lost, no_sftp
+from orchestrator.shell.ssh_errors import FOREIGN, lost, no_session, no_sftp
 from orchestrator.shell.ssh_files import SftpFiles, read_free_bytes
 from orchestrator.shell.ssh_login import CONNECT_S, Login, open_login
 from orchestrator.shell.streams import Tail, split_lines
@@ -118,13 +118,16 @@ class SshShell:
         await self._login.close()
 
     async def _open(self, words: Words, asked: Words) -> "ClientProcess":
+        connection = self._login.connection
         try:
             async with asyncio.timeout(_OPEN_S):
-                return await self._login.connection.create_process(as_line(words), encoding=None, request_pty=False)
+                return await connection.create_process(as_line(words), encoding=None, request_pty=False)
         except TimeoutError as error:
             raise DeadlineError(self.host, f"`{shown(asked)}` could not be started within {_OPEN_S:g} s") from error
         except FOREIGN as error:
-            raise cannot_start(self.host, asked, error) from error
+            if isinstance(error, asyncssh.ChannelOpenError) and not connection.is_closed():
+                raise no_session(self.host, asked, error) from error
+            raise lost(self.host, asked) from error
 
     async def _free_bytes(self, folder: str) -> int | None:
         try:

@@ -62,13 +62,11 @@ def lost(host: str, words: Words) -> CommandError:
     return CommandError(host, message, status=None, hint="check the network and that the machine is on")
 
 
-def cannot_start(host: str, words: Words, error: Exception) -> HostError:
-    """The command was never started."""
-    if isinstance(error, asyncssh.ChannelOpenError) and error.code != asyncssh.OPEN_CONNECT_FAILED:
-        message = f"`{shown(words)}` was not started: the host allows no further session ({error.reason})"
-        hint = "raise MaxSessions (10 unless set) in its sshd_config and restart sshd there"
-        return CommandError(host, message, status=None, hint=hint)
-    return lost(host, words)
+def no_session(host: str, words: Words, error: asyncssh.ChannelOpenError) -> CommandError:
+    """The connection stands, but the host opens no further session on it: the command was never started."""
+    message = f"`{shown(words)}` was not started: the host allows no further session ({error.reason})"
+    hint = "raise MaxSessions (10 unless set) in its sshd_config and restart sshd there"
+    return CommandError(host, message, status=None, hint=hint)
 
 
 def no_sftp(host: str, error: Exception) -> ConnectError:

@@ -13,7 +13,7 @@ from typing import Any
 
 import asyncssh
 
-from orchestrator.errors import ConnectError, HostKeyError
+from orchestrator.errors import ConnectError
 from orchestrator.inventory import Host
 from orchestrator.shell import host_keys
 from orchestrator.shell.client_keys import ClientKeys, client_keys
@@ -25,6 +25,8 @@ CONNECT_S = 15.0
 _CLOSE_S = 5.0
 _KEEPALIVE_S = 5
 _KEEPALIVE_COUNT = 3
+# Without a key of a type we ask for sshd hangs up, which may reach us before the failed negotiation does.
+_NO_COMMON_KEY = (asyncssh.KeyExchangeFailed, asyncssh.ConnectionLost, ConnectionResetError)
 _FAMILIES = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
 
 
@@ -83,20 +85,26 @@ async def open_hop(
                 )
         except asyncssh.HostKeyNotVerifiable as error:
             raise host_keys.refused(hop.host, known, client.offered) from error
-        except asyncssh.KeyExchangeFailed as error:
-            raise await _no_common_key(hop, known, via, error) from error
         except FOREIGN as error:
+            if isinstance(error, _NO_COMMON_KEY) and client.offered is None:
+                await _refuse_if_changed(hop, known, via)
             raise login_error(hop.host, hop.target, keys.tried, error, deadline_s=CONNECT_S) from error
     opened.push_async_callback(_close, connection)
     return connection
 
 
 async def offered_keys(hop: Hop, via: asyncssh.SSHClientConnection | None) -> tuple[asyncssh.SSHKey, ...]:
-    """One key of each type that the server at the end of the hop has; no login takes place, nothing is trusted."""
+    """One key of each type that the server at the end of the hop has; no login takes place, nothing is trusted.
+
+    ConnectError when it cannot be reached or has none of a type that we accept.
+    """
     families = (("ssh-ed25519",), ("ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521"), ("ssh-rsa",))
     asked = [[name for known in family for name in host_keys.ALGORITHMS[known]] for family in families]
-    keys = [await _offered_key(hop, via, algorithms) for algorithms in asked]
-    return tuple(key for key in keys if key is not None)
+    answers = [await _offered_key(hop, via, algorithms) for algorithms in asked]
+    for answer in answers:
+        if isinstance(answer, Exception) and not any(isinstance(other, asyncssh.SSHKey) for other in answers):
+            raise login_error(hop.host, hop.target, "no key", answer, deadline_s=CONNECT_S) from answer
+    return tuple(answer for answer in answers if isinstance(answer, asyncssh.SSHKey))
 
 
 class _Client(asyncssh.SSHClient):
@@ -158,25 +166,23 @@ async def _trusted_keys(hop: Hop, ssh: SshFiles, via: asyncssh.SSHClientConnecti
     return host_keys.known_keys(ssh.known_hosts, known.name)
 
 
-async def _no_common_key(
-    hop: Hop, known: KnownKeys, via: asyncssh.SSHClientConnection | None, error: asyncssh.KeyExchangeFailed
-) -> HostKeyError | ConnectError:
-    """The server no longer has a key of a trusted type (changed), or shares no other algorithm with us."""
+async def _refuse_if_changed(hop: Hop, known: KnownKeys, via: asyncssh.SSHClientConnection | None) -> None:
+    """HostKeyError when the server has keys, but none of a type that was trusted."""
     offered = await offered_keys(hop, via)
-    if known.keys and offered and not any(known.accepts(key) for key in offered):
-        return host_keys.refused(hop.host, known, offered[0])
-    return ConnectError(hop.host, f"{hop.target.hostname} and we share no SSH algorithms: {error.reason}")
+    if known.keys and not any(known.accepts(key) for key in offered):
+        raise host_keys.refused(hop.host, known, offered[0])
 
 
 async def _offered_key(
     hop: Hop, via: asyncssh.SSHClientConnection | None, algorithms: list[str]
-) -> asyncssh.SSHKey | None:
-    """The key that the server shows when asked for these algorithms; None when it has none of them."""
+) -> asyncssh.SSHKey | Exception:
+    """The key that the server shows when asked for these algorithms, or the error that may mean it has none of them."""
     try:
         async with asyncio.timeout(CONNECT_S):
-            return await asyncssh.get_server_host_key(**_place(hop.target, via), server_host_key_algs=algorithms)
-    except asyncssh.KeyExchangeFailed:
-        return None
+            key = await asyncssh.get_server_host_key(**_place(hop.target, via), server_host_key_algs=algorithms)
+            return key or asyncssh.KeyExchangeFailed("no host key was shown")
+    except _NO_COMMON_KEY as error:
+        return error
     except FOREIGN as error:
         raise login_error(hop.host, hop.target, "no key", error, deadline_s=CONNECT_S) from error
 
