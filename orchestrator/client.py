@@ -4,7 +4,7 @@ Knows HTTP and the gateway's shapes only; nothing about terminals or clusters.
 """
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from types import TracebackType
@@ -123,7 +123,7 @@ class GatewayClient:
         temperature: float | None = None,
         max_tokens: int | None = None,
         seed: int | None = None,
-    ) -> AsyncIterator[ChatEvent]:
+    ) -> AsyncGenerator[ChatEvent, None]:
         """The events of one answer, as they come. Leaving the loop early (`aclose`) cancels the answer at the head."""
         options = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
         body = {
