@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from orchestrator.cluster import model_on_host, placement_of, start_workers
 from orchestrator.errors import EngineError
 from orchestrator.hosts import OpenHost, OpenHosts
-from orchestrator.plan.values import ModelMemory, Plan
+from orchestrator.plan.costs import needed_bytes
+from orchestrator.plan.pools import Candidate, find_candidates
+from orchestrator.plan.single import fits, run_alone
+from orchestrator.plan.values import Plan
 from orchestrator.prepare import Prepared
 from orchestrator.processes import Started
 from orchestrator.report import Report
 from orchestrator.survey.gather import default_threads
-from orchestrator.survey.values import Device
 from orchestrator.view.sizes import bytes_text
 from workers.bench_output import BenchRow, read_bench
 from workers.engine_commands import ENVIRONMENT, Placement, bench_command
@@ -99,31 +101,29 @@ async def run_bench(
 ) -> Comparison:
     """Measure all devices alone, one after the other, then the plan; the caller stops `started`."""
     alone = []
-    for device in prepared.survey.devices:
-        report.step(f"Measuring {device.name} alone, natively")
-        alone.append(await _alone(prepared, device, hosts, size, report))
+    for candidate in find_candidates(prepared.survey, None):
+        report.step(f"Measuring {candidate.device.name} alone, natively")
+        alone.append(await _alone(prepared, candidate, hosts, size, report))
     workers = await start_workers(prepared, plan, hosts, started, report)
     report.step(f"Measuring the cluster (mode {plan.mode})")
     placement = placement_of(prepared, plan, workers)
     host = hosts.of_head(plan.head)
     rows = await _bench(prepared, host, size, plan.micro_batch, placement, report)
     cluster = Measured(CLUSTER, f"{plan.mode} on {len(plan.shares)}", _rate(rows[0]), _rate(rows[1]))
-    return Comparison(prepared.model.name, size, tuple(alone), cluster, plan.decode_tokens_per_s)
+    return Comparison(prepared.memory.model, size, tuple(alone), cluster, plan.decode_tokens_per_s)
 
 
-async def _alone(prepared: Prepared, device: Device, hosts: OpenHosts, size: BenchSize, report: Report) -> Measured:
-    shortfall = shortfall_alone(prepared.memory, device)
-    if shortfall > 0:
-        needs, has = bytes_text(prepared.memory.total_bytes), bytes_text(device.budget.usable_bytes)
+async def _alone(
+    prepared: Prepared, candidate: Candidate, hosts: OpenHosts, size: BenchSize, report: Report
+) -> Measured:
+    device = candidate.device
+    alone = run_alone(prepared.memory, candidate)
+    if not fits(alone):
+        needs, has = bytes_text(needed_bytes(alone.share.total_bytes)), bytes_text(candidate.budget_bytes)
         return Measured(device.name, "alone", None, None, f"does not fit: needs {needs}, budget {has}")
     host = hosts.by_name[device.host]
     rows = await _bench(prepared, host, size, prepared.memory.micro_batch, None, report)
     return Measured(device.name, "alone", _rate(rows[0]), _rate(rows[1]))
-
-
-def shortfall_alone(memory: ModelMemory, device: Device) -> int:
-    """Bytes by which the whole model exceeds the device's budget; 0 or less means that it fits."""
-    return memory.total_bytes - device.budget.usable_bytes
 
 
 async def _bench(

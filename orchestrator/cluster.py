@@ -121,7 +121,7 @@ async def start_planned_head(
     def settings(port: int) -> HeadSettings:
         return HeadSettings(
             model=model,
-            alias=prepared.model.name,
+            alias=prepared.memory.model,
             port=port,
             key_file=key_file,
             context=plan.context,

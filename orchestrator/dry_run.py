@@ -57,7 +57,7 @@ def _head(
     local = host.is_local
     settings = HeadSettings(
         model=str(prepared.model.path) if local else f"{host.shell.root}/models/{prepared.model.path.name}",
-        alias=prepared.model.name,
+        alias=prepared.memory.model,
         port=FIRST_PORT + 200,
         key_file=str(folders.cluster(prepared.inventory.cluster).head_key) if local else "head.key",
         context=plan.context,

@@ -3,7 +3,7 @@
 Nothing is started that outlives these functions; what they put on a host is its own copy of the engine.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -97,18 +97,24 @@ async def prepare_model(name: str, base: Path, folders: Folders, report: Report)
         path = await fetch_model(name, folders.cache, report.bytes_of(name))
     else:
         path = find_model(name, folders.cache, base)
-    model = read_model(path, cache=folders.cache / "models")
+    model = read_model(path)
     report.say(f"{model.name}: {model.block_count} layers, {model.quantisation}")
     return model
 
 
 async def prepare_memory(inventory: Inventory, engine: Engine, model: Model, folders: Folders) -> ModelMemory:
     """The engine's own count of what this model takes at the inventory's context and parallel."""
-    return await count_memory(
+    memory = await count_memory(
         engine.folder,
         model,
         context=inventory.context,
         parallel=inventory.parallel,
         micro_batch=MICRO_BATCH,
-        kept=folders.cache / "memory",
+        cache=folders.cache / "memory",
     )
+    return replace(memory, model=display_name(inventory))
+
+
+def display_name(inventory: Inventory) -> str:
+    """What the user calls the model: the catalogue's name, or the file's own."""
+    return inventory.model if inventory.model in CATALOGUE else Path(inventory.model).name

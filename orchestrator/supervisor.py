@@ -22,7 +22,7 @@ from orchestrator.hosts import OpenHosts, open_hosts
 from orchestrator.inventory import Inventory
 from orchestrator.plan.choose import make_plan
 from orchestrator.plan.values import Plan
-from orchestrator.prepare import prepare
+from orchestrator.prepare import display_name, prepare
 from orchestrator.processes import Started
 from orchestrator.report import Report
 from orchestrator.state import ClusterState, Phase, ProcessState, hold, write_state
@@ -147,7 +147,7 @@ async def _serve(
         running.head.url,
         running.head.key,
         read_keys(key_file),
-        inventory.model,
+        display_name(inventory),
         context=inventory.context,
         parallel=inventory.parallel,
         created=int(datetime.now(UTC).timestamp()),

@@ -51,7 +51,7 @@ def up(
     if is_held(folder):
         state = read_state(folder)
         where = f" at {state.gateway}" if state and state.gateway else ""
-        talk().print(f"{wanted.cluster} is up already{where}; see `meshctl status`", markup=False)
+        talk().print(f"{wanted.cluster} is up already{where}; see `meshctl status`", markup=False, soft_wrap=True)
         return
     if detach:
         _detach(inventory, wanted, folders, wishes)
@@ -77,7 +77,7 @@ def down(
         return
     name = name if name is not None else the_running_cluster(folders, None).cluster
     stopped = run(stop_cluster(folders.cluster(name)))
-    talk().print(f"{name} is stopped" if stopped else f"{name} was not running", markup=False)
+    talk().print(f"{name} is stopped" if stopped else f"{name} was not running", markup=False, soft_wrap=True)
 
 
 def status(cluster: Cluster = None, json: AsJson = False) -> None:
@@ -148,13 +148,13 @@ def _foreground(wanted: "InventoryValue", folders: "Folders", wishes: "Wishes") 
 
     def show_ready(event: Event) -> None:
         if isinstance(event, Ready):
-            talk().print(f"\n{event.text}\nStop it with Ctrl-C.", markup=False)
+            talk().print(f"\n{event.text}\nStop it with Ctrl-C.", markup=False, soft_wrap=True)
 
     async def work(report: Report) -> None:
         await _supervise(wanted, folders, Report(both(report.listen, show_ready)), wishes)
 
     run_shown(work)
-    talk().print(f"{wanted.cluster} is stopped", markup=False)
+    talk().print(f"{wanted.cluster} is stopped", markup=False, soft_wrap=True)
 
 
 def _detach(inventory: Path, wanted: "InventoryValue", folders: "Folders", wishes: "Wishes") -> None:
@@ -174,7 +174,7 @@ def _detach(inventory: Path, wanted: "InventoryValue", folders: "Folders", wishe
                 if isinstance(event, Failed):
                     raise BringUpError(event.message, hint=event.hint, details=event.details)
                 if isinstance(event, Ready):
-                    talk().print(f"\n{event.text}\nStop it: meshctl down", markup=False)
+                    talk().print(f"\n{event.text}\nStop it: meshctl down", markup=False, soft_wrap=True)
 
     try:
         run(watch())
@@ -196,5 +196,5 @@ def _dry_run(wanted: "InventoryValue", folders: "Folders", wishes: "Wishes") -> 
 
     commands = run_shown(lambda report: planned_commands(wanted, folders, report, wishes))
     for where, line in commands:
-        answer().print(f"# {where}", markup=False)
+        answer().print(f"# {where}", markup=False, soft_wrap=True)
         typer.echo(line)

@@ -70,7 +70,7 @@ def _trust(wanted: "InventoryValue", ssh: "SshFiles", console: "Console", yes: b
             if compared.new and not yes and not typer.confirm("Trust the new keys?", err=True):
                 raise typer.Exit(1)
             written = remember(compared, ssh, replace=replace)
-            console.print(f"{len(written)} keys trusted, kept in {ssh.known_hosts}", markup=False)
+            console.print(f"{len(written)} keys trusted, kept in {ssh.known_hosts}", markup=False, soft_wrap=True)
         elif compared.known:
             console.print("every key is trusted already")
         else:

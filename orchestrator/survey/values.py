@@ -30,7 +30,7 @@ class Speed:
 
     `decode_bytes_per_s`: weight bytes worked through per second when one token is decoded. `prefill_bytes_per_s`:
     weight bytes times tokens per second when a prompt is read. `fixed_s`: what one more stage costs per token beside
-    its layers, link included. `spread`: relative spread (max - min) / median of the repetitions.
+    its layers; the link comes on top. `spread`: relative spread (max - min) / median of the repetitions.
     """
 
     decode_bytes_per_s: float

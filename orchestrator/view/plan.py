@@ -14,7 +14,7 @@ from rich.text import Text
 from orchestrator.plan.costs import margin_bytes, needed_bytes
 from orchestrator.plan.values import Plan, Share
 from orchestrator.survey.values import Survey
-from orchestrator.view.sizes import bytes_text, milliseconds_text, tokens_text
+from orchestrator.view.sizes import in_unit, milliseconds_text, tokens_text, unit_for
 
 
 def plan_view(plan: Plan, survey: Survey) -> RenderableType:
@@ -101,42 +101,44 @@ def _points(sentences: Iterable[str]) -> Table:
 
 
 def _table(plan: Plan, survey: Survey) -> Table:
+    """All bytes in the one unit that suits the largest share, so that the table fits a terminal of 80 columns."""
+    unit, factor = unit_for(max(needed_bytes(share.total_bytes) for share in plan.shares) / 10)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("device", overflow="fold")
+    table.add_column(f"device ({unit})", overflow="fold")
     table.add_column("layers")
-    for title in ("weights", "KV", "compute", "needs", "budget", "ms/token", "time"):
+    for title in ("weights", "KV", "compute", "needs", "budget", "ms/tok", "time"):
         table.add_column(title, justify="right", no_wrap=True)
-    for row in _rows(plan, survey):
+    for row in _rows(plan, survey, factor):
         table.add_row(*(Text(cell) for cell in row))
     return table
 
 
-def _rows(plan: Plan, survey: Survey) -> Iterator[tuple[str, ...]]:
+def _rows(plan: Plan, survey: Survey, factor: int) -> Iterator[tuple[str, ...]]:
     for share in plan.shares:
         yield (
             share.device,
             _layers_text(share),
-            bytes_text(share.weights_bytes),
-            bytes_text(share.kv_bytes),
-            bytes_text(share.compute_bytes),
-            bytes_text(needed_bytes(share.total_bytes)),
-            bytes_text(share.budget_bytes),
+            in_unit(share.weights_bytes, factor),
+            in_unit(share.kv_bytes, factor),
+            in_unit(share.compute_bytes, factor),
+            in_unit(needed_bytes(share.total_bytes), factor),
+            in_unit(share.budget_bytes, factor),
             milliseconds_text(share.time_s),
             f"{share.time_s / plan.token_s:.0%}",
         )
     if plan.head_bytes:
-        yield _head_row(plan, survey)
+        yield _head_row(plan, survey, factor)
 
 
-def _head_row(plan: Plan, survey: Survey) -> tuple[str, ...]:
+def _head_row(plan: Plan, survey: Survey, factor: int) -> tuple[str, ...]:
     return (
         f"head ({plan.head or 'controller'})",
-        "input, output" if plan.output_on_head else "input",
-        bytes_text(plan.head_bytes - plan.head_compute_bytes),
+        "in, out" if plan.output_on_head else "in",
+        in_unit(plan.head_bytes - plan.head_compute_bytes, factor),
         "-",
-        bytes_text(plan.head_compute_bytes),
-        bytes_text(needed_bytes(plan.head_bytes)),
-        bytes_text(_head_memory_bytes(plan, survey)),
+        in_unit(plan.head_compute_bytes, factor),
+        in_unit(needed_bytes(plan.head_bytes), factor),
+        in_unit(_head_memory_bytes(plan, survey), factor),
         milliseconds_text(plan.head_time_s),
         f"{plan.head_time_s / plan.token_s:.0%}",
     )
@@ -151,4 +153,4 @@ def _head_memory_bytes(plan: Plan, survey: Survey) -> int:
 def _layers_text(share: Share) -> str:
     last = share.first_layer + share.layers - 1
     layers = f"{share.first_layer}-{last}" if last > share.first_layer else f"{last}"
-    return f"{layers}, output" if share.output else layers
+    return f"{layers}, out" if share.output else layers

@@ -26,11 +26,11 @@ LAYERS = """\
 llama.gguf: layers over 2 devices, 1 conversation of 4096 tokens
 predicted: decode 7.12 tok/s (140 ms per token), prefill 83.1 tok/s
 
- device             layers         weights        KV   compute    needs    budget  ms/token  time
- ────────────────────────────────────────────────────────────────────────────────────────────────
- desk/cpu           0-4            500 MiB  50.0 MiB  40.0 MiB  614 MiB   700 MiB      48.8   35%
- nuc/cpu            5-9            500 MiB  50.0 MiB  40.0 MiB  614 MiB   800 MiB      81.8   58%
- head (controller)  input, output  150 MiB         -  20.0 MiB  186 MiB  48.0 GiB      9.77    7%
+ device (MiB)       layers   weights    KV  compute  needs  budget  ms/tok  time
+ ───────────────────────────────────────────────────────────────────────────────
+ desk/cpu           0-4          500  50.0     40.0    614     700    48.8   35%
+ nuc/cpu            5-9          500  50.0     40.0    614     800    81.8   58%
+ head (controller)  in, out      150     -     20.0    186   49152    9.77    7%
 
 · no single device holds the whole model: it needs 1.3 GiB, the largest budget is 900 MiB ([pi]/cpu)
 · output layer on the head: 140 ms per token, on the last device 147 ms; 195 KiB of logits per token
@@ -44,10 +44,10 @@ SINGLE = """\
 llama.gguf: single on pc/cuda0, 1 conversation of 4096 tokens
 predicted: decode 9.31 tok/s (107 ms per token), prefill 110 tok/s
 
- device     layers        weights       KV   compute     needs    budget  ms/token  time
- ───────────────────────────────────────────────────────────────────────────────────────
- pc/cuda0   0-9, output   1.1 GiB  100 MiB  60.0 MiB   1.3 GiB   2.0 GiB       107  100%
- head (pc)  input        50.0 MiB        -  20.0 MiB  86.0 MiB  48.0 GiB      0.00    0%
+ device (MiB)  layers    weights   KV  compute  needs  budget  ms/tok  time
+ ──────────────────────────────────────────────────────────────────────────
+ pc/cuda0      0-9, out     1100  100     60.0   1310    2000     107  100%
+ head (pc)     in           50.0    -     20.0   86.0   49152    0.00    0%
 
 · pc/cuda0 holds the whole model: 107 ms per token, the fastest split 108 ms
 · predicted from pc/cuda0's speed through RPC; run natively it is usually as fast or faster

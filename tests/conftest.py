@@ -1,0 +1,58 @@
+"""Fixtures of every test: the built engine, the demo model, and folders of meshctl that belong to one test only."""
+
+import asyncio
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.engine.build import local_platform
+from orchestrator.engine.store import Engine, find_engine
+from orchestrator.folders import user_folders
+from quant.fetch import fetch_model
+from tests.program import Meshctl
+
+USER_CACHE = user_folders().cache
+"""Where `scripts/test` built the engine and put the model, before any test changes the environment."""
+
+
+@pytest.fixture(scope="session")
+def engine() -> Engine:
+    """The engine that `meshctl engine build` made; a test that needs it fails without it, it is never skipped."""
+    found = find_engine(USER_CACHE, "cpu", local_platform())
+    if found is None:
+        pytest.fail("no engine is built: run `meshctl engine build` (scripts/test does), or deselect: -m 'not engine'")
+    return found
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """SmolLM2-135M-Instruct, fetched once."""
+    return asyncio.run(fetch_model("smollm2-135m", USER_CACHE, lambda done, total: None))
+
+
+@pytest.fixture(scope="session")
+def shared_cache(engine: Engine, demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache home for the whole run: the real engine and model, and calibrations made by this run only."""
+    home = tmp_path_factory.mktemp("cache")
+    cache = home / "meshctl"
+    (cache / "models").mkdir(parents=True)
+    (cache / "engines").symlink_to(engine.folder.parent)
+    for path in demo_model.parent.iterdir():
+        (cache / "models" / path.name).symlink_to(path)
+    return home
+
+
+@pytest.fixture
+def meshctl(shared_cache: Path, tmp_path: Path) -> Iterator[Meshctl]:
+    """The program, with a state folder of its own; what it left running is ended afterwards, and is a failure."""
+    program = Meshctl(
+        folder=tmp_path,
+        environment={**os.environ, "XDG_CACHE_HOME": str(shared_cache), "XDG_STATE_HOME": str(tmp_path / "state")},
+    )
+    yield program
+    left = program.end_all()
+    shutil.rmtree(tmp_path / "state", ignore_errors=True)
+    assert not left, f"the test left a cluster running: {left}"

@@ -1,0 +1,157 @@
+"""The whole main job on this machine: two local hosts, the real engine, the real model."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import openai
+import pytest
+
+from orchestrator.engine.store import Engine
+from tests.end_to_end.answers import answers, plain_head
+from tests.end_to_end.inventories import write_local
+from tests.program import Meshctl, processes_with
+
+pytestmark = pytest.mark.engine
+
+
+def key_of(meshctl: Meshctl, cluster: str = "test") -> str:
+    return (meshctl.folder / "state/meshctl/clusters" / cluster / "gateway.key").read_text().strip()
+
+
+def test_a_model_that_fits_no_single_device_answers_as_on_one_machine(
+    meshctl: Meshctl, engine: Engine, demo_model: Path
+) -> None:
+    """Up, the same greedy text as a plain head, status, a second up, logs, down, and nothing is left."""
+    inventory = str(write_local(meshctl.folder / "inventory.yaml"))
+    up = meshctl.ok("up", inventory, "--detach")
+    assert "API key (shown once" in up.stderr
+    state = meshctl.ok("status", "--json").json
+    assert (state["phase"], state["plan"]["mode"]) == ("ready", "layers")
+    assert {share["device"] for share in state["plan"]["shares"]} == {"part1/cpu", "part2/cpu"}
+    assert all(share["total"] <= share["budget_bytes"] for share in _totals(state["plan"]["shares"]))
+    url = state["gateway"].removesuffix("/v1")
+    with plain_head(engine, demo_model) as plain:
+        assert answers(url, key_of(meshctl)) == answers(plain)
+    assert "is up already" in meshctl.ok("up", inventory).stderr
+    assert "worker-cpu.log" in meshctl.ok("logs", "part1", "--inventory", inventory).stdout
+    assert "Paris" in meshctl.ok("chat", "What is the capital of France?", "--temperature", "0").stdout
+    assert meshctl.ok("chat", stdin="What is the capital of France?").stdout.strip()
+    assert meshctl.ok("down", inventory).stderr.strip() == "test is stopped"
+    assert processes_with(str(meshctl.folder)) == []
+    assert "no cluster runs" in meshctl.run("chat", "hello").stderr
+
+
+def _totals(shares: list[dict[str, int]]) -> list[dict[str, int]]:
+    kinds = ("weights_bytes", "kv_bytes", "compute_bytes")
+    return [{**share, "total": sum(share[kind] for kind in kinds)} for share in shares]
+
+
+def test_the_official_client_talks_with_a_cluster(meshctl: Meshctl) -> None:
+    """Chat, stream, completion and the model list by the `openai` package."""
+    meshctl.ok("up", str(write_local(meshctl.folder / "inventory.yaml", context=1024)), "--detach")
+    gateway = meshctl.ok("status", "--json").json["gateway"]
+    with openai.OpenAI(base_url=gateway, api_key=key_of(meshctl), max_retries=0, timeout=60) as client:
+        assert [model.id for model in client.models.list()] == ["smollm2-135m"]
+        asked = [{"role": "user", "content": "Say hello."}]
+        whole = client.chat.completions.create(model="smollm2-135m", messages=asked, max_tokens=8, temperature=0)  # type: ignore[call-overload]
+        stream = client.chat.completions.create(  # type: ignore[call-overload]
+            model="smollm2-135m", messages=asked, max_tokens=8, temperature=0, stream=True
+        )
+        pieces = [choice.delta.content or "" for chunk in stream for choice in chunk.choices]
+        assert "".join(pieces) == whole.choices[0].message.content
+        completed = client.completions.create(model="smollm2-135m", prompt="One two three", max_tokens=4)
+        assert completed.usage is not None
+        assert completed.usage.completion_tokens == 4
+    with (
+        openai.OpenAI(base_url=gateway, api_key="wrong", max_retries=0) as stranger,
+        pytest.raises(openai.AuthenticationError),
+    ):
+        stranger.models.list()
+    meshctl.ok("down")
+
+
+def test_a_killed_supervisor_leaves_no_process(meshctl: Meshctl) -> None:
+    """SIGKILL of the supervisor: its workers and head are gone within 15 s, and `status` says what happened."""
+    inventory = str(write_local(meshctl.folder / "inventory.yaml", context=512))
+    meshctl.ok("up", inventory, "--detach")
+    state = meshctl.ok("status", "--json").json
+    pids = [process["pid"] for process in state["processes"]]
+    assert len(pids) == 3
+    os.kill(state["pid"], signal.SIGKILL)
+    deadline = time.monotonic() + 15
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, f"still there: {pids}"
+        time.sleep(0.1)
+    assert "the supervisor ended without a word" in meshctl.ok("status").stdout
+    meshctl.ok("up", inventory, "--detach")
+    meshctl.ok("down")
+
+
+def test_a_worker_that_dies_ends_the_cluster_with_the_reason(meshctl: Meshctl) -> None:
+    """This version does not recover: it ends everything, in order, and says which process it was."""
+    meshctl.ok("up", str(write_local(meshctl.folder / "inventory.yaml", context=512)), "--detach")
+    state = meshctl.ok("status", "--json").json
+    worker = next(process for process in state["processes"] if process["name"].startswith("worker"))
+    os.kill(worker["pid"], signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while (state := meshctl.ok("status", "--json").json)["phase"] != "failed":
+        assert time.monotonic() < deadline, state
+        time.sleep(0.2)
+    assert "ended by itself (ended by signal 9)" in state["message"]
+    assert processes_with(str(meshctl.folder)) == []
+
+
+def test_bench_says_which_to_use(meshctl: Meshctl) -> None:
+    """Devices that hold the model are measured alone, those that do not say so, and the formats agree."""
+    inventory = write_local(meshctl.folder / "inventory.yaml", context=512, memory="300MiB")
+    text = inventory.read_text().replace("300MiB", "90MiB", 1)
+    inventory.write_text(text)
+    chart = meshctl.folder / "chart.svg"
+    result = meshctl.ok("bench", str(inventory), "--quick", "--json", "--mode", "layers", "--chart", str(chart)).json
+    assert result["alone"][0]["note"].startswith("does not fit: needs ")
+    assert result["alone"][1]["decode"]["median"] > 0
+    ratio = result["cluster"]["decode"]["median"] / result["alone"][1]["decode"]["median"]
+    assert result["decode_ratio"] == pytest.approx(ratio)
+    assert result["verdict"].startswith("Use ")
+    assert chart.read_text().lstrip().startswith("<?xml")
+    assert processes_with(str(meshctl.folder)) == []
+
+
+def test_single_is_chosen_when_one_device_holds_everything(meshctl: Meshctl) -> None:
+    """Mode `single`: no worker runs, the head computes natively."""
+    inventory = str(write_local(meshctl.folder / "inventory.yaml", hosts=1, memory="400MiB", context=512))
+    plan = meshctl.ok("plan", inventory, "--json").json
+    assert plan["mode"] == "single"
+    meshctl.ok("up", inventory, "--detach")
+    state = meshctl.ok("status", "--json").json
+    assert [process["name"].partition("-")[0] for process in state["processes"]] == ["head"]
+    assert meshctl.ok("chat", "Say hello.").stdout.strip()
+    meshctl.ok("down")
+
+
+def test_a_saved_survey_is_planned_from_without_any_host(meshctl: Meshctl) -> None:
+    """The plan from a saved survey equals the one made at once; memory can be imagined by editing it."""
+    inventory = str(write_local(meshctl.folder / "inventory.yaml", context=512))
+    saved = meshctl.folder / "survey.json"
+    saved.write_text(meshctl.ok("survey", inventory, "--json").stdout)
+    plan = meshctl.ok("plan", inventory, "--survey", str(saved), "--json").json
+    assert {share["device"] for share in plan["shares"]} <= {"part1/cpu", "part2/cpu"}
+    survey = json.loads(saved.read_text())
+    for host in survey["hosts"]:
+        host["devices"][0]["budget"]["capped_bytes"] = 40 * 1024 * 1024
+    saved.write_text(json.dumps(survey))
+    refused = meshctl.run("plan", inventory, "--survey", str(saved))
+    assert refused.status == 1
+    assert refused.stderr.startswith("error: smollm2-135m needs ") or "\nerror: smollm2-135m needs " in refused.stderr
+
+
+def test_dry_run_prints_every_command_and_starts_nothing(meshctl: Meshctl) -> None:
+    """The exact words for each host, pasteable into a shell."""
+    done = meshctl.ok("up", str(write_local(meshctl.folder / "inventory.yaml", context=512)), "--dry-run")
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("#")]
+    programs = [line.split()[0].rpartition("/")[2] for line in lines]
+    assert programs == ["ggml-rpc-server", "ggml-rpc-server", "llama-server"]
+    assert processes_with(str(meshctl.folder)) == []

@@ -1,0 +1,235 @@
+"""The same against OpenSSH's own server: shells, tunnels, jumps, and what is left afterwards (nothing)."""
+
+import asyncio
+import os
+import pwd
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncssh
+import pytest
+
+from orchestrator.errors import BringUpError, CommandError, DeadlineError, HostKeyError
+from orchestrator.inventory import Host
+from orchestrator.shell.connect import connect
+from orchestrator.shell.host_keys import add_lines, key_line
+from orchestrator.shell.local import LocalProcess, LocalShell
+from orchestrator.shell.ssh_config import SshFiles
+from orchestrator.trust import compare, scan_keys, trust
+from orchestrator.tunnel import free_local_port, listening_ports, tunnel_command, wait_listening
+from tests.orchestrator.shell.ssh_server import write_login_key
+
+SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+ME = pwd.getpwuid(os.getuid()).pw_name
+
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.skipif(SSHD is None, reason="OpenSSH's sshd is not installed (Debian: openssh-server)"),
+]
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """A running sshd; logins are for the account that runs the tests."""
+
+    port: int
+    key: Path
+
+    @property
+    def name(self) -> str:
+        return f"[127.0.0.1]:{self.port}"
+
+    def host(self, login: Path, jump: str | None = None) -> Host:
+        return Host("desk", "ssh", address="127.0.0.1", port=self.port, user=ME, key=str(login), jump=jump)
+
+    def line(self) -> str:
+        return key_line(self.name, asyncssh.read_private_key(self.key))
+
+
+@asynccontextmanager
+async def running_sshd(folder: Path, login: Path, *options: str) -> AsyncIterator[Daemon]:
+    if os.getuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)  # sshd refuses to start as root without it
+    key = write_login_key(folder / "host_key")
+    port = free_local_port()
+    lines = (
+        f"ListenAddress 127.0.0.1:{port}",
+        f"HostKey {key}",
+        f"PidFile {folder / 'pid'}",
+        f"AuthorizedKeysFile {login.with_suffix('.pub')}",
+        "StrictModes no",
+        "UsePAM no",
+        "Subsystem sftp internal-sftp",
+        *options,
+    )
+    (folder / "config").write_text("".join(f"{line}\n" for line in lines))
+    with (folder / "log").open("wb") as log:
+        words = (str(SSHD), "-D", "-e", "-f", str(folder / "config"))
+        daemon = await asyncio.create_subprocess_exec(*words, stderr=log, start_new_session=True)
+    try:
+        await wait_listening(port, 10, lambda: daemon.returncode is None)
+        yield Daemon(port, key)
+    finally:
+        daemon.terminate()
+        await daemon.wait()
+
+
+@pytest.fixture
+async def daemon(tmp_path: Path, login: Path) -> AsyncIterator[Daemon]:
+    async with running_sshd(tmp_path / "sshd", login, "MaxSessions 3") as running:
+        yield running
+
+
+@asynccontextmanager
+async def running_tunnel(host: Host, ssh: SshFiles, remote_port: int, folder: Path) -> AsyncIterator[int]:
+    """The tunnel's local port once it listens; afterwards no process of it is left. Its talk is in folder/log."""
+    local = LocalShell("here", folder, folder)
+    port = free_local_port()
+    ssh_words = tunnel_command(host, ssh, port, remote_port)
+    process = await local.start((ssh_words[0], "-v", "-E", str(folder / "log"), *ssh_words[1:]))
+    assert isinstance(process, LocalProcess)
+    running = asyncio.create_task(process.wait(deadline_s=60))
+    try:
+        await wait_listening(port, 20, lambda: not running.done())
+        yield port
+    finally:
+        await process.kill()
+        await running
+        assert port not in await listening_ports()
+        await nothing_names(str(ssh.config))
+
+
+@asynccontextmanager
+async def echo_server() -> AsyncIterator[int]:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(echo, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+async def echoed(port: int, data: bytes) -> bytes:
+    async with asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(data)
+        writer.write_eof()
+        answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        return answer
+
+
+async def nothing_names(word: str) -> None:
+    """Wait until no process has this word in its command line."""
+    async with asyncio.timeout(15):
+        while any(word in line for line in command_lines()):
+            await asyncio.sleep(0.05)
+
+
+def command_lines() -> list[str]:
+    lines = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                lines.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+            except OSError:  # it has just ended
+                continue
+    return lines
+
+
+async def test_a_host_is_trusted_then_reached_and_late_commands_are_ended_there(
+    daemon: Daemon, login: Path, ssh: SshFiles, tmp_path: Path
+) -> None:
+    host = daemon.host(login)
+    trust(compare((await scan_keys(host, ssh)).keys, ssh), ssh)
+    assert ssh.known_hosts.read_text() == f"{daemon.line()}\n"
+    shell = await connect(host, ssh)
+    try:
+        assert shell.root == f"{pwd.getpwuid(os.getuid()).pw_dir}/.cache/meshctl"
+        await shell.put_bytes(b"data" * 100_000, str(tmp_path / "far" / "file"))
+        await shell.get(str(tmp_path / "far" / "file"), tmp_path / "near")
+        assert (tmp_path / "near").read_bytes() == b"data" * 100_000
+        assert (await shell.run(("sh", "-c", "kill -9 $$"), deadline_s=10, check=False)).status == -9
+        with pytest.raises(DeadlineError):
+            await shell.run(("sh", "-c", f"sleep 97; : {tmp_path}"), deadline_s=0.5)
+        await nothing_names(f": {tmp_path}")
+    finally:
+        await shell.close()
+
+
+async def test_a_server_that_lost_its_trusted_key_type_has_changed(daemon: Daemon, login: Path, ssh: SshFiles) -> None:
+    """Here sshd hangs up, because no key of the type we ask for is left."""
+    add_lines(ssh.known_hosts, [key_line(daemon.name, asyncssh.generate_private_key("ecdsa-sha2-nistp256"))])
+    with pytest.raises(HostKeyError, match="HAS CHANGED"):
+        await connect(daemon.host(login), ssh)
+
+
+async def test_more_processes_than_the_host_allows_is_a_clear_error(daemon: Daemon, login: Path, ssh: SshFiles) -> None:
+    add_lines(ssh.known_hosts, [daemon.line()])
+    async with AsyncExitStack() as opened:
+        shell = await connect(daemon.host(login), ssh)
+        opened.push_async_callback(shell.close)
+        for _ in range(2):
+            process = await shell.start(("cat",))
+            opened.push_async_callback(process.kill)
+        with pytest.raises(CommandError, match="allows no further session") as caught:
+            await shell.start(("cat",))
+        assert "MaxSessions" in caught.value.hint
+
+
+async def test_a_tunnel_carries_data_under_aes_gcm_and_leaves_nothing(
+    daemon: Daemon, login: Path, ssh: SshFiles, tmp_path: Path
+) -> None:
+    add_lines(ssh.known_hosts, [daemon.line()])
+    data = os.urandom(3_000_000)
+    async with echo_server() as far, running_tunnel(daemon.host(login), ssh, far, tmp_path) as port:
+        assert await echoed(port, data) == data
+    assert "cipher: aes128-gcm@openssh.com" in (tmp_path / "log").read_text()
+
+
+async def test_a_tunnel_to_a_changed_key_never_listens(
+    daemon: Daemon, login: Path, ssh: SshFiles, tmp_path: Path
+) -> None:
+    """Although the user's configuration says that anything goes."""
+    ssh.config.with_name("user_config").write_text("StrictHostKeyChecking no\nUserKnownHostsFile /dev/null\n")
+    add_lines(ssh.known_hosts, [key_line(daemon.name, asyncssh.generate_private_key("ssh-ed25519"))])
+    with pytest.raises(BringUpError, match="ended before it listened"):
+        async with running_tunnel(daemon.host(login), ssh, 9, tmp_path):
+            pass
+    assert "REMOTE HOST IDENTIFICATION HAS CHANGED" in (tmp_path / "log").read_text()
+
+
+async def test_a_tunnel_through_a_jump_checks_the_jump_too(
+    daemon: Daemon, login: Path, ssh: SshFiles, tmp_path: Path
+) -> None:
+    careless = "StrictHostKeyChecking no\nUserKnownHostsFile /dev/null\n"
+    ssh.config.with_name("user_config").write_text(f"{careless}IdentityFile {login}\n")
+    add_lines(ssh.known_hosts, [daemon.line()])
+    async with running_sshd(tmp_path / "jump", login) as jump, echo_server() as far:
+        host = daemon.host(login, jump=f"{ME}@127.0.0.1:{jump.port}")
+        with pytest.raises(BringUpError, match="ended before it listened"):
+            async with running_tunnel(host, ssh, far, tmp_path):
+                pass
+        add_lines(ssh.known_hosts, [jump.line()])
+        async with running_tunnel(host, ssh, far, tmp_path) as port:
+            assert await echoed(port, b"through two") == b"through two"
+
+
+async def test_a_pinned_key_holds_for_shell_and_tunnel(
+    daemon: Daemon, login: Path, ssh: SshFiles, tmp_path: Path
+) -> None:
+    pin = asyncssh.read_private_key(daemon.key).get_fingerprint()
+    host = Host("desk", "ssh", address="127.0.0.1", port=daemon.port, user=ME, key=str(login), host_key=pin)
+    shell = await connect(host, ssh)
+    await shell.close()
+    async with echo_server() as far, running_tunnel(host, ssh, far, tmp_path) as port:
+        assert await echoed(port, b"pinned") == b"pinned"

@@ -1,0 +1,90 @@
+"""The `meshctl` program as a user runs it: a process with its own folders, its answer and its talk."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+DEADLINE_S = 300
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one command ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.stdout)
+
+
+@dataclass(frozen=True)
+class Meshctl:
+    """Runs commands in `folder` with this environment."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    def run(self, *words: str, stdin: str = "", deadline_s: float = DEADLINE_S) -> Outcome:
+        """Run to the end; what it prints must hold no traceback."""
+        done = subprocess.run(
+            (sys.executable, "-m", "orchestrator", *words),
+            cwd=self.folder,
+            env={**self.environment, "PYTHONPATH": str(Path(__file__).parent.parent), "COLUMNS": "120"},
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=deadline_s,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr + done.stdout, done.stderr
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    def ok(self, *words: str, stdin: str = "") -> Outcome:
+        """Run; the status must be 0."""
+        outcome = self.run(*words, stdin=stdin)
+        assert outcome.status == 0, outcome.stderr
+        return outcome
+
+    def states(self) -> list[dict[str, Any]]:
+        """Every state file of this user."""
+        clusters = self.folder / "state" / "meshctl" / "clusters"
+        return [json.loads(path.read_text()) for path in clusters.glob("*/state.json")]
+
+    def end_all(self) -> list[str]:
+        """End every supervisor that still lives, by its pid; names of the clusters that were still up."""
+        left = []
+        for state in self.states():
+            if state["phase"] in ("starting", "ready", "stopping") and _is_supervisor(state["pid"]):
+                left.append(state["cluster"])
+                self.run("down", "--cluster", state["cluster"])
+                if _is_supervisor(state["pid"]):
+                    os.kill(state["pid"], signal.SIGKILL)
+        return left
+
+
+def _is_supervisor(pid: int) -> bool:
+    try:
+        return b"orchestrator" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def processes_with(word: str) -> list[str]:
+    """Command lines of this machine's processes that contain `word`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if word in line:
+            found.append(line.strip())
+    return found
