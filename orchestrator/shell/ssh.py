@@ -1,6 +1,6 @@
 """A host over SSH: one verified connection carries commands, processes and files.
 
-Closing a connection does not end what runs there: a late command gets a KILL signal as well, and what must not
+Closing a connection does not end what runs there: a late command is killed by a second one, and what must not
 outlive us runs under the agent's leash, never directly under this.
 """
 
@@ -22,7 +22,7 @@ from orchestrator.shell.ssh_errors import FOREIGN, lost, no_session, no_sftp
 from orchestrator.shell.ssh_files import SftpFiles, read_free_bytes
 from orchestrator.shell.ssh_login import CONNECT_S, Login, open_login
 from orchestrator.shell.streams import Tail, split_lines
-from orchestrator.shell.words import as_line, shown, under_c_locale, with_environment
+from orchestrator.shell.words import announced, as_line, end_group, shown, under_c_locale, with_environment
 
 if TYPE_CHECKING:
     ClientProcess = asyncssh.SSHClientProcess[bytes]
@@ -75,23 +75,26 @@ class SshShell:
         """Run to the end under LC_ALL=C; at most four at once, the others wait.
 
         CommandError for a status other than 0 if `check`, and with status None when the connection was lost;
-        DeadlineError if late, after the command was sent a KILL.
+        DeadlineError if late, after the command and its group were killed.
         """
         async with self._runs:
-            process = await self._open(under_c_locale(words, environment), words)
+            process = await self._open(announced(under_c_locale(words, environment)), words)
             try:
                 async with asyncio.timeout(deadline_s):
                     stdout, stderr = await process.communicate(stdin)
             except TimeoutError as error:
-                message = f"`{shown(words)}` did not end within {deadline_s:g} s"
+                await self._end(process)
+                message = f"`{shown(words)}` did not end within {deadline_s:g} s and was killed"
                 raise DeadlineError(self.host, message) from error
+            except asyncio.CancelledError:
+                await self._end(process)
+                raise
             except FOREIGN as error:
                 raise lost(self.host, words) from error
-            finally:
-                _kill(process)
         if process.returncode is None:
             raise lost(self.host, words)
-        finished = Finished(process.returncode, stdout or b"", stderr or b"")
+        _, _, said = (stderr or b"").partition(b"\n")
+        finished = Finished(process.returncode, stdout or b"", said)
         if check and finished.status != 0:
             raise failed(self.host, words, finished)
         return finished
@@ -128,6 +131,16 @@ class SshShell:
             if isinstance(error, asyncssh.ChannelOpenError) and not connection.is_closed():
                 raise no_session(self.host, asked, error) from error
             raise lost(self.host, asked) from error
+
+    async def _end(self, process: "ClientProcess") -> None:
+        """Kill a command with its group, by a second one: sshd passes no signals on for root."""
+        _, announcement = process.collect_output()
+        process.close()
+        words = end_group(announcement or b"")
+        if words is not None:
+            with suppress(*FOREIGN, CommandError, DeadlineError):
+                async with asyncio.timeout(_END_S):
+                    await (await self._open(words, words)).wait_closed()
 
     async def _free_bytes(self, folder: str) -> int | None:
         try:
@@ -177,7 +190,7 @@ class SshProcess:
         return self._tail.text()
 
     async def kill(self) -> None:
-        """Send KILL to it and close our side; sshd passes the signal to the command's process group."""
+        """Send KILL to it, which sshd passes to its group unless we are root there, and close our side."""
         _kill(self._process)
         with suppress(TimeoutError):
             async with asyncio.timeout(_END_S):

@@ -20,6 +20,17 @@ def under_c_locale(words: Words, environment: Mapping[str, str] | None) -> Words
     return with_environment(words, {"LC_ALL": "C", **(environment or {})})
 
 
+def announced(words: Words) -> Words:
+    """The words with the number of their process, and of its group under sshd, as the first line of stderr."""
+    return ("sh", "-c", 'echo "$$" >&2; exec "$@"', "sh", *words)
+
+
+def end_group(announcement: bytes) -> Words | None:
+    """The words that end the group of an announced command, from its stderr so far; None before it said a number."""
+    number, _, _ = announcement.partition(b"\n")
+    return ("sh", "-c", 'kill -9 "-$1"', "sh", number.decode()) if number.isdigit() else None
+
+
 def as_line(words: Words) -> str:
     """The one line a remote login shell gets: the only place where words are joined.
 

@@ -28,6 +28,24 @@ async def test_commands_get_the_c_locale_the_environment_and_stdin(shell: SshShe
     assert answer.stdout == b"C good day\n" + b"x" * 500_000
 
 
+async def test_a_command_that_does_not_read_its_stdin_still_succeeds(shell: SshShell) -> None:
+    assert await shell.run(("true",), deadline_s=10, stdin=b"x" * 5_000_000) == Finished(0, b"", b"")
+
+
+async def test_a_cancelled_command_is_ended_there(shell: SshShell, server: Server) -> None:
+    words = ("sh", "-c", "echo $$ > number.new; mv number.new number; sleep 97")
+    task = asyncio.create_task(shell.run(words, deadline_s=60))
+    async with asyncio.timeout(10):
+        while not (server.home / "number").exists():
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        process = Path("/proc") / (server.home / "number").read_text().strip()
+        while process.exists():
+            await asyncio.sleep(0.02)
+
+
 async def test_a_failed_command_is_an_error_that_shows_its_last_words(shell: SshShell) -> None:
     with pytest.raises(CommandError) as caught:
         await shell.run(("sh", "-c", "echo no such device >&2; exit 3"), deadline_s=10)
@@ -41,7 +59,7 @@ async def test_an_unchecked_failure_and_a_signal_are_answers(shell: SshShell) ->
 
 
 async def test_a_late_command_is_a_deadline_error_that_names_it(shell: SshShell) -> None:
-    with pytest.raises(DeadlineError, match=r"desk: `sleep 100` did not end within 0\.2 s"):
+    with pytest.raises(DeadlineError, match=r"desk: `sleep 100` did not end within 0\.2 s and was killed"):
         await shell.run(("sleep", "100"), deadline_s=0.2)
     assert (await shell.run(("echo", "on"), deadline_s=10)).stdout == b"on\n"
 
