@@ -81,6 +81,8 @@ class SshShell:
             process = await self._open(announced(under_c_locale(words, environment)), words)
             try:
                 async with asyncio.timeout(deadline_s):
+                    if not stdin:
+                        process.stdin.write_eof()  # communicate leaves stdin open when it has nothing to send
                     stdout, stderr = await process.communicate(stdin)
             except TimeoutError as error:
                 await self._end(process)
@@ -134,13 +136,13 @@ class SshShell:
 
     async def _end(self, process: "ClientProcess") -> None:
         """Kill a command with its group, by a second one: sshd passes no signals on for root."""
-        _, announcement = process.collect_output()
-        process.close()
-        words = end_group(announcement or b"")
-        if words is not None:
-            with suppress(*FOREIGN, CommandError, DeadlineError):
-                async with asyncio.timeout(_END_S):
+        with suppress(*FOREIGN, CommandError, DeadlineError):
+            async with asyncio.timeout(_END_S):
+                words = end_group(await process.stderr.readline())
+                process.close()
+                if words is not None:
                     await (await self._open(words, words)).wait_closed()
+        process.close()
 
     async def _free_bytes(self, folder: str) -> int | None:
         try:

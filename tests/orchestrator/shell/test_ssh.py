@@ -28,6 +28,10 @@ async def test_commands_get_the_c_locale_the_environment_and_stdin(shell: SshShe
     assert answer.stdout == b"C good day\n" + b"x" * 500_000
 
 
+async def test_a_command_without_stdin_sees_its_end_at_once(shell: SshShell) -> None:
+    assert (await shell.run(("cat",), deadline_s=10)).stdout == b""
+
+
 async def test_a_command_that_does_not_read_its_stdin_still_succeeds(shell: SshShell) -> None:
     assert await shell.run(("true",), deadline_s=10, stdin=b"x" * 5_000_000) == Finished(0, b"", b"")
 
