@@ -15,6 +15,7 @@ from orchestrator.state import is_held, read_state
 
 POLL_S = 0.1
 STOP_DEADLINE_S = 60.0
+EXIT_POLLS = 30
 LOG_TAIL_BYTES = 4000
 
 
@@ -64,10 +65,21 @@ async def stop_cluster(folder: ClusterFolder) -> bool:
     try:
         async with asyncio.timeout(STOP_DEADLINE_S):
             while is_held(folder):
-                await asyncio.sleep(POLL_S)  # another process's lock: nothing here could be told when it is free
+                await asyncio.sleep(POLL_S)
     except TimeoutError as error:
         raise ClusterStateError(
             f"the supervisor (process {state.pid}) does not end within {STOP_DEADLINE_S:.0f} s",
             hint=f"end it with `kill -9 {state.pid}`: the leashes then end every process of the cluster within 15 s",
         ) from error
+    await _gone(state.pid)
     return True
+
+
+async def _gone(pid: int) -> None:
+    """Wait a moment for the process itself, which lets go of its lock before it leaves; a zombie is not waited for."""
+    for _ in range(EXIT_POLLS):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        await asyncio.sleep(POLL_S)

@@ -65,6 +65,7 @@ _PORTABLE = (
     "-DLLAMA_CURL=OFF",
     "-DLLAMA_BUILD_TESTS=OFF",
     "-DLLAMA_BUILD_UI=OFF",
+    "-DLLAMA_USE_PREBUILT_UI=OFF",  # else the build asks a model hub for one even so
     "-DGGML_NATIVE=OFF",
     "-DGGML_CPU_ALL_VARIANTS=ON",
     "-DGGML_BACKEND_DL=ON",
