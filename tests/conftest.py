@@ -12,6 +12,7 @@ from orchestrator.engine.build import local_platform
 from orchestrator.engine.store import Engine, find_engine
 from orchestrator.folders import user_folders
 from quant.fetch import fetch_model
+from tests.lab_fixture import make_lab  # noqa: F401 # a fixture
 from tests.program import Meshctl
 
 USER_CACHE = user_folders().cache

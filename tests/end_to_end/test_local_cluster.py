@@ -76,8 +76,8 @@ def test_the_official_client_talks_with_a_cluster(meshctl: Meshctl) -> None:
 
 def test_a_killed_supervisor_leaves_no_process(meshctl: Meshctl) -> None:
     """SIGKILL of the supervisor: its workers and head are gone within 15 s, and `status` says what happened."""
-    inventory = str(write_local(meshctl.folder / "inventory.yaml", context=512))
-    meshctl.ok("up", inventory, "--detach", "--mode", "layers")
+    inventory = str(write_local(meshctl.folder / "inventory.yaml"))
+    meshctl.ok("up", inventory, "--detach")
     state = meshctl.ok("status", "--json").json
     pids = [process["pid"] for process in state["processes"]]
     assert len(pids) == 3

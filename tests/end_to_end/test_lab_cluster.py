@@ -1,0 +1,131 @@
+"""The whole main job on hosts reached by real OpenSSH servers, each with less memory than the model's own file."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab_folder import LabHost
+
+from lab_hosts import Lab
+from lab_running import RunningHost
+from orchestrator.engine.store import Engine
+from tests.end_to_end.answers import answers, plain_head
+from tests.end_to_end.inventories import free_port
+from tests.lab_fixture import MakeLab
+from tests.program import Meshctl
+
+pytestmark = [pytest.mark.engine, pytest.mark.lab]
+
+MIB = 1024 * 1024
+HOST_MEMORY_BYTES = 90 * MIB
+IDLE_PROCESSES = 1
+"""An idle lab host runs its sshd listener."""
+
+
+def three_small_hosts(make_lab: MakeLab, meshctl: Meshctl) -> tuple[Lab, str]:
+    """Three hosts with a real link, none of which could hold the model; their keys trusted."""
+    lab = make_lab(
+        *(
+            LabHost(f"host{number}", memory_bytes=HOST_MEMORY_BYTES, rate="1gbit", delay_s=0.0003)
+            for number in (1, 2, 3)
+        )
+    )
+    inventory = lab.inventory(context=512, memory="100%", gateway_port=free_port())
+    meshctl.ok("trust", str(inventory), "--yes")
+    return lab, str(inventory)
+
+
+def test_a_model_larger_than_each_host_answers_as_on_one_machine(
+    make_lab: MakeLab, meshctl: Meshctl, engine: Engine, demo_model: Path
+) -> None:
+    """Equal greedy text; nothing but sshd off loopback; after `down` the hosts are as idle as before."""
+    assert demo_model.stat().st_size > HOST_MEMORY_BYTES
+    lab, inventory = three_small_hosts(make_lab, meshctl)
+    assert "does not fit" not in meshctl.ok("doctor", inventory).stdout
+    meshctl.ok("up", inventory, "--detach")
+    state = meshctl.ok("status", "--json").json
+    assert (state["phase"], state["plan"]["mode"]) == ("ready", "layers")
+    assert len(state["plan"]["shares"]) == 3
+    key = (meshctl.folder / "state/meshctl/clusters" / lab.name / "gateway.key").read_text().strip()
+    with plain_head(engine, demo_model) as plain:
+        assert answers(state["gateway"].removesuffix("/v1"), key) == answers(plain)
+    for host in lab.hosts:
+        assert open_to_others(host.listening()) <= {(host.address, 22)}
+        assert "ggml-rpc-server" in {program for _, _, program in host.listening()}
+        assert host.memory_used_bytes() <= HOST_MEMORY_BYTES
+    assert open_to_others(listening_here()) & ports_of(state) == set()
+    assert "worker-cpu.log" in meshctl.ok("logs", "host1", "--inventory", inventory).stdout
+    meshctl.ok("down", inventory)
+    for host in lab.hosts:
+        wait_idle(host, deadline_s=5)
+
+
+def test_a_killed_controller_leaves_no_process_on_any_host(make_lab: MakeLab, meshctl: Meshctl) -> None:
+    """SIGKILL of the supervisor: every host is idle within 15 s, and here no link and no head is left."""
+    lab, inventory = three_small_hosts(make_lab, meshctl)
+    meshctl.ok("up", inventory, "--detach")
+    state = meshctl.ok("status", "--json").json
+    here = [process["pid"] for process in state["processes"] if process["host"] == "controller"]
+    assert len(here) == 4
+    os.kill(state["pid"], signal.SIGKILL)
+    began = time.monotonic()
+    for host in lab.hosts:
+        wait_idle(host, deadline_s=began + 15 - time.monotonic())
+    while any(Path(f"/proc/{pid}").exists() for pid in here):
+        assert time.monotonic() < began + 15
+        time.sleep(0.1)
+
+
+def test_a_host_that_is_cut_off_ends_its_worker_by_itself(make_lab: MakeLab, meshctl: Meshctl) -> None:
+    """No packet arrives any more: the leash there stops for want of heartbeats, the cluster here says what happened."""
+    lab, inventory = three_small_hosts(make_lab, meshctl)
+    meshctl.ok("up", inventory, "--detach")
+    lab.hosts[0].cut_link()
+    wait_for_no_worker(lab.hosts[0], deadline_s=20)
+    deadline = time.monotonic() + 60
+    while meshctl.ok("status", "--json").json["phase"] != "failed":
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    lab.hosts[0].restore_link()
+    for host in lab.hosts:
+        wait_idle(host, deadline_s=45)
+
+
+def open_to_others(sockets: Iterable[tuple[str, int, str]]) -> set[tuple[str, int]]:
+    """Listening sockets that are not on loopback."""
+    return {(address, port) for address, port, _ in sockets if not address.startswith("127.")}
+
+
+def listening_here() -> list[tuple[str, int, str]]:
+    """This machine's own listening TCP sockets."""
+    rows = subprocess.run(("ss", "-Hltn"), capture_output=True, text=True, check=True).stdout.splitlines()
+    places = [row.split()[3].rpartition(":") for row in rows]
+    return [(address, int(port), "") for address, _, port in places]
+
+
+def ports_of(state: dict[str, Any]) -> set[tuple[str, int]]:
+    """The ports of this cluster's head, from its process name, on every address."""
+    names = [str(process["name"]) for process in state["processes"]]
+    ports = [int(name.rpartition("-")[2]) for name in names if name.startswith("head-")]
+    return {(address, port) for port in ports for address in ("0.0.0.0", "*", "[::]")}
+
+
+def wait_idle(host: RunningHost, *, deadline_s: float) -> None:
+    """Until nothing but the listener runs there."""
+    end = time.monotonic() + deadline_s
+    while len(processes := host.processes()) > IDLE_PROCESSES:
+        assert time.monotonic() < end, processes
+        time.sleep(0.1)
+
+
+def wait_for_no_worker(host: RunningHost, *, deadline_s: float) -> None:
+    """Until no engine process runs there."""
+    end = time.monotonic() + deadline_s
+    while any("ggml-rpc-server" in command for _, command in host.processes()):
+        assert time.monotonic() < end
+        time.sleep(0.1)
