@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from lab_command import main
-from lab_kernel import Names, leftovers, wait_until
 
+from lab_command import main
 from lab_hosts import Lab, LabError, LabHost, LabSpec, RunningHost, down, find_lab, unavailable, up
+from lab_kernel import Names, leftovers, wait_until
 from tests.lab_fixture import MakeLab
 
 pytestmark = pytest.mark.lab

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab_folder import LabHost
 
+from lab_folder import LabHost
 from lab_hosts import Lab
 from lab_running import RunningHost
 from orchestrator.engine.store import Engine

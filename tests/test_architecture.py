@@ -1,0 +1,195 @@
+"""The reading order of the code: a module imports only those above it. This list is the guide for a new reader."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("quant", "workers", "orchestrator")
+
+READING_ORDER = (
+    "quant.errors",
+    "quant.model",
+    "quant.gguf_header",
+    "quant.gguf_file",
+    "quant.synthetic",
+    "quant.catalogue",
+    "quant.fetch",
+    "quant.bindings",
+    "workers.errors",
+    "workers.facts",
+    "workers.budget",
+    "workers.engine",
+    "workers.engine_commands",
+    "workers.fit_table",
+    "workers.bench_output",
+    "workers.head_log",
+    "workers.commands",
+    "workers.agent",
+    "orchestrator.errors",
+    "orchestrator.folders",
+    "orchestrator.report",
+    "orchestrator.sizes",
+    "orchestrator.inventory",
+    "orchestrator.inventory_rules",
+    "orchestrator.inventory_yaml",
+    "orchestrator.inventory_fields",
+    "orchestrator.inventory_file",
+    "orchestrator.view.sizes",
+    "orchestrator.shell.host_keys",
+    "orchestrator.shell.protocol",
+    "orchestrator.shell.streams",
+    "orchestrator.shell.words",
+    "orchestrator.shell.local",
+    "orchestrator.shell.ssh_config",
+    "orchestrator.shell.client_keys",
+    "orchestrator.shell.ssh_errors",
+    "orchestrator.shell.ssh_files",
+    "orchestrator.shell.ssh_login",
+    "orchestrator.shell.ssh",
+    "orchestrator.shell.connect",
+    "orchestrator.fanout",
+    "orchestrator.tunnel",
+    "orchestrator.trust",
+    "orchestrator.host_agent",
+    "orchestrator.survey.values",
+    "orchestrator.plan.noise",
+    "orchestrator.plan.pools",
+    "orchestrator.plan.values",
+    "orchestrator.plan.costs",
+    "orchestrator.plan.layers",
+    "orchestrator.plan.single",
+    "orchestrator.plan.split",
+    "orchestrator.plan.left_out",
+    "orchestrator.plan.reasons",
+    "orchestrator.plan.shortfall",
+    "orchestrator.plan.choose",
+    "orchestrator.engine.lock",
+    "orchestrator.engine.logged",
+    "orchestrator.engine.source",
+    "orchestrator.engine.store",
+    "orchestrator.engine.build",
+    "orchestrator.engine.smoke",
+    "orchestrator.engine.install",
+    "orchestrator.idle_workers",
+    "orchestrator.memory",
+    "orchestrator.state",
+    "orchestrator.hosts",
+    "orchestrator.processes",
+    "orchestrator.survey.links",
+    "orchestrator.survey.speeds",
+    "orchestrator.survey.gather",
+    "orchestrator.prepare",
+    "orchestrator.cluster",
+    "orchestrator.gateway.api_error",
+    "orchestrator.gateway.events",
+    "orchestrator.gateway.fields",
+    "orchestrator.gateway.head",
+    "orchestrator.gateway.keys",
+    "orchestrator.gateway.server",
+    "orchestrator.gateway.state",
+    "orchestrator.gateway.relay",
+    "orchestrator.gateway.app",
+    "orchestrator.supervisor",
+    "orchestrator.detach",
+    "orchestrator.status",
+    "orchestrator.host_logs",
+    "orchestrator.dry_run",
+    "orchestrator.bench",
+    "orchestrator.doctor",
+    "orchestrator.client",
+    "orchestrator.conversation",
+    "orchestrator.view.bench",
+    "orchestrator.view.doctor",
+    "orchestrator.view.markdown_stream",
+    "orchestrator.view.plan",
+    "orchestrator.view.progress",
+    "orchestrator.view.status",
+    "orchestrator.view.survey",
+    "orchestrator.chat",
+    "orchestrator.cli.arguments",
+    "orchestrator.cli.run",
+    "orchestrator.cli.bench",
+    "orchestrator.cli.chat",
+    "orchestrator.cli.cluster",
+    "orchestrator.cli.engine",
+    "orchestrator.cli.hosts",
+    "orchestrator.cli.models",
+    "orchestrator.cli.planning",
+    "orchestrator.cli.app",
+    "orchestrator.__main__",
+)
+
+PURE = (
+    "quant.model",
+    "quant.gguf_header",
+    "quant.catalogue",
+    "workers.facts",
+    "workers.budget",
+    "workers.engine",
+    "workers.engine_commands",
+    "workers.fit_table",
+    "workers.bench_output",
+    "workers.head_log",
+    "workers.commands",
+    "orchestrator.sizes",
+    "orchestrator.inventory",
+    "orchestrator.view.sizes",
+    "orchestrator.view.plan",
+    "orchestrator.view.survey",
+    "orchestrator.view.doctor",
+    "orchestrator.view.status",
+    "orchestrator.gateway.fields",
+    *(module for module in READING_ORDER if module.startswith("orchestrator.plan.")),
+)
+"""Values in, values out: no clock, no randomness, no network, no processes."""
+
+DOING = {"asyncio", "socket", "subprocess", "random", "secrets", "time", "os", "shutil", "httpx", "asyncssh", "uvicorn"}
+
+
+def path_of(module: str) -> Path:
+    return ROOT / (module.replace(".", "/") + ".py")
+
+
+def modules_there() -> set[str]:
+    files = (path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if path.name != "__init__.py")
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files}
+
+
+def imported(module: str) -> set[str]:
+    """Every module that this one imports anywhere, by the names in its source."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path_of(module).read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def test_the_reading_order_names_every_module_once() -> None:
+    assert sorted(READING_ORDER) == sorted(modules_there())
+
+
+@pytest.mark.parametrize("module", READING_ORDER)
+def test_a_module_imports_only_modules_above_it(module: str) -> None:
+    above = READING_ORDER[: READING_ORDER.index(module)]
+    below = sorted(imported(module) & (set(READING_ORDER) - set(above)))
+    assert not below, f"{module} imports {below}, which come later in the reading order"
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_a_pure_module_imports_nothing_that_does(module: str) -> None:
+    assert not {name.partition(".")[0] for name in imported(module)} & DOING
+
+
+@pytest.mark.parametrize("module", [name for name in READING_ORDER if not name.startswith("orchestrator")])
+def test_quant_and_workers_know_nothing_of_each_other_or_of_the_orchestrator(module: str) -> None:
+    own = module.partition(".")[0]
+    assert not {name.partition(".")[0] for name in imported(module)} & (set(PACKAGES) - {own})
+
+
+def test_the_agent_needs_the_standard_library_only() -> None:
+    assert {name.partition(".")[0] for name in imported("workers.agent")} <= set(sys.stdlib_module_names)
