@@ -30,8 +30,10 @@ def make_plan(
     devices: frozenset[str] | None = None,
     mode: str | None = None,
 ) -> Plan:
-    """The plan with the least predicted time per token of one conversation.
+    """The plan with the least predicted time per token of one conversation, but for noise in the measured speeds.
 
+    Layers are placed as if speeds that differ by no more than noise were one speed (`noise.even_rates`); what is then
+    predicted, and compared with other plans, comes from each device's own speed.
     `devices` allows only these (None: all), `mode` allows only "single" or "layers". Goal "throughput" gives the same
     plan and says so in its reasons: the engine takes the conversations of a moment through the stages as one batch,
     so a layer split has no other optimum for several of them.

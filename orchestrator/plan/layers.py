@@ -2,8 +2,9 @@
 
 A dynamic programme: with the devices in a fixed order, the best way to have placed the first j blocks on the first k
 devices follows from the best ways on k - 1 devices. The order is fastest first, and each device is tried as the last
-one, which holds the output layer unless the head does. For that set of orders the answer is exact (to one part in a
-million, see `BALANCE`); where all blocks are of one size, no other order is better. Pure.
+one, which holds the output layer unless the head does. Speeds that differ by no more than noise are one speed here
+(`noise.even_rates`). For those speeds and that set of orders the answer is exact (to one part in a million, see
+`BALANCE`); where all blocks are of one size, no other order is better. Pure.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.plan.costs import MARGIN_BYTES, MARGIN_PERCENT, decode_s, stage_s
+from orchestrator.plan.noise import Rates, even_rates
 from orchestrator.plan.pools import Candidate
 from orchestrator.plan.values import ModelMemory
 
@@ -20,10 +22,16 @@ BALANCE = 1e-6
 """Weight of the tie-break: between plans of the same time per token, the one with the most even stages is taken.
 
 Even stages overlap best when long prompts are read: on the pinned engine 4 + 5 blocks read 1.4 times faster than
-6 + 3.
+6 + 3. So what is evened out is the time that the blocks of a stage take to read; the output layer plays no part there.
 """
 
-TIE = 1e-9
+MEASURED = 1e-10
+"""Weight of the second tie-break: between plans as even as each other, the one that is faster by the measured speeds.
+
+So far below `BALANCE` that it does not make stages less even, also where there are hundreds of layers.
+"""
+
+TIE = 1e-13
 """Costs that differ by less than this part are equal; then the slowest device stays the last one."""
 
 Costs = NDArray[np.float64]
@@ -81,7 +89,8 @@ class _Programme:
         self._rules = rules
         self._weights = _running_sum(memory.layer_weights_bytes)
         self._held = self._weights + _running_sum(memory.layer_kv_bytes)
-        self._scale_s = self._slowest_s()
+        self._rates = even_rates([one.device for one in candidates])
+        self._least_ratio = min((_ratio(rates) for rates in self._rates.values()), default=1.0)
         self._costs = [self._cost_matrix(one) for one in candidates]
         self._reached = [_nothing_placed(len(memory.layer_weights_bytes))]
         self._choices: list[Bytes] = []
@@ -118,7 +127,7 @@ class _Programme:
         memory, device = self._memory, candidate.device
         weights = self._weights[None, :] - self._weights[:, None]
         held = self._held[None, :] - self._held[:, None] + memory.compute_bytes
-        costs = self._balanced(weights / device.speed.decode_bytes_per_s + stage_s(memory, device, output=False))
+        costs = self._compute_costs(candidate, weights, weights) + stage_s(memory, device, output=False)
         below = np.tri(len(self._weights), k=0, dtype=bool)
         costs[below | (_with_margin(held) > candidate.budget_bytes)] = np.inf
         if device.name != self._rules.required:
@@ -129,23 +138,33 @@ class _Programme:
         """Cost of the blocks from each i to the end on the last device; it always has at least one."""
         memory, candidate, output = self._memory, self._candidates[last], not self._rules.output_on_head
         extra = memory.output_bytes if output else 0
-        weights = self._weights[-1] - self._weights + extra
+        weights = self._weights[-1] - self._weights
         held = self._held[-1] - self._held + extra + (memory.compute_last_bytes if output else memory.compute_bytes)
-        fixed = stage_s(memory, candidate.device, output=output)
-        costs = self._balanced(weights / candidate.device.speed.decode_bytes_per_s + fixed)
+        costs = self._compute_costs(candidate, weights + extra, weights) + stage_s(
+            memory, candidate.device, output=output
+        )
         costs[_with_margin(held) > candidate.budget_bytes] = np.inf
         costs[-1] = np.inf
         return costs
 
-    def _balanced(self, costs: Costs) -> Costs:
-        return costs * (1 + BALANCE * costs / self._scale_s)
+    def _compute_costs(self, candidate: Candidate, weights: Bytes, blocks: Bytes) -> Costs:
+        """Seconds to compute `weights` at the even rate, and both tie-breaks, which are far smaller.
 
-    def _slowest_s(self) -> float:
-        """An upper bound of any stage's time, so that the tie-break stays below its weight."""
-        blocks = len(self._memory.layer_weights_bytes)
-        return max(
-            (decode_s(self._memory, one.device, 0, blocks, output=True) for one in self._candidates), default=1.0
+        `blocks` are the weights without the output layer. Among devices of one decode speed, the sum of their squares
+        over the prefill speeds is least where all stages take the same time to read a prompt.
+        """
+        rates, own = self._rates[candidate.device.name], candidate.device.speed
+        even_s = weights / rates.decode_bytes_per_s
+        uneven_s = (
+            blocks / rates.decode_bytes_per_s * (blocks / self._weights[-1]) * (self._least_ratio / _ratio(rates))
         )
+        measured_s = weights / own.decode_bytes_per_s
+        costs: Costs = even_s + BALANCE * uneven_s + MEASURED * (measured_s - even_s)
+        return costs
+
+
+def _ratio(rates: Rates) -> float:
+    return rates.prefill_bytes_per_s / rates.decode_bytes_per_s
 
 
 def _extend(reached: Costs, costs: Costs) -> tuple[Costs, Bytes]:

@@ -86,8 +86,16 @@ def _why_slower(memory: ModelMemory, split: Split, candidate: Candidate) -> str:
     costs = (
         f"{duration_text(cost_s)} as one more stage (round trip {duration_text(candidate.device.link.round_trip_s)})"
     )
+    if longer_s < -TIE * split.token_s:
+        return (
+            f"with {layers} of {blocks} layers it would save {duration_text(-longer_s)} per token, "
+            "within what counts as noise"
+        )
     if longer_s <= TIE * split.token_s:
         return f"with {layers} of {blocks} layers on it a token would take as long as without it"
+    if len(with_it) <= len(split.stages):
+        slower = duration_text(longer_s)
+        return f"with {layers} of {blocks} layers on it a token would take {slower} longer than without it"
     if cost_s - longer_s > TIE * split.token_s:
         saved = duration_text(cost_s - longer_s)
         return f"with {layers} of {blocks} layers it would save {saved} per token, but costs {costs}"

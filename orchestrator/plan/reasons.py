@@ -1,13 +1,15 @@
 """Why a plan is as it is, as sentences with numbers, and what its prediction rests on. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.plan.costs import needed_bytes
+from orchestrator.plan.noise import decode_groups, difference
 from orchestrator.plan.pools import Candidate
 from orchestrator.plan.single import Single, run_alone
 from orchestrator.plan.split import Split, Splits
 from orchestrator.plan.values import ModelMemory
+from orchestrator.survey.values import Device
 from orchestrator.view.sizes import bytes_text, duration_text
 
 
@@ -23,7 +25,7 @@ class Asked:
 def single_reasons(asked: Asked, single: Single, split: Split | None) -> tuple[str, ...]:
     """Why one device, compared with the best split."""
     name = single.candidate.device.name
-    against = "no split fits" if split is None else f"the fastest split {duration_text(split.token_s)}"
+    against = "no split fits" if split is None else f"the best split {duration_text(split.token_s)}"
     return (
         *_asked_for(asked, "single"),
         f"{name} holds the whole model: {duration_text(single.token_s)} per token, {against}",
@@ -40,6 +42,7 @@ def split_reasons(
         *_asked_for(asked, "layers"),
         _against_single(memory, splits.best, single, candidates),
         *_output(memory, splits),
+        *_shared_evenly(splits.best),
         *splits.best.budget_reasons,
         *_goal(asked),
     )
@@ -69,6 +72,27 @@ def _against_single(memory: ModelMemory, split: Split, single: Single | None, ca
 
 def _count(devices: int) -> str:
     return "one worker" if devices == 1 else f"{devices} devices"
+
+
+def _shared_evenly(split: Split) -> tuple[str, ...]:
+    """A sentence for each group of used devices whose speeds differ and were taken for one speed."""
+    layers = {stage.candidate.device.name: stage.layers for stage in split.stages}
+    groups = decode_groups([one.device for one in split.candidates])
+    used = [[device for device in group if device.name in layers] for group in groups]
+    return tuple(
+        _shared_by(group, layers) for group in used if len({one.speed.decode_bytes_per_s for one in group}) > 1
+    )
+
+
+def _shared_by(group: Sequence[Device], layers: Mapping[str, int]) -> str:
+    """The group is fastest first."""
+    counts = [layers[device.name] for device in group]
+    apart = difference(group[0].speed.decode_bytes_per_s, group[-1].speed.decode_bytes_per_s)
+    percent = f"{'up to ' if len(group) > 2 else ''}{apart:.0%}" if apart >= 0.01 else "less than 1%"
+    even = max(counts) - min(counts) <= 1
+    how = "evenly" if even else "as evenly as their sizes, the budgets and the prefill speeds allow"
+    names = " and ".join(sorted(device.name for device in group))
+    return f"{names} differ by {percent}, within what counts as noise: layers shared {how}"
 
 
 def _output(memory: ModelMemory, splits: Splits) -> tuple[str, ...]:

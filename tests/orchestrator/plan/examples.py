@@ -44,6 +44,7 @@ def make_device(
     *,
     gib_per_s: float = 10.0,
     fixed_s: float = 0.0,
+    spread: float = 0.02,
     link: Link = FAST_LINK,
     kind: str = "cpu",
 ) -> Device:
@@ -56,7 +57,7 @@ def make_device(
         threads=8,
         budget=Budget(free_bytes=2 * budget_mib * MIB, capped_bytes=budget_mib * MIB, reserve_bytes=0),
         link=link,
-        speed=Speed(gib_per_s * GIB, 10 * gib_per_s * GIB, fixed_s, spread=0.02),
+        speed=Speed(gib_per_s * GIB, 10 * gib_per_s * GIB, fixed_s, spread),
     )
 
 

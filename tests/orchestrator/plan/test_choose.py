@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import PlanError
 from orchestrator.plan.choose import make_plan
-from orchestrator.plan.costs import needed_bytes
+from orchestrator.plan.costs import compute_s, decode_s, needed_bytes
+from orchestrator.plan.noise import LEAST_NOISE
 from orchestrator.plan.values import LeftOut, ModelMemory, Plan, Share
 from orchestrator.survey.values import Device, Link, Survey
 from tests.orchestrator.plan.examples import LOOPBACK, make_device, make_memory, make_survey
@@ -39,7 +40,7 @@ def test_one_device_that_holds_everything_and_is_fastest_runs_it_alone() -> None
         prefill_token_s=(1000 - 0.7 * 100) / 100 / 1024,
         left_out=(LeftOut("b/cpu", "alone it would need 1.3 GiB, its budget is 1000 MiB"),),
         reasons=(
-            "a/cpu holds the whole model: 107 ms per token, the fastest split 109 ms",
+            "a/cpu holds the whole model: 107 ms per token, the best split 109 ms",
             "predicted from a/cpu's speed through RPC; run natively it is usually as fast or faster",
         ),
     )
@@ -211,11 +212,56 @@ CASES = (
     Case(
         "two local hosts share the controller's memory",
         (make_device("a/cpu", 700), make_device("b/cpu", 800)),
-        ("b/cpu 0+6", "a/cpu 6+4"),
+        ("a/cpu 0+5", "b/cpu 5+5"),
         local=("a", "b"),
         controller_mib=1500,
         reason="budgets of a/cpu and b/cpu cut to 94%: their machine has 1.4 GiB beside the head's 86.0 MiB, "
         "they add up to 1.5 GiB",
+    ),
+    Case(
+        "two hosts whose speeds differ by noise share the layers evenly",
+        (make_device("left/cpu", 1000), make_device("right/cpu", 1000, gib_per_s=10.3)),
+        ("right/cpu 0+5", "left/cpu 5+5"),
+        output_on_head=True,
+        local=("right",),
+        reason="left/cpu and right/cpu differ by 3%, within what counts as noise: layers shared evenly",
+    ),
+    Case(
+        "two hosts whose speeds differ by more than noise do not",
+        (make_device("left/cpu", 1000), make_device("right/cpu", 1000, gib_per_s=11.1)),
+        ("right/cpu 0+8", "left/cpu 8+2"),
+        output_on_head=True,
+        local=("right",),
+    ),
+    Case(
+        "a spread of the repetitions that is wide makes more count as noise",
+        (make_device("left/cpu", 1000), make_device("right/cpu", 1000, gib_per_s=12, spread=0.3)),
+        ("right/cpu 0+5", "left/cpu 5+5"),
+        output_on_head=True,
+        local=("right",),
+        reason="left/cpu and right/cpu differ by 20%, within what counts as noise: layers shared evenly",
+    ),
+    Case(
+        "layers are shared as evenly as a small budget allows",
+        (
+            make_device("a/cpu", 400),
+            make_device("b/cpu", 1000, gib_per_s=10.04),
+            make_device("c/cpu", 600, gib_per_s=10.06),
+        ),
+        ("c/cpu 0+4", "b/cpu 4+6"),
+        output_on_head=True,
+        left_out=("a/cpu: with 3 of 10 layers on it a token would take 194 µs longer than without it",),
+        reason="b/cpu and c/cpu differ by less than 1%, within what counts as noise: "
+        "layers shared as evenly as their sizes, the budgets and the prefill speeds allow",
+    ),
+    Case(
+        "a device that would save no more than noise for the price of a stage is left out and that is said",
+        (make_device("a/cpu", 2000, link=LOOPBACK), make_device("b/cpu", 2000, gib_per_s=10.5)),
+        ("a/cpu 0+10",),
+        output_on_head=True,
+        local=("a",),
+        asked_mode="layers",
+        left_out=("b/cpu: with 5 of 10 layers it would save 1.93 ms per token, within what counts as noise",),
     ),
     Case(
         "only the devices that are asked for",
@@ -401,8 +447,28 @@ def test_more_budget_is_never_a_worse_plan(cluster: list[tuple[int, float, Link]
         assert after.token_s <= before.token_s * (1 + 1e-5)
 
 
+like_machines = st.lists(
+    st.tuples(st.integers(150, 1500), st.floats(8, 16), st.sampled_from([EXACT_LINK, SLOW, FAR])),
+    min_size=1,
+    max_size=6,
+)
+
+
 @calm
-@given(machines, st.integers(1, 12))
+@given(like_machines, st.integers(1, 12), st.integers(0, 800), st.randoms(use_true_random=False))
+def test_machines_of_like_speeds_are_planned_in_any_order_and_more_budget_costs_no_more_than_noise(
+    cluster: list[tuple[int, float, Link]], layers: int, more_mib: int, random: Random
+) -> None:
+    devices, memory = named(cluster), make_memory(layers)
+    before, after = plan_or_none(devices, memory), plan_or_none(named(cluster, more_mib), memory)
+    assert before == plan_or_none(random.sample(devices, len(devices)), memory)
+    if before is not None:
+        assert after is not None
+        assert after.token_s <= before.token_s * (1 + LEAST_NOISE) * (1 + 1e-5)
+
+
+@calm
+@given(st.one_of(machines, like_machines), st.integers(1, 12))
 def test_a_plan_places_every_layer_once_and_names_every_device(
     cluster: list[tuple[int, float, Link]], layers: int
 ) -> None:
@@ -416,6 +482,16 @@ def test_a_plan_places_every_layer_once_and_names_every_device(
     assert all(needed_bytes(one.total_bytes) <= one.budget_bytes for one in plan.shares)
     assert sum(one.time_s for one in plan.shares) + plan.head_time_s == pytest.approx(plan.token_s)
     assert sum(plan.tensor_split) == layers + 1
+
+
+def test_what_is_predicted_comes_from_each_devices_own_speed_also_where_two_are_taken_for_one() -> None:
+    left, right = make_device("left/cpu", 1000), make_device("right/cpu", 1000, gib_per_s=10.3)
+    memory = make_memory()
+    plan = make_plan(make_survey([left, right], local=["right"]), memory, goal="latency")
+    right_s, left_s = (decode_s(memory, one, 0, 5, output=False) for one in (right, left))
+    assert [share.time_s for share in plan.shares] == [right_s, left_s]
+    assert right_s < left_s
+    assert plan.token_s == pytest.approx(right_s + left_s + compute_s(memory.output_bytes, right.speed))
 
 
 def test_sixteen_devices_and_two_hundred_layers_are_planned_at_once_over_fifteen() -> None:

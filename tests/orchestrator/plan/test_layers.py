@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import combinations, permutations
+from itertools import combinations, pairwise, permutations
 from math import inf
 
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from orchestrator.plan.costs import decode_s, needed_bytes, share_bytes
 from orchestrator.plan.layers import Rules, Stage, place_layers, stages_s
+from orchestrator.plan.noise import LEAST_NOISE, MOST_NOISE, even_rates
 from orchestrator.plan.pools import Candidate
 from orchestrator.plan.values import ModelMemory
 from orchestrator.survey.values import Link
@@ -132,6 +133,83 @@ def test_more_budget_is_never_a_worse_placement(
     if before is not None:
         assert after is not None
         assert stages_s(memory, after) <= stages_s(memory, before) * (1 + 1e-5)
+
+
+like = st.tuples(st.integers(150, 900), st.floats(4.0, 12.0), st.sampled_from([0.05, 1.0, 30.0]))
+spreads = st.sampled_from([0.0, 0.05, 0.3, 2.0])
+
+
+@calm
+@given(st.lists(st.tuples(like, spreads), min_size=1, max_size=3), st.integers(1, 5), st.booleans())
+def test_a_placement_is_the_best_for_even_speeds_and_costs_at_most_the_noise_for_the_measured_ones(
+    cluster: list[tuple[tuple[int, float, float], float]], layers: int, on_head: bool
+) -> None:
+    memory = make_memory(layers)
+    measured = [
+        with_speed(one, spread=cluster[int(one.device.host[1:])][1])
+        for one in make_candidates(*(device for device, _ in cluster))
+    ]
+    stages = place_layers(memory, measured, Rules(on_head))
+    noise = min(MOST_NOISE, max(LEAST_NOISE, *(one.device.speed.spread for one in measured)))
+    best_s = brute_force_s(memory, measured, output_on_head=on_head)
+    assert time_or_infinity(memory, stages) <= best_s * (1 + noise) * (1 + 1e-5)
+    rates = even_rates([one.device for one in measured])
+    even = {
+        name: with_speed(one, decode_bytes_per_s=rates[name].decode_bytes_per_s)
+        for one in measured
+        for name in [one.device.name]
+    }
+    even_stages = stages and tuple(replace(one, candidate=even[one.candidate.device.name]) for one in stages)
+    best_even_s = brute_force_s(memory, list(even.values()), output_on_head=on_head)
+    assert time_or_infinity(memory, even_stages) == pytest.approx(best_even_s, rel=1e-5)
+
+
+@calm
+@given(st.lists(st.tuples(st.integers(150, 1500), st.floats(10.0, 10.9)), min_size=1, max_size=3), st.integers(1, 7))
+def test_devices_of_one_speed_share_layers_as_evenly_as_any_placement_on_so_few_can(
+    cluster: list[tuple[int, float]], layers: int
+) -> None:
+    memory, candidates = make_memory(layers), make_candidates(*((budget, speed, 0.1) for budget, speed in cluster))
+    stages = place_layers(memory, candidates, Rules(output_on_head=True))
+    unevenness = [
+        (count, sum((end - begin) ** 2 for begin, end in pairwise(cut)))
+        for count in range(1, len(candidates) + 1)
+        for order in permutations(candidates, count)
+        for cut in cuts(layers, count)
+        if fixed_s(memory, order, cut, output_on_head=True) < inf
+    ]
+    found = [(len(stages), sum(one.layers**2 for one in stages))] if stages else []
+    assert found == sorted(unevenness)[:1]
+
+
+def with_speed(candidate: Candidate, **changes: float) -> Candidate:
+    """The candidate with other figures in its device's speed."""
+    device = candidate.device
+    return replace(candidate, device=replace(device, speed=replace(device.speed, **changes)))
+
+
+def test_devices_of_one_decode_speed_share_layers_by_how_fast_they_read() -> None:
+    other, reader = make_candidates((1000, 10.0, 0.1), (1000, 10.5, 0.1))
+    reader = with_speed(reader, prefill_bytes_per_s=other.device.speed.prefill_bytes_per_s * 7 / 3)
+    assert ranges(place_layers(make_memory(10), [other, reader], Rules(output_on_head=True))) == [
+        ("d1/cpu", 0, 3, False),
+        ("d0/cpu", 3, 7, False),
+    ]
+
+
+def test_of_devices_of_one_speed_and_link_the_faster_ones_are_used() -> None:
+    candidates = make_candidates((1000, 10.0, 0.1), (1000, 10.4, 0.1), (1000, 10.2, 0.1))
+    assert ranges(place_layers(make_memory(10), candidates, Rules(output_on_head=True))) == [
+        ("d1/cpu", 0, 5, False),
+        ("d2/cpu", 5, 5, False),
+    ]
+    assert ranges(place_layers(make_memory(8), candidates, Rules(output_on_head=True))) == [("d1/cpu", 0, 8, False)]
+
+
+def test_even_stages_do_not_count_the_output_layer_which_a_prompt_hardly_needs() -> None:
+    candidates = make_candidates((1500, 10.0, 0.1), (1500, 10.3, 0.1))
+    stages = place_layers(make_memory(12, output_mib=400), candidates, Rules(output_on_head=False))
+    assert ranges(stages) == [("d0/cpu", 0, 6, False), ("d1/cpu", 6, 6, True)]
 
 
 def test_equal_devices_get_even_stages() -> None:

@@ -49,7 +49,7 @@ predicted: decode 9.31 tok/s (107 ms per token), prefill 110 tok/s
  pc/cuda0      0-9, out     1100  100     60.0   1310    2000     107  100%
  head (pc)     in           50.0    -     20.0   86.0   49152    0.00    0%
 
-· pc/cuda0 holds the whole model: 107 ms per token, the fastest split 108 ms
+· pc/cuda0 holds the whole model: 107 ms per token, the best split 108 ms
 · predicted from pc/cuda0's speed through RPC; run natively it is usually as fast or faster
 · pc/cpu left out: alone it would need 1.3 GiB, its budget is 900 MiB
 """
