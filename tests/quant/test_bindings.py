@@ -43,7 +43,7 @@ def test_facts_of_a_model_are_read_through_the_engines_own_libraries(engine: Eng
     ended = run_python(_FACTS, str(engine.folder), str(model), environment={"PYTHONPATH": ":".join(sys.path)})
 
     assert ended.returncode == 0, ended.stderr[-2000:]
-    assert ended.stdout == "llama ?B Q4_0 | 2 | 0\n"
+    assert ended.stdout == "llama ?B (guessed) Q4_K - Medium | 2 | 0\n"
 
 
 @pytest.mark.engine
