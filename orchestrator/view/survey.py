@@ -13,7 +13,7 @@ from workers.budget import Budget
 
 
 def survey_view(survey: Survey) -> RenderableType:
-    """A head line, the controller's memory, and one row of two or three lines per device.
+    """A head line, the controller's memory, and one row of a few lines per device.
 
     Decode speed is weight bytes per second, prefill speed weight bytes times tokens per second, both through RPC.
     """
@@ -27,11 +27,10 @@ def survey_view(survey: Survey) -> RenderableType:
 
 
 def _table(survey: Survey) -> Table:
+    """Four columns of up to three lines each, so that it fits a terminal of 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("host", overflow="fold")
     table.add_column("device", overflow="fold")
-    table.add_column("description", overflow="fold", ratio=1)
-    for title in ("free", "budget", "link", "speed"):
+    for title in ("budget", "link", "speed"):
         table.add_column(title, no_wrap=True)
     for host in survey.hosts:
         for row in _host_rows(host):
@@ -40,15 +39,13 @@ def _table(survey: Survey) -> Table:
 
 
 def _host_rows(host: HostSurvey) -> Iterator[tuple[str, ...]]:
-    name = f"{host.name}\nlocal" if host.local else host.name
+    here = ", this machine" if host.local else ""
     if not host.devices:
-        yield (name, "none", host.facts.os_name, bytes_text(host.facts.memory_available_bytes), "", "", "")
+        free = f"{bytes_text(host.facts.memory_available_bytes)} free"
+        yield (f"{host.name}{here}\n{host.facts.os_name}\nno device", free, "", "")
     for device in host.devices:
         yield (
-            name,
-            device.name.removeprefix(f"{host.name}/"),
-            _description(device),
-            bytes_text(device.budget.free_bytes),
+            f"{device.name}{here}\n{_description(device)}",
             _budget_text(device.budget),
             _link_text(device.link),
             _speed_text(device.speed),
@@ -57,13 +54,14 @@ def _host_rows(host: HostSurvey) -> Iterator[tuple[str, ...]]:
 
 def _description(device: Device) -> str:
     threads = f"{device.threads} thread{'' if device.threads == 1 else 's'}"
-    return f"{device.description}, {threads}" if device.kind == "cpu" else device.description
+    return f"{device.description}\n{threads}" if device.kind == "cpu" else device.description
 
 
 def _budget_text(budget: Budget) -> str:
-    """The budget, and below it the cap and reserve that it follows from."""
+    """The budget, and below it what is free, the cap and the reserve that it follows from."""
     share = f" ({budget.capped_bytes / budget.free_bytes:.0%})" if budget.free_bytes else ""
-    lines = [bytes_text(budget.usable_bytes), f"cap {bytes_text(budget.capped_bytes)}{share}"]
+    lines = [bytes_text(budget.usable_bytes), f"free {bytes_text(budget.free_bytes)}"]
+    lines.append(f"cap {bytes_text(budget.capped_bytes)}{share}")
     if budget.reserve_bytes:
         lines.append(f"less {bytes_text(budget.reserve_bytes)}")
     return "\n".join(lines)
