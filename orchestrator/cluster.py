@@ -1,8 +1,10 @@
 """Bring a plan up: workers, links, head, checks. Whatever is started is in `Started`, so that a failure ends it all."""
 
+import hashlib
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
@@ -139,13 +141,22 @@ async def model_on_host(prepared: Prepared, host: OpenHost, report: Report) -> s
     """The path of the model on that host; all its shards are put there first when it is not the controller."""
     if host.is_local:
         return str(prepared.model.path)
+    folder = remote_model_folder(host.shell.root, prepared.model.shards)
     for shard in prepared.model.shards:
-        target = f"{host.shell.root}/models/{shard.name}"
-        size = shard.stat().st_size
-        seen = await host.shell.run(("wc", "-c", target), deadline_s=30, check=False)
-        if seen.status != 0 or int(seen.stdout.split()[0]) != size:
+        target = f"{folder}/{shard.name}"
+        seen = await host.shell.run(("test", "-f", target), deadline_s=30, check=False)
+        if seen.status != 0:
             await host.shell.put(shard, target, progress=report.bytes_of(f"{host.name}: {shard.name}"))
-    return f"{host.shell.root}/models/{prepared.model.path.name}"
+    return f"{folder}/{prepared.model.path.name}"
+
+
+def remote_model_folder(root: str, shards: Iterable[Path]) -> str:
+    """A folder for exactly these files: another size or time of change leads to another one.
+
+    Files appear there whole or not at all, so that one which is there is the right one.
+    """
+    facts = [f"{shard.name} {shard.stat().st_size} {shard.stat().st_mtime_ns}" for shard in shards]
+    return f"{root}/models/{hashlib.sha256(chr(10).join(facts).encode()).hexdigest()[:12]}"
 
 
 async def compare_memory(plan: Plan, head: Head, workers: tuple[Worker, ...], report: Report) -> None:

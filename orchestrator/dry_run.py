@@ -2,7 +2,7 @@
 
 import shlex
 
-from orchestrator.cluster import devices_of, placement_of
+from orchestrator.cluster import devices_of, placement_of, remote_model_folder
 from orchestrator.folders import Folders
 from orchestrator.hosts import OpenHosts, open_hosts
 from orchestrator.inventory import Inventory
@@ -56,7 +56,7 @@ def _head(
     engine = prepared.engine_folders[plan.head] if plan.head else str(prepared.engine.folder)
     local = host.is_local
     settings = HeadSettings(
-        model=str(prepared.model.path) if local else f"{host.shell.root}/models/{prepared.model.path.name}",
+        model=str(prepared.model.path) if local else _remote_model(prepared, host.shell.root),
         alias=prepared.memory.model,
         port=FIRST_PORT + 200,
         key_file=str(folders.cluster(prepared.inventory.cluster).head_key) if local else "head.key",
@@ -69,3 +69,7 @@ def _head(
     if placement is not None:
         placement = Placement(endpoints, placement.tensor_split, placement.output_on_head, placement.output_tied)
     return (f"{plan.head or 'controller'}: head", head_command(f"{engine}/llama-server", settings, placement))
+
+
+def _remote_model(prepared: Prepared, root: str) -> str:
+    return f"{remote_model_folder(root, prepared.model.shards)}/{prepared.model.path.name}"

@@ -18,6 +18,9 @@ from orchestrator.errors import ClusterStateError
 from orchestrator.folders import ClusterFolder, Folders
 from orchestrator.plan.values import Plan
 
+LOCK_WAIT_S = 1.0
+"""Longer than `is_held` of another process takes the lock to look; a supervisor keeps it for its whole life."""
+
 Phase = Literal["starting", "ready", "stopping", "stopped", "failed"]
 
 
@@ -47,6 +50,7 @@ class ClusterState:
     decode_tokens_per_s: float | None = None  # measured right after load
     requests_running: int = 0
     requests_finished: int = 0
+    key_file: str = ""  # where the gateway's API key is kept
 
 
 _STATE = TypeAdapter(ClusterState)
@@ -88,7 +92,7 @@ def read_state(folder: ClusterFolder) -> ClusterState | None:
 def hold(folder: ClusterFolder) -> Iterator[None]:
     """Hold the cluster; ClusterStateError when another supervisor holds it."""
     folder.prepare()
-    lock = FileLock(folder.lock, timeout=0)
+    lock = FileLock(folder.lock, timeout=LOCK_WAIT_S)
     try:
         lock.acquire()
     except Timeout as error:

@@ -18,7 +18,7 @@ def status_view(state: ClusterState) -> RenderableType:
         Text(f"inventory {state.inventory}"),
     ]
     if state.phase == "ready":
-        parts.append(Text(f"gateway {state.gateway}"))
+        parts.append(Text(f"gateway {state.gateway}, API key in {state.key_file}"))
         parts.append(Text(f"requests running {state.requests_running}, finished {state.requests_finished}"))
     if state.plan is not None:
         parts.append(Text(_plan_text(state)))
