@@ -80,10 +80,18 @@ class HostsError(MeshctlError):
 
     def __init__(self, errors: Mapping[str, MeshctlError]) -> None:
         lines = [str(error) for error in errors.values()]
-        hints = dict.fromkeys(error.hint for error in errors.values() if error.hint)
         details = "\n".join(error.details for error in errors.values() if error.details)
-        super().__init__("\n".join(lines), hint="\n".join(hints), details=details)
+        super().__init__("\n".join(lines), hint="\n".join(_hints(errors)), details=details)
         self.errors = dict(errors)
+
+
+def _hints(errors: Mapping[str, MeshctlError]) -> list[str]:
+    """Each hint once, after the names of the hosts it is for unless it is for all of them."""
+    hosts: dict[str, list[str]] = {}
+    for host, error in errors.items():
+        if error.hint:
+            hosts.setdefault(error.hint, []).append(host)
+    return [hint if len(names) == len(errors) else f"{', '.join(names)}: {hint}" for hint, names in hosts.items()]
 
 
 class EngineError(MeshctlError):

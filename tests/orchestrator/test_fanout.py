@@ -61,3 +61,9 @@ def test_all_answers_are_given_or_every_failure_is_raised() -> None:
     with pytest.raises(HostsError) as caught:
         all_or_raise({"a": 1, **errors})
     assert (str(caught.value), caught.value.errors) == ("b: is off\nc: is far", errors)
+
+
+def test_hints_name_their_hosts_unless_they_are_for_all() -> None:
+    errors = {name: HostError(name, "fails", hint=hint) for name, hint in (("a", "x"), ("b", "y"), ("c", "x"))}
+    assert HostsError(errors).hint == "a, c: x\nb: y"
+    assert HostsError({name: errors[name] for name in ("a", "c")}).hint == "x"
