@@ -9,6 +9,7 @@ from orchestrator.errors import CommandError, ConnectError, HostError, TransferE
 from orchestrator.shell.protocol import Words
 from orchestrator.shell.ssh_config import SshTarget
 from orchestrator.shell.words import shown
+from orchestrator.view.sizes import bytes_text
 
 FOREIGN = (OSError, asyncssh.Error)
 """Everything that opening or using a connection raises; TimeoutError and socket.gaierror are OSErrors."""
@@ -101,9 +102,8 @@ def transfer_error(host: str, what: str, error: Exception, free_bytes: int | Non
 
 def disk_full(host: str, what: str, free_bytes: int, size_bytes: int) -> TransferError:
     """The file is larger than the free space where it should go."""
-    gib = 1024**3
     return TransferError(
         host,
-        f"{what} does not fit: {size_bytes / gib:.2f} GiB needed, {free_bytes / gib:.2f} GiB free",
+        f"{what} does not fit: {bytes_text(size_bytes)} needed, {bytes_text(free_bytes)} free",
         hint="free some space on that host's disk and try again",
     )
