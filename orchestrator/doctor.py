@@ -2,19 +2,23 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from time import time
 
 from orchestrator.engine.build import local_platform
 from orchestrator.engine.install import check_fits
 from orchestrator.engine.store import Engine, find_engine
-from orchestrator.errors import REPORTED, ConnectError, DeadlineError, HostKeyError
+from orchestrator.errors import REPORTED, ConnectError, DeadlineError, HostKeyError, TransferError
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
-from orchestrator.host_agent import ask_facts, ensure_agent
+from orchestrator.host_agent import ask_facts, ensure_agent, start_link_server
 from orchestrator.inventory import Host, Inventory
 from orchestrator.shell.connect import connect
+from orchestrator.shell.local import LocalShell
 from orchestrator.shell.protocol import Shell
-from orchestrator.shell.ssh_config import write_ssh_files
+from orchestrator.shell.ssh_config import SshFiles, account_home, write_ssh_files
+from orchestrator.survey.links import ECHO_OF_ONE_BYTE
+from orchestrator.tunnel import probe_command
 from orchestrator.view.sizes import bytes_text
 from workers.budget import MIB, budget
 from workers.facts import HostFacts
@@ -23,6 +27,7 @@ DISK_NEEDED_BYTES = 200 * MIB
 """An engine folder is about 40 MiB, twice while it is replaced, and logs are bounded."""
 
 CLOCK_TOLERANCE_S = 60.0
+PROBE_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -50,29 +55,47 @@ class Examined:
 async def examine_all(inventory: Inventory, folders: Folders) -> tuple[Examined, ...]:
     """Examine every host side by side; a host that fails a check that others need stops there."""
     engine = find_engine(folders.cache, "cpu", local_platform())
-    examined = await each_host({host.name: _examine(host, folders, engine) for host in inventory.hosts})
+    ssh = write_ssh_files(folders.state, inventory.path)
+    examined = await each_host({host.name: _examine(host, ssh, folders, engine) for host in inventory.hosts})
     return tuple(all_or_raise(examined).values())
 
 
-async def _examine(host: Host, folders: Folders, engine: Engine | None) -> Examined:
+async def _examine(host: Host, ssh: SshFiles, folders: Folders, engine: Engine | None) -> Examined:
     checks: list[Check] = []
     shell = None
     try:
-        shell = await connect(host, write_ssh_files(folders.state), local_root=folders.cache)
+        shell = await connect(host, ssh, local_root=folders.cache)
         checks += _let_in(host)
-        facts = await _ask(shell)
+        agent = await ensure_agent(shell)
+        facts = await ask_facts(shell, agent)
         checks.append(Check("python", True, facts.python))
-        checks += examine_facts(host, facts, engine, time())
+        checks += examine_facts(host, facts, engine, time(), ssh.inventory)
+        if host.connection == "ssh":
+            checks.append(await _forwarding(host, ssh, shell, agent))
     except REPORTED as error:
-        checks.append(_failed(error, bool(checks)))
+        checks.append(_failed(host, error, bool(checks)))
     finally:
         if shell is not None:
             await shell.close()
     return Examined(host.name, tuple(checks))
 
 
-async def _ask(shell: Shell) -> HostFacts:
-    return await ask_facts(shell, await ensure_agent(shell))
+async def _forwarding(host: Host, ssh: SshFiles, shell: Shell, agent: str) -> Check:
+    """Whether OpenSSH carries a byte to the host's loopback and back, as the tunnels will."""
+    server = await start_link_server(shell, agent)
+    try:
+        words = probe_command(host, ssh, server.port)
+        here = LocalShell("this machine", ssh.config.parent, account_home())
+        answer = await here.run(words, deadline_s=PROBE_S, stdin=ECHO_OF_ONE_BYTE, check=False)
+    finally:
+        await server.close()
+    said = answer.stderr.decode(errors="replace").strip().splitlines()
+    return Check(
+        "forwarding",
+        answer.stdout == ECHO_OF_ONE_BYTE[-1:],
+        "works" if answer.stdout else f"`ssh` carries nothing to it: {said[0] if said else 'no answer'}",
+        "allow it there: `AllowTcpForwarding yes` in its sshd_config, then restart sshd",
+    )
 
 
 def _let_in(host: Host) -> Iterator[Check]:
@@ -82,17 +105,21 @@ def _let_in(host: Host) -> Iterator[Check]:
         yield Check("host key", True, "trusted")
 
 
-def _failed(error: Exception, let_in: bool) -> Check:
+def _failed(host: Host, error: Exception, let_in: bool) -> Check:
     """Which check an error belongs to: before we were let in it is about reaching the host, then about Python."""
-    hint = getattr(error, "hint", "")
+    text, hint = str(error).removeprefix(f"{host.name}: "), getattr(error, "hint", "")
     if isinstance(error, HostKeyError):
-        return Check("host key", False, str(error), hint)
+        return Check("host key", False, text, hint)
     if isinstance(error, ConnectError | DeadlineError) or not let_in:
-        return Check("reachable", False, str(error), hint)
-    return Check("python", False, str(error), hint)
+        return Check("reachable", False, text, hint)
+    if isinstance(error, TransferError):
+        return Check("disk", False, text, hint)
+    return Check("python", False, text, hint)
 
 
-def examine_facts(host: Host, facts: HostFacts, engine: Engine | None, now_s: float) -> Iterator[Check]:
+def examine_facts(
+    host: Host, facts: HostFacts, engine: Engine | None, now_s: float, inventory: Path = Path("inventory.yaml")
+) -> Iterator[Check]:
     """What the facts alone tell: engine, memory, disk and clock."""
     yield _engine(facts, engine, host.name)
     usable = budget(host.memory, facts.memory_available_bytes)
@@ -100,7 +127,7 @@ def examine_facts(host: Host, facts: HostFacts, engine: Engine | None, now_s: fl
         "memory",
         usable.usable_bytes > 0,
         f"{bytes_text(facts.memory_available_bytes)} available, budget {bytes_text(usable.usable_bytes)}",
-        f"free memory there, or raise `memory` of {host.name} in inventory.yaml",
+        f"free memory there, or raise `memory` of {host.name} in {inventory}",
     )
     yield Check(
         "disk",
@@ -123,7 +150,8 @@ def _engine(facts: HostFacts, engine: Engine | None, host: str) -> Check:
         try:
             check_fits(host, facts, engine.manifest)
         except REPORTED as error:
-            return Check("engine", False, str(error), getattr(error, "hint", ""))
+            text = str(error).removeprefix(f"{host}: ")
+            return Check("engine", False, text, getattr(error, "hint", ""))
         return Check("engine", True, f"{engine.manifest.engine} runs on {facts.platform}")
     compiler = facts.compiler if facts.platform == local_platform() else ""
     return Check(

@@ -15,7 +15,7 @@ async def host_logs(inventory: Inventory, folders: Folders, name: str, lines: in
     hosts = {host.name: host for host in inventory.hosts} | {CONTROLLER: Host(CONTROLLER, "local")}
     if name not in hosts:
         raise UsageError(f"{inventory.path} has no host {name}", hint=f"hosts: {', '.join(hosts)}")
-    shell = await connect(hosts[name], write_ssh_files(folders.state), local_root=folders.cache)
+    shell = await connect(hosts[name], write_ssh_files(folders.state, inventory.path), local_root=folders.cache)
     try:
         agent = await ensure_agent(shell)
         folder = f"{shell.root}/logs/{inventory.cluster}"

@@ -52,7 +52,7 @@ class OpenHosts:
 @asynccontextmanager
 async def open_hosts(inventory: Inventory, folders: Folders, report: Report) -> AsyncIterator[OpenHosts]:
     """Connect to all hosts; HostsError has every one that fails. All connections are closed at the end."""
-    ssh = write_ssh_files(folders.state)
+    ssh = write_ssh_files(folders.state, inventory.path)
     shells: list[Shell] = []
     controller = Host(CONTROLLER, "local")
     try:

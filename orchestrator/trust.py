@@ -145,6 +145,7 @@ def _unconfirmed(comparison: Comparison, ssh: SshFiles, replace: Collection[str]
             changed.offered.host,
             host_keys.known_keys(ssh.known_hosts, changed.offered.known_as),
             changed.offered.key,
+            ssh.inventory,
         )
         for changed in comparison.changed
         if changed.offered.host not in replace

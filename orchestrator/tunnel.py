@@ -48,6 +48,12 @@ def tunnel_command(host: Host, ssh: SshFiles, local_port: int, remote_port: int)
     return ("ssh", "-F", str(ssh.config), "-N", "-T", *options, "-c", _CIPHERS, "-L", forward, *destination_words(host))
 
 
+def probe_command(host: Host, ssh: SshFiles, remote_port: int) -> Words:
+    """The words that carry stdin to 127.0.0.1:`remote_port` there and its answer to stdout, to try forwarding once."""
+    options = tuple(word for option in _OPTIONS for word in ("-o", option))
+    return ("ssh", "-F", str(ssh.config), *options, "-W", f"{_LOOPBACK}:{remote_port}", *destination_words(host))
+
+
 def free_local_port(taken: Collection[int] = (), *, choice: random.Random | None = None) -> int:
     """A port on 127.0.0.1 that nothing is bound to now, below the ephemeral range, and not in `taken`.
 

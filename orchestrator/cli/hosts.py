@@ -27,7 +27,7 @@ def doctor(inventory: Inventory = DEFAULT_INVENTORY, json: AsJson = False) -> No
     if json:
         typer.echo(doctor_json(examined))
     else:
-        answer().print(doctor_view(examined))
+        answer().print(doctor_view(examined), soft_wrap=True)
     if not all(one.well for one in examined):
         raise typer.Exit(1)
 
@@ -53,7 +53,7 @@ def trust(
     unknown = set(replace or ()) - {host.name for host in wanted.hosts}
     if unknown:
         raise UsageError(f"--replace {', '.join(sorted(unknown))}: no such host in {inventory}")
-    _trust(wanted, write_ssh_files(user_folders().state), talk(), yes, replace or ())
+    _trust(wanted, write_ssh_files(user_folders().state, inventory), talk(), yes, replace or ())
 
 
 def _trust(wanted: "InventoryValue", ssh: "SshFiles", console: "Console", yes: bool, replace: Collection[str]) -> None:
@@ -70,7 +70,8 @@ def _trust(wanted: "InventoryValue", ssh: "SshFiles", console: "Console", yes: b
             if compared.new and not yes and not typer.confirm("Trust the new keys?", err=True):
                 raise typer.Exit(1)
             written = remember(compared, ssh, replace=replace)
-            console.print(f"{len(written)} keys trusted, kept in {ssh.known_hosts}", markup=False, soft_wrap=True)
+            count = f"{len(written)} key{'' if len(written) == 1 else 's'}"
+            console.print(f"{count} trusted, kept in {ssh.known_hosts}", markup=False, soft_wrap=True)
         elif compared.known:
             console.print("every key is trusted already")
         else:

@@ -6,6 +6,7 @@ a name of its own (`pinned_name`), so that the pinned key is the only one accept
 
 import base64
 import os
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,6 @@ ALGORITHMS: dict[str, tuple[str, ...]] = {
 """The key types we accept and the signature algorithms of each (RFC 8332 for RSA: never with SHA-1)."""
 
 _CHECK = "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub"
-_SCANNED = "run `meshctl trust INVENTORY` and compare the fingerprint with what the machine itself says"
 
 
 @dataclass(frozen=True)
@@ -88,21 +88,26 @@ def add_lines(file: Path, lines: Iterable[str], *, forget: Iterable[str] = ()) -
         _write(file, "".join(f"{line}\n" for line in (*kept, *new)))
 
 
-def refused(host: str, known: KnownKeys, offered: asyncssh.SSHKey | None) -> HostKeyError:
-    """The error for a key that our file does not have for this name: unknown, revoked or changed."""
+def refused(host: str, known: KnownKeys, offered: asyncssh.SSHKey | None, inventory: Path) -> HostKeyError:
+    """The error for a key that our file does not have for this name: unknown, revoked or changed.
+
+    `inventory` is the file that the command in the hint names.
+    """
+    trust = f"meshctl trust {shlex.quote(str(inventory))}"
+    scan = f"run `{trust}` and compare the fingerprint with what the machine itself says"
     if offered is None:
-        return HostKeyError(host, f"the host key of {known.name} could not be checked", hint=_SCANNED)
+        return HostKeyError(host, f"the host key of {known.name} could not be checked", hint=scan)
     print_ = fingerprint(offered)
     if offered in known.revoked:
         return HostKeyError(host, f"the host key of {known.name} is marked as revoked: {print_}")
     if not known.keys:
-        return HostKeyError(host, f"the host key of {known.name} is not known yet: {print_}", hint=_SCANNED)
+        return HostKeyError(host, f"the host key of {known.name} is not known yet: {print_}", hint=scan)
     return HostKeyError(
         host,
         f"THE HOST KEY OF {known.name} HAS CHANGED; somebody may be in between\n"
         f"  trusted: {_prints(known.keys)}\n  offered: {print_}",
         hint=f"on the machine itself run `{_CHECK}`; only if it prints the offered fingerprint (the machine was set up"
-        f" anew) run `meshctl trust INVENTORY --replace {host}`",
+        f" anew) run `{trust} --replace {host}`",
     )
 
 

@@ -48,10 +48,14 @@ _STRICT = (
 
 @dataclass(frozen=True)
 class SshFiles:
-    """Our own files for ssh: the only known hosts that count, and the configuration that says so. Absolute paths."""
+    """Our own files for ssh: the only known hosts that count, and the configuration that says so. Absolute paths.
+
+    `inventory` is the file whose hosts are reached with them; hints name it.
+    """
 
     known_hosts: Path
     config: Path
+    inventory: Path = Path("inventory.yaml")
 
 
 @dataclass(frozen=True)
@@ -88,14 +92,16 @@ class SshTarget:
         return f"{self.user}@{self.hostname} port {self.port}"
 
 
-def write_ssh_files(folder: Path, *, user_config: Path | None = None, system_config: Path = _SYSTEM_CONFIG) -> SshFiles:
+def write_ssh_files(
+    folder: Path, inventory: Path, *, user_config: Path | None = None, system_config: Path = _SYSTEM_CONFIG
+) -> SshFiles:
     """Write our configuration into `folder` (made if missing, 0700) and return it; known hosts are kept.
 
     `user_config` is ~/.ssh/config of the account, unless another is given.
     """
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    files = SshFiles(known_hosts=folder / "known_hosts", config=folder / "ssh_config")
+    files = SshFiles(folder / "known_hosts", folder / "ssh_config", inventory)
     text = config_text(files.known_hosts, (user_config or account_home() / ".ssh" / "config", system_config))
     partial = folder / f".ssh_config.{os.getpid()}.part"
     partial.touch(mode=0o600)

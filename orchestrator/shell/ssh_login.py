@@ -84,10 +84,10 @@ async def open_hop(
                     lambda: client, **_place(hop.target, via), **_login_options(hop.target, known, keys)
                 )
         except asyncssh.HostKeyNotVerifiable as error:
-            raise host_keys.refused(hop.host, known, client.offered) from error
+            raise host_keys.refused(hop.host, known, client.offered, ssh.inventory) from error
         except FOREIGN as error:
             if isinstance(error, _NO_COMMON_KEY) and client.offered is None:
-                await _refuse_if_changed(hop, known, via)
+                await _refuse_if_changed(hop, known, ssh, via)
             raise login_error(hop.host, hop.target, keys.tried, error, deadline_s=CONNECT_S) from error
     opened.push_async_callback(_close, connection)
     return connection
@@ -166,11 +166,13 @@ async def _trusted_keys(hop: Hop, ssh: SshFiles, via: asyncssh.SSHClientConnecti
     return host_keys.known_keys(ssh.known_hosts, known.name)
 
 
-async def _refuse_if_changed(hop: Hop, known: KnownKeys, via: asyncssh.SSHClientConnection | None) -> None:
+async def _refuse_if_changed(
+    hop: Hop, known: KnownKeys, ssh: SshFiles, via: asyncssh.SSHClientConnection | None
+) -> None:
     """HostKeyError when the server has keys, but none of a type that was trusted."""
     offered = await offered_keys(hop, via)
     if known.keys and not any(known.accepts(key) for key in offered):
-        raise host_keys.refused(hop.host, known, offered[0])
+        raise host_keys.refused(hop.host, known, offered[0], ssh.inventory)
 
 
 async def _offered_key(

@@ -20,6 +20,9 @@ FIRST_BULK_BYTES = 256 * 1024
 MOST_BULK_BYTES = 64 * 1024 * 1024
 BULK_TARGET_S = 0.4
 
+ECHO_OF_ONE_BYTE = struct.pack(">cQQ", b"E", 1, 1) + b"x"
+"""A request to the measuring server with its payload; the answer is the last byte."""
+
 
 async def measure_link(host: str, kind: str, port: int, *, deadline_s: float = 30) -> Link:
     """Measure through 127.0.0.1:`port`; ConnectError when the far end does not answer."""
@@ -28,7 +31,7 @@ async def measure_link(host: str, kind: str, port: int, *, deadline_s: float = 3
     except (OSError, EOFError, TimeoutError) as error:
         raise ConnectError(
             host,
-            f"the {kind} link carries nothing: {error}",
+            f"the {kind} link carries nothing: {getattr(error, 'strerror', None) or error}",
             hint="the host's sshd must allow TCP forwarding (AllowTcpForwarding yes in its sshd_config)",
         ) from error
 

@@ -27,7 +27,9 @@ def doctor_json(examined: Iterable[Examined]) -> str:
 def _lines(checks: Iterable[Check]) -> Iterable[Text]:
     for check in checks:
         mark = Text("  ✓ ", "green") if check.well else Text("  ✗ ", "red")
-        yield mark.append(f"{check.title:<10} ", "default").append(check.text, "default")
+        first, *rest = check.text.splitlines() or [""]
+        yield mark.append(f"{check.title:<10} ", "default").append(first, "default")
+        yield from (Text(f"{'':<15}{line.strip()}") for line in rest)
         if not check.well and check.fix:
             for line in check.fix.splitlines():
                 yield Text("    fix: ", "cyan").append(line, "default")

@@ -9,7 +9,14 @@ import pytest
 from orchestrator.errors import BringUpError
 from orchestrator.inventory import Host
 from orchestrator.shell.ssh_config import SshFiles
-from orchestrator.tunnel import free_local_port, read_netstat, read_proc_tcp, tunnel_command, wait_listening
+from orchestrator.tunnel import (
+    free_local_port,
+    probe_command,
+    read_netstat,
+    read_proc_tcp,
+    tunnel_command,
+    wait_listening,
+)
 
 SSH = SshFiles(known_hosts=Path("/state/known_hosts"), config=Path("/state/ssh_config"))
 
@@ -45,6 +52,14 @@ def test_the_words_of_a_tunnel() -> None:
 def test_a_pinned_host_is_looked_up_under_its_pin() -> None:
     host = Host("desk", "ssh", address="desk", host_key="SHA256:" + "A" * 43)
     assert tunnel_command(host, SSH, 20100, 20200)[-4:] == ("-o", f"HostKeyAlias=pinned-{'0' * 40}", "--", "desk")
+
+
+def test_forwarding_is_tried_with_the_tunnels_own_options() -> None:
+    host = Host("desk", "ssh", address="desk", user="ada")
+    tunnel, probe = tunnel_command(host, SSH, 20100, 20200), probe_command(host, SSH, 20200)
+    assert probe[:3] == ("ssh", "-F", "/state/ssh_config")
+    assert probe[probe.index("-W") :] == ("-W", "127.0.0.1:20200", *tunnel[-4:])
+    assert "StrictHostKeyChecking=yes" in probe
 
 
 def test_listening_ports_are_read_from_linux_and_macos() -> None:

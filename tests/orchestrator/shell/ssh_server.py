@@ -90,7 +90,9 @@ def ssh_files(folder: Path, user_config: str = "") -> SshFiles:
     """Our files in `folder`, with this text in the place of ~/.ssh/config."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "user_config").write_text(user_config)
-    return write_ssh_files(folder, user_config=folder / "user_config", system_config=folder / "no_system_config")
+    return write_ssh_files(
+        folder, Path("my inventory.yaml"), user_config=folder / "user_config", system_config=folder / "no_system_config"
+    )
 
 
 def host_of(server: Server, login: Path, **changes: Any) -> Host:

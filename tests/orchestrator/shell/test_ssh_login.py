@@ -29,7 +29,7 @@ async def test_an_unknown_key_is_refused_with_its_fingerprint(ssh: SshFiles, ser
     with pytest.raises(HostKeyError) as caught:
         await connect(host_of(server, login), ssh)
     assert str(caught.value) == (f"desk: the host key of {server.name} is not known yet: {fingerprint(server.keys[0])}")
-    assert "meshctl trust INVENTORY" in caught.value.hint
+    assert "meshctl trust 'my inventory.yaml'" in caught.value.hint
 
 
 async def test_the_users_configuration_cannot_turn_the_check_off(tmp_path: Path, server: Server, login: Path) -> None:
@@ -51,7 +51,7 @@ async def test_a_changed_key_is_a_hard_error_with_both_fingerprints(
         f"  trusted: {fingerprint(before)} ({other})\n  offered: {fingerprint(server.keys[0])}"
     )
     assert "ssh-keygen -lf" in caught.value.hint
-    assert "meshctl trust INVENTORY --replace desk" in caught.value.hint
+    assert "meshctl trust 'my inventory.yaml' --replace desk" in caught.value.hint
 
 
 async def test_a_revoked_key_is_refused(ssh: SshFiles, server: Server, login: Path) -> None:
