@@ -44,10 +44,13 @@ class Prepared:
 async def prepare(
     inventory: Inventory, hosts: OpenHosts, folders: Folders, report: Report, *, recalibrate: bool = False
 ) -> Prepared:
-    """Run every step up to the survey; each one checks all hosts before it fails."""
-    engine, engine_folders = await prepare_engine(hosts, folders, report)
+    """Run every step up to the survey, the model first: a wrong one shall cost no host a transfer.
+
+    Each step checks all hosts before it fails.
+    """
     report.step("Reading the model")
     model = await prepare_model(inventory.model, inventory.path.parent, folders, report)
+    engine, engine_folders = await prepare_engine(hosts, folders, report)
     memory = await prepare_memory(inventory, engine, model, folders)
     report.step("Measuring links and speeds")
     measuring = Measuring(

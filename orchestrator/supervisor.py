@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from orchestrator.cluster import Running, bring_up
-from orchestrator.errors import BringUpError, MeshctlError
+from orchestrator.errors import REPORTED, BringUpError
 from orchestrator.folders import ClusterFolder, Folders
 from orchestrator.gateway.app import create_app
 from orchestrator.gateway.keys import ensure_key, read_keys
-from orchestrator.gateway.server import serve
+from orchestrator.gateway.server import check_address, serve
 from orchestrator.gateway.state import READY, Counters, GatewayState, Situation
 from orchestrator.host_agent import Leashed
 from orchestrator.hosts import OpenHosts, open_hosts
@@ -80,7 +80,7 @@ async def supervise(
         keeper.phase("starting", "starting")
         try:
             await _until_stopped(inventory, folders, report, stop, wishes, keeper)
-        except MeshctlError as error:
+        except REPORTED as error:
             keeper.phase("failed", str(error), processes=())
             raise
         except BaseException:
@@ -108,6 +108,7 @@ async def _until_stopped(
 
 
 async def _work(inventory: Inventory, folders: Folders, report: Report, wishes: Wishes, keeper: StateKeeper) -> None:
+    check_address(inventory.gateway.host, inventory.gateway.port)
     report.step(f"Connecting to {_hosts_text(inventory)}")
     async with open_hosts(inventory, folders, report) as hosts:
         started = Started()

@@ -51,6 +51,11 @@ async def serve(app: ASGIApp, host: str, port: int, *, drain_s: float = 10.0) ->
         listener.close()
 
 
+def check_address(host: str, port: int) -> None:
+    """BringUpError when the address cannot be had now; `serve` may still find it taken later."""
+    _bind(host, port).close()
+
+
 class _Server(uvicorn.Server):
     """uvicorn's server without its signal handlers, and with an event instead of a flag for being ready."""
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from orchestrator.errors import BringUpError
-from orchestrator.gateway.server import serve
+from orchestrator.gateway.server import check_address, serve
 from orchestrator.gateway.state import Counters, Counts
 from tests.orchestrator.gateway.heads import DONE, FakeHead, chunk, gateway_at, last_chunk
 
@@ -86,3 +86,11 @@ async def _until_running(counters: Counters) -> None:
     async with asyncio.timeout(5):
         while counters.now.running == 0:
             await asyncio.sleep(0.01)
+
+
+def test_an_address_that_is_taken_is_known_before_anything_is_started() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(BringUpError, match=f"port {port} on 127.0.0.1 is taken"):
+            check_address("127.0.0.1", port)
+    check_address("127.0.0.1", port)
