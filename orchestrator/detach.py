@@ -5,8 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from orchestrator.errors import BringUpError, ClusterStateError
 from orchestrator.folders import ClusterFolder
@@ -17,6 +20,25 @@ POLL_S = 0.1
 STOP_DEADLINE_S = 60.0
 EXIT_POLLS = 30
 LOG_TAIL_BYTES = 4000
+
+
+@contextmanager
+def starting(folder: ClusterFolder) -> Iterator[bool]:
+    """Be the only one that starts this cluster in the background; False when another `up --detach` is at it.
+
+    Two at once would share the events file, and the first would wait for ever for what the second has replaced.
+    """
+    folder.prepare()
+    lock = FileLock(folder.start_lock, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def start_supervisor(inventory: Path, folder: ClusterFolder, options: tuple[str, ...]) -> subprocess.Popen[bytes]:

@@ -17,6 +17,10 @@ class ClusterFolder:
         return self.path / "lock"
 
     @property
+    def start_lock(self) -> Path:
+        return self.path / "start.lock"
+
+    @property
     def state(self) -> Path:
         return self.path / "state.json"
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.folders import Folders
     from orchestrator.inventory import Inventory as InventoryValue
     from orchestrator.report import Report
+    from orchestrator.state import ClusterState
     from orchestrator.supervisor import Wishes
 
 
@@ -36,6 +37,7 @@ def up(
 ) -> None:
     """Bring the cluster of an inventory up and keep it running."""
     from orchestrator.cli.run import talk
+    from orchestrator.detach import starting
     from orchestrator.folders import user_folders
     from orchestrator.inventory_file import load_inventory
     from orchestrator.state import is_held, read_state
@@ -49,14 +51,23 @@ def up(
         return
     folder = folders.cluster(wanted.cluster)
     if is_held(folder):
-        state = read_state(folder)
-        where = f" at {state.gateway}" if state and state.gateway else ""
-        talk().print(f"{wanted.cluster} is up already{where}; see `meshctl status`", markup=False, soft_wrap=True)
-        return
-    if detach:
-        _detach(inventory, wanted, folders, wishes)
-    else:
+        talk().print(_already(wanted.cluster, read_state(folder)), markup=False, soft_wrap=True)
+    elif not detach:
         _foreground(wanted, folders, wishes)
+    else:
+        with starting(folder) as first:
+            if first:
+                _detach(inventory, wanted, folders, wishes)
+            else:
+                talk().print(_already(wanted.cluster, None), markup=False, soft_wrap=True)
+
+
+def _already(cluster: str, state: "ClusterState | None") -> str:
+    """What a second `up` says; `state` is None when the first one has not written any yet."""
+    if state is not None and state.phase == "ready":
+        return f"{cluster} is up already at {state.gateway}; see `meshctl status`"
+    doing = "stopping" if state is not None and state.phase == "stopping" else "starting"
+    return f"{cluster} is {doing} already; see `meshctl status`"
 
 
 def down(
