@@ -54,7 +54,7 @@ def why_unusable(device: Device) -> str:
     """What keeps a device out of every plan, or ""."""
     rates = (device.speed.decode_bytes_per_s, device.speed.prefill_bytes_per_s)
     if min(rates) <= 0:
-        return "its speed was not measured"
+        return device.note or "its speed was not measured"
     if min(device.link.up_bytes_per_s, device.link.down_bytes_per_s) <= 0:
         return "the throughput of its link was not measured"
     if device.budget.usable_bytes <= 0:

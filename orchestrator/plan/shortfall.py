@@ -21,12 +21,15 @@ Fits = Callable[[ModelMemory], bool]
 
 def no_device(survey: Survey, names: Collection[str] | None) -> PlanError:
     """No device at all can be used; says why for each."""
-    asked = [device for device in survey.devices if names is None or device.name in names]
-    lines = [f"{device.name}: {why_unusable(device)}" for device in asked]
     return PlanError(
-        "\n".join(["no device can be used", *lines]),
+        "\n".join(["no device can be used", *_unusable(survey, names)]),
         hint="run `meshctl doctor` on the inventory, or survey it again with `meshctl survey`",
     )
+
+
+def _unusable(survey: Survey, names: Collection[str] | None) -> list[str]:
+    asked = [device for device in survey.devices if names is None or device.name in names]
+    return [f"{device.name}: {why}" for device in asked if (why := why_unusable(device))]
 
 
 def no_single(memory: ModelMemory, candidates: Sequence[Candidate], fits: Fits) -> PlanError:
@@ -63,7 +66,10 @@ def no_split(
         )
         return PlanError("\n".join(lines), hint="free memory on the controller, or run meshctl on a larger machine")
     more = ("raise `memory` of a host", "add a host to inventory.yaml") if names is None else ("allow more devices",)
-    return PlanError("\n".join([*lines, *_split_shortfalls(memory, pooled)]), hint=_hint(memory, fits, *more))
+    return PlanError(
+        "\n".join([*lines, *_split_shortfalls(memory, pooled), *_unusable(survey, names)]),
+        hint=_hint(memory, fits, *more),
+    )
 
 
 def _split_shortfalls(memory: ModelMemory, pooled: Pooled) -> list[str]:

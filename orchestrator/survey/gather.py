@@ -22,10 +22,13 @@ from orchestrator.survey.speeds import (
     kept_speed,
     measure_speed,
     speed_key,
+    too_little_memory,
 )
 from orchestrator.survey.values import Device, HostSurvey, Link, Speed, Survey
 from workers.budget import budget
 from workers.facts import HostFacts
+
+NOT_MEASURED = Speed(0.0, 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,9 @@ async def _survey_host(
     threads = host.host.threads or default_threads(host.facts)
     if host.is_local:
         async with local:
-            link, speed = await _measure(measuring, host, threads, models, report)
+            link, speed, note = await _measure(measuring, host, threads, models, report)
     else:
-        link, speed = await _measure(measuring, host, threads, models, report)
+        link, speed, note = await _measure(measuring, host, threads, models, report)
     device = Device(
         name=f"{host.name}/cpu",
         host=host.name,
@@ -96,6 +99,7 @@ async def _survey_host(
         budget=budget(host.host.memory, host.facts.memory_available_bytes),
         link=link,
         speed=speed,
+        note=note,
     )
     return HostSurvey(host.name, host.is_local, host.facts, (device,))
 
@@ -106,13 +110,17 @@ async def _measure(
     threads: int,
     models: tuple[CalibrationModel, CalibrationModel],
     report: Report,
-) -> tuple[Link, Speed]:
+) -> tuple[Link, Speed, str]:
+    """Link and speed; no speed, and the reason, for a device that could not hold the calibration model."""
     link = await _measured_link(measuring, host)
     key = speed_key(host, link.kind, threads, measuring.engine.manifest.engine, measuring.tensor_type)
     speed = None if measuring.recalibrate else kept_speed(measuring.kept, key)
     if speed is not None:
         report.say(f"{host.name}: speed known from an earlier calibration")
-        return link, speed
+        return link, speed, ""
+    if note := too_little_memory(host.facts.memory_available_bytes, models[1]):
+        report.warn(f"{host.name}: {note}")
+        return link, NOT_MEASURED, note
     report.say(f"{host.name}: calibrating")
     async with _stopping() as started:
         worker = await start_worker(
@@ -126,7 +134,7 @@ async def _measure(
         )
         speed = await measure_speed(measuring.hosts, measuring.engine, worker, link, models)
     keep_speed(measuring.kept, key, speed)
-    return link, speed
+    return link, speed, ""
 
 
 async def _measured_link(measuring: Measuring, host: OpenHost) -> Link:

@@ -17,10 +17,12 @@ from orchestrator.hosts import OpenHost, OpenHosts
 from orchestrator.processes import Worker
 from orchestrator.state import write_private
 from orchestrator.survey.values import Link, Speed
+from orchestrator.view.sizes import bytes_text
 from quant.gguf_file import read_model
 from quant.model import layer_bytes
 from quant.synthetic import write_calibration_model
 from workers.bench_output import BenchRow, read_bench
+from workers.budget import MIB
 from workers.engine_commands import ENVIRONMENT, Placement, bench_command
 
 SHALLOW_LAYERS = 2
@@ -28,6 +30,9 @@ DEEP_LAYERS = 6
 PROMPT_TOKENS = 64
 DECODED_TOKENS = 12
 REPETITIONS = 3
+BESIDE_LAYERS_BYTES = 12 * MIB
+"""What a worker takes beside the layers of a calibration model: itself, output layer, buffers."""
+
 DEADLINE_S = 240.0
 
 _SPEED = TypeAdapter(Speed)
@@ -54,6 +59,14 @@ def _calibration_model(folder: Path, layers: int, tensor_type: str) -> Calibrati
         folder.mkdir(parents=True, exist_ok=True)
         write_calibration_model(path, layers=layers, tensor_type=tensor_type)
     return CalibrationModel(path, layers, sum(layer_bytes(read_model(path))))
+
+
+def too_little_memory(available_bytes: int, deep: CalibrationModel) -> str:
+    """Why a device with this much memory cannot be measured, "" when it can: the kernel would kill its worker."""
+    needed = deep.layers_bytes + BESIDE_LAYERS_BYTES
+    if available_bytes >= needed:
+        return ""
+    return f"{bytes_text(available_bytes)} of memory available, {bytes_text(needed)} needed to measure its speed"
 
 
 async def measure_speed(

@@ -41,7 +41,10 @@ class Speed:
 
 @dataclass(frozen=True)
 class Device:
-    """One thing that computes on a host: its CPU or one GPU. `name` is "HOST/cpu" or "HOST/cuda0"."""
+    """One thing that computes on a host: its CPU or one GPU. `name` is "HOST/cpu" or "HOST/cuda0".
+
+    `note` says why its speed, then all zeros, was not measured.
+    """
 
     name: str
     host: str
@@ -51,6 +54,7 @@ class Device:
     budget: Budget
     link: Link
     speed: Speed
+    note: str = ""
 
 
 @dataclass(frozen=True)

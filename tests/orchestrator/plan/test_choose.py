@@ -364,6 +364,13 @@ REFUSALS = (
         devices=frozenset({"a/cpu"}),
     ),
     Refusal(
+        "a device too small to be measured",
+        make_survey([make_device("a/cpu", 700), replace(make_device("b/cpu", 20, gib_per_s=0), note="too little")]),
+        "llama.gguf needs 1.3 GiB at context 4096; the devices have 700 MiB (a/cpu 700)\n"
+        f"{NEEDS} 4 of 10 layers and the output layer\nb/cpu: too little",
+        "choose a smaller quantisation of the model, raise `memory` of a host, or add a host to inventory.yaml",
+    ),
+    Refusal(
         "mode single on devices that are each too small",
         TWO,
         "llama.gguf at context 4096 fits no single device: "
