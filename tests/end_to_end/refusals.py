@@ -1,0 +1,65 @@
+"""What a refused command says and leaves: its error text, and every trace on lab hosts and here."""
+
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import yaml
+
+from lab_hosts import Lab, RunningHost
+from tests.program import Meshctl, Outcome, processes_with
+
+HALF_MARKS = (".part", ".partial", ".tar.gz", ".tmp-", ".old-")
+"""Parts of the names of files and folders that are not, or not yet, what they are for."""
+
+
+def error_of(outcome: Outcome) -> str:
+    """Everything from `error: ` on, of a command that must have failed with exit status 1 and printed no answer."""
+    assert (outcome.status, outcome.stdout) == (1, ""), outcome
+    _, mark, text = outcome.stderr.partition("error: ")
+    assert mark, outcome.stderr
+    assert "error: " not in text
+    return text.rstrip("\n")
+
+
+def failed_checks(outcome: Outcome) -> dict[str, list[tuple[str, str, str]]]:
+    """(title, text, fix) of every failed check by host, from `doctor --json`."""
+    return {
+        one["host"]: [(check["title"], check["text"], check["fix"]) for check in one["checks"] if not check["well"]]
+        for one in outcome.json
+    }
+
+
+def change(path: Path, changes: Mapping[str, Mapping[str, object]], *, only: Iterable[str] = ()) -> str:
+    """Rewrite an inventory: keys of hosts by name, and if given `only` these hosts; its path as a word."""
+    inventory = yaml.safe_load(path.read_text())
+    names = tuple(only)
+    inventory["hosts"] = [
+        {**host, **changes.get(host["name"], {})} for host in inventory["hosts"] if not names or host["name"] in names
+    ]
+    path.write_text(yaml.safe_dump(inventory, sort_keys=False))
+    return str(path)
+
+
+def assert_nothing_left(meshctl: Meshctl, lab: Lab | None = None) -> None:
+    """No process and no listener on any host, no half file there; here no process, and every cluster has failed."""
+    for host in lab.hosts if lab else ():
+        _wait_idle(host)
+        assert [program for _, _, program in host.listening()] == ["sshd"]
+        assert [name for name in files_of(host) if any(mark in name for mark in HALF_MARKS)] == []
+    assert {state["phase"] for state in meshctl.states()} <= {"failed"}
+    assert [line for line in processes_with(str(meshctl.folder)) if "lab_enter.sh" not in line] == []
+
+
+def files_of(host: RunningHost) -> list[str]:
+    """What lies in our folder on a lab host, relative to it, as the host's own processes see it."""
+    _wait_idle(host)
+    root = Path(f"/proc/{host.processes()[0].pid}/root/root/.cache/meshctl")
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*"))
+
+
+def _wait_idle(host: RunningHost, deadline_s: float = 20) -> None:
+    end = time.monotonic() + deadline_s
+    while len(processes := host.processes()) > 1:
+        assert time.monotonic() < end, processes
+        time.sleep(0.1)
