@@ -1,4 +1,4 @@
-"""Our side of the agent: put it on a host, ask it, and hold programs there on its leash.
+"""Our side of the agent: put it on a host and ask it; `leash` holds programs there.
 
 Works over any `Shell`. Every question has a deadline; an answer that cannot be read is an error that names the host.
 """
@@ -6,16 +6,14 @@ Works over any `Shell`. Every question has a deadline; an answer that cannot be 
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
-from types import MappingProxyType
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from orchestrator.errors import BringUpError, CommandError, DeadlineError, HostError, MeshctlError
+from orchestrator.errors import CommandError, DeadlineError, HostError, MeshctlError
 from orchestrator.shell.protocol import Finished, Process, Shell, Words
 from workers import commands
 from workers.facts import HostFacts, read_facts
@@ -23,13 +21,9 @@ from workers.facts import HostFacts, read_facts
 QUESTION_S = 30.0
 FACTS_S = 90.0  # nvidia-smi without its daemon and system_profiler may take half a minute each
 UNPACK_S = 600.0
-HEARTBEAT_S = 10.0
-LOG_BYTES = 8 * 1024 * 1024
-SETTLE_S = 0.25
 REAP_S = 5.0
 OLDEST_PYTHON = (3, 8)
 NOT_FOUND = 127
-NO_ENVIRONMENT: Mapping[str, str] = MappingProxyType({})
 
 
 async def ensure_agent(shell: Shell) -> str:
@@ -143,7 +137,7 @@ async def start_link_server(shell: Shell, agent: str, *, deadline_s: float = QUE
     try:
         async with asyncio.timeout(deadline_s):
             async for line in process.lines():
-                return LinkServer(process, int(_read_object(shell.host, line)["port"]))
+                return LinkServer(process, int(read_object(shell.host, line)["port"]))
         raise HostError(shell.host, "the measuring server did not start", details=process.stderr_tail())
     except TimeoutError as error:
         await process.kill()
@@ -151,198 +145,6 @@ async def start_link_server(shell: Shell, agent: str, *, deadline_s: float = QUE
     except BaseException:
         await process.kill()
         raise
-
-
-@dataclass(frozen=True)
-class Exit:
-    """How a leashed program ended.
-
-    `status` is negative for a signal. It is None when the leash or the connection to it was lost (`lost`; a leash
-    that is gone has ended its program), or when the program could not be ended. `reason` is why the leash ended it,
-    "" when it ended by itself.
-    """
-
-    status: int | None
-    lost: bool = False
-    reason: str = ""
-    rss_peak_bytes: int = 0
-    tail: str = ""
-
-    def __str__(self) -> str:
-        if self.lost:
-            return self.reason or "the connection to it was lost"
-        if self.status is None:
-            return "it could not be ended"
-        how = f"exit status {self.status}" if self.status >= 0 else f"ended by signal {-self.status}"
-        return f"{how} ({self.reason})" if self.reason else how
-
-
-class Leashed:
-    """A program that runs on a host under the agent's leash; made by `start_leashed`.
-
-    Two tasks belong to it until it ends: one sends heartbeats, one reads the leash's lines. `on_exit` is a future of
-    the `Exit`; the numbers are those of the last life sign, None before the first (one comes every 2 s).
-    """
-
-    def __init__(self, shell: Shell, agent: str, process: Process, *, name: str, log: str, heartbeat_s: float) -> None:
-        self.name = name
-        self.host = shell.host
-        self.log = log
-        self.pid = 0
-        self.rss_bytes: int | None = None
-        self.anonymous_bytes: int | None = None
-        self.cpu_s: float | None = None
-        self.available_bytes: int | None = None
-        self.on_exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
-        self._shell = shell
-        self._agent = agent
-        self._process = process
-        self._started = asyncio.Event()
-        self._heart = asyncio.create_task(self._beat(heartbeat_s / 4))
-        self._reader = asyncio.create_task(self._read(process.lines()))
-
-    @property
-    def running(self) -> bool:
-        return not self.on_exit.done()
-
-    async def wait(self) -> Exit:
-        """Wait until it has ended; being cancelled here does not end it."""
-        ended = await asyncio.shield(self.on_exit)
-        await asyncio.wait((self._reader,))
-        return ended
-
-    async def stop(self, deadline_s: float = 15.0) -> Exit:
-        """End it and everything it started in order (SIGTERM, 2 s, SIGTERM, 1 s, SIGKILL).
-
-        When the host does not answer in time our side is closed, upon which the leash there does the same by itself.
-        """
-        try:
-            async with asyncio.timeout(deadline_s):
-                await self._process.write(b"stop\n")
-                return await self.wait()
-        except TimeoutError:
-            return await self.abandon()
-
-    async def abandon(self) -> Exit:
-        """Close our side at once; the leash then ends the program."""
-        await self._process.kill()
-        self._heart.cancel()
-        self._reader.cancel()
-        await asyncio.gather(self._heart, self._reader, return_exceptions=True)
-        self._settle(Exit(None, lost=True))
-        return self.on_exit.result()
-
-    async def log_tail(self, lines: int = 20) -> str:
-        """The last lines of its log on the host."""
-        return await log_tail(self._shell, self._agent, self.log, lines)
-
-    async def wait_started(self, deadline_s: float) -> None:
-        """Until the leash has started it or it has ended; TimeoutError if late."""
-        async with asyncio.timeout(deadline_s):
-            started = asyncio.ensure_future(self._started.wait())
-            try:
-                await asyncio.wait((started, self.on_exit), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                started.cancel()
-
-    async def _beat(self, every_s: float) -> None:
-        while True:
-            await self._process.write(b"\n")
-            await asyncio.sleep(every_s)
-
-    async def _read(self, lines: AsyncIterator[str]) -> None:
-        try:
-            ended = await self._read_events(lines)
-            self._settle(ended or await self._unannounced_end())
-            with suppress(DeadlineError):
-                await self._process.wait(deadline_s=REAP_S)
-        except (HostError, OSError) as error:
-            self._settle(Exit(None, lost=True, reason=str(error)))
-        finally:
-            self._heart.cancel()
-            self._settle(Exit(None, lost=True))
-            await self._process.kill()
-
-    async def _read_events(self, lines: AsyncIterator[str]) -> Exit | None:
-        """Take what the leash says; None when its stream closes without the program's end."""
-        async for line in lines:
-            event = _read_object(self.host, line)
-            if event.get("event") == "exit" or "error" in event:
-                return _read_exit(event)
-            self._take(event)
-        return None
-
-    async def _unannounced_end(self) -> Exit:
-        """The leash itself is gone: killed, not able to run, or out of reach."""
-        try:
-            status = await self._process.wait(deadline_s=REAP_S)
-        except DeadlineError:
-            status = None
-        reason = "" if status is None else f"its leash ended with status {status}"
-        return Exit(None, lost=True, reason=reason, tail=self._process.stderr_tail())
-
-    def _settle(self, ended: Exit) -> None:
-        if not self.on_exit.done():
-            self.on_exit.set_result(ended)
-
-    def _take(self, event: Mapping[str, Any]) -> None:
-        if event.get("event") == "started":
-            self.pid = int(event["pid"])
-            self._started.set()
-        elif event.get("event") == "alive":
-            self.rss_bytes, self.anonymous_bytes = int(event["rss_bytes"]), int(event["anonymous_bytes"])
-            self.cpu_s, self.available_bytes = float(event["cpu_s"]), int(event["available_bytes"])
-
-
-async def start_leashed(
-    shell: Shell,
-    agent: str,
-    words: Words,
-    *,
-    log: str,
-    environment: Mapping[str, str] = NO_ENVIRONMENT,
-    name: str,
-    log_bytes: int = LOG_BYTES,
-    heartbeat_s: float = HEARTBEAT_S,
-    deadline_s: float = QUESTION_S,
-) -> Leashed:
-    """Start a program on the host; `log` is an absolute path there, started anew.
-
-    BringUpError, with the end of its log, when it cannot start or ends within the first quarter of a second.
-    """
-    leash = commands.leash_words(
-        agent, words, name=name, log=log, log_bytes=log_bytes, heartbeat_s=heartbeat_s, environment=environment
-    )
-    process = await shell.start(leash)
-    leashed = Leashed(shell, agent, process, name=name, log=log, heartbeat_s=heartbeat_s)
-    try:
-        await leashed.wait_started(deadline_s)
-        await asyncio.wait((leashed.on_exit,), timeout=SETTLE_S)
-    except TimeoutError as error:
-        await leashed.abandon()
-        raise DeadlineError(shell.host, f"{name} did not start within {deadline_s:g} s") from error
-    except BaseException:
-        await leashed.abandon()
-        raise
-    if not leashed.running:
-        raise _ended_at_once(shell.host, name, await leashed.wait(), log)
-    return leashed
-
-
-def _ended_at_once(host: str, name: str, ended: Exit, log: str) -> BringUpError:
-    hint = f"its whole log is {log} on {host}"
-    return BringUpError(f"{host}: {name} ended at once: {ended}", hint=hint, details=ended.tail)
-
-
-def _read_exit(event: Mapping[str, Any]) -> Exit:
-    if "error" in event:
-        return Exit(1, reason="the leash failed", tail=str(event["error"]))
-    return Exit(
-        status=event["status"],
-        reason=str(event["reason"]),
-        rss_peak_bytes=int(event["rss_peak_bytes"]),
-        tail=str(event["tail"]),
-    )
 
 
 async def _ask(shell: Shell, words: Words, deadline_s: float = QUESTION_S) -> dict[str, Any]:
@@ -367,13 +169,14 @@ def _read_answer(host: str, finished: Finished) -> dict[str, Any]:
         raise CommandError(
             host, f"the agent failed (exit status {finished.status})", status=finished.status, details=said
         )
-    answer = _read_object(host, finished.stdout.decode(errors="replace"))
+    answer = read_object(host, finished.stdout.decode(errors="replace"))
     if "error" in answer:
         raise HostError(host, str(answer["error"]))
     return answer
 
 
-def _read_object(host: str, text: str) -> dict[str, Any]:
+def read_object(host: str, text: str) -> dict[str, Any]:
+    """One JSON object that the agent printed; HostError when it is none."""
     try:
         return _OBJECT.validate_json(text)
     except ValidationError as error:

@@ -9,8 +9,9 @@ from time import monotonic
 import httpx
 
 from orchestrator.errors import BringUpError, DeadlineError, MeshctlError
-from orchestrator.host_agent import Leashed, Listening, free_ports, listening, log_tail, start_leashed
+from orchestrator.host_agent import Listening, free_ports, listening, log_tail
 from orchestrator.hosts import OpenHost, OpenHosts
+from orchestrator.leash import Leashed, start_leashed
 from orchestrator.tunnel import free_local_port, tunnel_command, wait_listening
 from workers.engine_commands import ENVIRONMENT, HeadSettings, Placement, head_command, worker_command
 from workers.head_log import plain_log

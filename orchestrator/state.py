@@ -4,6 +4,7 @@ The supervisor is the only writer. The lock, held for its whole life, is the tru
 be left over from a supervisor that was killed.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +52,7 @@ class ClusterState:
     requests_running: int = 0
     requests_finished: int = 0
     key_file: str = ""  # where the gateway's API key is kept
+    inventory_sha256: str = ""  # of the inventory file as it was at `up`
 
 
 _STATE = TypeAdapter(ClusterState)
@@ -59,6 +61,11 @@ _STATE = TypeAdapter(ClusterState)
 def state_json(state: ClusterState) -> str:
     """The state as indented JSON, as `status --json` prints it."""
     return _STATE.dump_json(state, indent=2).decode()
+
+
+def inventory_digest(path: Path) -> str:
+    """The sha256 of an inventory file, to tell whether it has changed since."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def write_state(folder: ClusterFolder, state: ClusterState) -> None:

@@ -8,7 +8,10 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
+
+from rich.console import Console
 
 from orchestrator.cluster import Running, bring_up
 from orchestrator.errors import REPORTED, BringUpError
@@ -17,18 +20,23 @@ from orchestrator.gateway.app import create_app
 from orchestrator.gateway.keys import ensure_key, read_keys
 from orchestrator.gateway.server import check_address, serve
 from orchestrator.gateway.state import READY, Counters, GatewayState, Situation
-from orchestrator.host_agent import Leashed
 from orchestrator.hosts import OpenHosts, open_hosts
 from orchestrator.inventory import Inventory
+from orchestrator.leash import Leashed
 from orchestrator.plan.choose import make_plan
 from orchestrator.plan.values import Plan
 from orchestrator.prepare import display_name, prepare
 from orchestrator.processes import Started
 from orchestrator.report import Report
-from orchestrator.state import ClusterState, Phase, ProcessState, hold, write_state
+from orchestrator.state import ClusterState, Phase, ProcessState, hold, inventory_digest, write_state
+from orchestrator.survey.values import Survey
+from orchestrator.view.plan import plan_view
 from workers.head_log import plain_log
 
 STATE_EVERY_S = 2.0
+CAUSE_SETTLES_S = 0.3
+PLAN_WIDTH = 78
+"""Two columns less than a terminal's 80: remarks are indented."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,7 @@ class StateKeeper:
             phase="starting",
             message="starting",
             since=_now(),
+            inventory_sha256=inventory_digest(inventory.path),
         )
 
     def phase(self, phase: Phase, message: str, **changes: object) -> None:
@@ -131,7 +140,7 @@ async def _bring_up(
     prepared = await prepare(inventory, hosts, folders, report, recalibrate=wishes.recalibrate)
     report.step("Planning")
     plan = make_plan(prepared.survey, prepared.memory, goal=inventory.goal, devices=wishes.devices, mode=wishes.mode)
-    for line in plan_lines(plan):
+    for line in plan_lines(plan, prepared.survey):
         report.say(line)
     keeper.update(plan=plan)
     return await bring_up(prepared, plan, hosts, folders, started, report)
@@ -160,6 +169,7 @@ async def _serve(
             "ready",
             "answers",
             gateway=f"{server.url}/v1",
+            key_file=str(key_file),
             decode_tokens_per_s=running.answer.decode_tokens_per_s,
             processes=process_states(started.processes),
         )
@@ -175,7 +185,8 @@ async def _watch(started: Started, keeper: StateKeeper, gateway_state: GatewaySt
             done, _ = await asyncio.wait(exits, timeout=STATE_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
             if done:
                 gateway_state.become(Situation("stopping", "a process of the cluster ended; the cluster stops"))
-                raise await _ended(exits[next(iter(done))])
+                await asyncio.sleep(CAUSE_SETTLES_S)
+                raise await _ended(first_cause(started.processes))
             keeper.update(
                 processes=process_states(started.processes),
                 requests_running=counters.now.running,
@@ -184,6 +195,12 @@ async def _watch(started: Started, keeper: StateKeeper, gateway_state: GatewaySt
     finally:
         for waiting in exits:
             waiting.cancel()
+
+
+def first_cause(processes: Iterable[Leashed]) -> Leashed:
+    """Of those that have ended, the one to name: the head aborts whenever a worker or link ends, so it comes last."""
+    ended = [process for process in processes if not process.running]
+    return next((process for process in ended if not process.name.startswith("head")), ended[0])
 
 
 async def _ended(process: Leashed) -> BringUpError:
@@ -199,12 +216,12 @@ def process_states(processes: Iterable[Leashed]) -> tuple[ProcessState, ...]:
     return tuple(ProcessState(process.host, process.name, process.pid, process.rss_bytes) for process in processes)
 
 
-def plan_lines(plan: Plan) -> tuple[str, ...]:
-    """The plan in a few plain lines, for the talk of `up`; `meshctl plan` shows all of it."""
-    shares = ", ".join(
-        f"{share.device} layers {share.first_layer}-{share.first_layer + share.layers - 1}" for share in plan.shares
-    )
-    return (f"mode {plan.mode}: {shares}", f"predicted {plan.decode_tokens_per_s:.1f} tokens/s")
+def plan_lines(plan: Plan, survey: Survey) -> tuple[str, ...]:
+    """The plan as `meshctl plan` shows it, line by line, for the talk of `up`."""
+    console = Console(width=PLAN_WIDTH, color_system=None, record=True, file=StringIO())
+    console.print(plan_view(plan, survey))
+    lines = (line.rstrip() for line in console.export_text().splitlines())
+    return tuple(line for line in lines if line)
 
 
 def ready_text(cluster: str, url: str, key_file: Path, new_key: str | None) -> str:

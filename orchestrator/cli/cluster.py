@@ -40,7 +40,7 @@ def up(
     from orchestrator.detach import starting
     from orchestrator.folders import user_folders
     from orchestrator.inventory_file import load_inventory
-    from orchestrator.state import is_held, read_state
+    from orchestrator.state import inventory_digest, is_held, read_state
     from orchestrator.supervisor import Wishes
 
     wanted = load_inventory(inventory)
@@ -51,7 +51,10 @@ def up(
         return
     folder = folders.cluster(wanted.cluster)
     if is_held(folder):
-        talk().print(_already(wanted.cluster, read_state(folder)), markup=False, soft_wrap=True)
+        state = read_state(folder)
+        talk().print(_already(wanted.cluster, state), markup=False, soft_wrap=True)
+        if state is not None and state.inventory_sha256 != inventory_digest(inventory):
+            talk().print(f"{inventory} has changed since: `meshctl down`, then `meshctl up` again", markup=False)
     elif not detach:
         _foreground(wanted, folders, wishes)
     else:

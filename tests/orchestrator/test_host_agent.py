@@ -10,7 +10,8 @@ import pytest
 
 from orchestrator import host_agent
 from orchestrator.errors import BringUpError, DeadlineError, HostError
-from orchestrator.host_agent import Exit, FolderCheck, Leashed
+from orchestrator.host_agent import FolderCheck
+from orchestrator.leash import Exit, Leashed, start_leashed
 from orchestrator.shell.local import LocalShell
 from workers import agent as agent_program
 
@@ -118,7 +119,7 @@ async def test_the_measuring_server_listens_on_loopback_until_it_is_closed(shell
 
 async def start(shell: LocalShell, agent: str, *words: str, heartbeat_s: float = 2.0) -> Leashed:
     log = f"{shell.root}/logs/program.log"
-    return await host_agent.start_leashed(shell, agent, words, log=log, name="program", heartbeat_s=heartbeat_s)
+    return await start_leashed(shell, agent, words, log=log, name="program", heartbeat_s=heartbeat_s)
 
 
 async def test_a_leashed_program_outlives_its_heartbeat_while_we_are_here(shell: LocalShell, agent: str) -> None:
@@ -199,7 +200,7 @@ async def test_a_start_that_takes_too_long_is_a_deadline_error(
 ) -> None:
     python3_is(tmp_path, monkeypatch, "exec /bin/sleep 30")
     with pytest.raises(DeadlineError, match=r"^desk: program did not start within 0\.5 s$"):
-        await host_agent.start_leashed(
+        await start_leashed(
             shell, "agent.py", ("true",), log=f"{shell.root}/log", name="program", deadline_s=0.5
         )
 

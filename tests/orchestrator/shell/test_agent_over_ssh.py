@@ -3,6 +3,7 @@
 import asyncio
 
 from orchestrator import host_agent
+from orchestrator.leash import start_leashed
 from orchestrator.shell.ssh import SshShell
 from workers.agent import running_processes
 
@@ -10,7 +11,7 @@ from workers.agent import running_processes
 async def test_a_leashed_program_ends_with_the_connection(shell: SshShell) -> None:
     agent = await host_agent.ensure_agent(shell)
     log = f"{shell.root}/logs/program.log"
-    held = await host_agent.start_leashed(shell, agent, ("sleep", "99"), log=log, name="program")
+    held = await start_leashed(shell, agent, ("sleep", "99"), log=log, name="program")
     assert held.pid in running_processes()
     await shell.close()
     async with asyncio.timeout(15):
@@ -23,7 +24,7 @@ async def test_a_leashed_program_is_stopped_in_order_over_ssh(shell: SshShell) -
     agent = await host_agent.ensure_agent(shell)
     log = f"{shell.root}/logs/program.log"
     words = ("sh", "-c", "echo ready; exec sleep 99")
-    held = await host_agent.start_leashed(shell, agent, words, log=log, name="program")
+    held = await start_leashed(shell, agent, words, log=log, name="program")
     ended = await held.stop()
     assert (ended.status, ended.reason, ended.tail) == (-15, "asked to stop", "ready")
     assert await held.log_tail() == "ready"

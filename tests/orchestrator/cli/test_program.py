@@ -1,0 +1,63 @@
+"""The program from outside: exit codes, where talk and answers go, and what wrong usage says."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent.parent
+
+
+def meshctl(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run with folders of its own."""
+    own = {"XDG_STATE_HOME": str(folder / "state"), "XDG_CACHE_HOME": str(folder / "cache")}
+    return subprocess.run(
+        (sys.executable, "-m", "orchestrator", *words),
+        cwd=folder,
+        env={**os.environ, **own, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (("status",), 1, "error: no single cluster to show (known: none)"),
+        (("chat", "hello"), 1, "error: no cluster runs\nhint: start it with `meshctl up inventory.yaml`"),
+        (("up", "none.yaml"), 1, "none.yaml: there is no such file"),
+        (("bench", "--json", "--csv"), 2, "error: --json, --csv and --markdown exclude each other\nhint: choose one"),
+        (("bench", "--chart", "x.pdf"), 2, "error: x.pdf: a chart is written as .png or .svg"),
+        (("pull", "no-such-model"), 1, "no-such-model"),
+        (("nonsense",), 2, "No such command"),
+        (("logs", "somebody"), 1, "inventory.yaml: there is no such file"),
+    ],
+)
+def test_what_goes_wrong_is_said_on_stderr_with_the_right_status(
+    tmp_path: Path, words: tuple[str, ...], status: int, message: str
+) -> None:
+    done = meshctl(tmp_path, *words)
+    assert message in done.stderr
+    assert (done.returncode, done.stdout) == (status, "")
+    assert "Traceback" not in done.stderr
+
+
+def test_down_without_a_cluster_is_no_failure(tmp_path: Path) -> None:
+    done = meshctl(tmp_path, "down")
+    assert (done.returncode, done.stderr) == (0, "no cluster runs\n")
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["up", "down", "status", "plan", "survey", "chat", "bench", "doctor", "trust", "logs", "engine", "pull"],
+)
+def test_every_command_has_a_help_text(tmp_path: Path, command: str) -> None:
+    done = meshctl(tmp_path, command, "--help")
+    assert done.returncode == 0
+    assert "Usage: " in done.stdout
+    assert command in meshctl(tmp_path, "--help").stdout

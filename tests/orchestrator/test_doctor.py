@@ -1,0 +1,45 @@
+"""What the facts of a host tell the doctor."""
+
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.doctor import Check, Examined, examine_facts
+from orchestrator.inventory import Host
+from orchestrator.view.doctor import doctor_view
+from tests.orchestrator.plan.examples import FACTS
+from tests.orchestrator.view.rendering import rendered
+from workers.facts import HostFacts
+
+HOST = Host("desk", "ssh", address="192.0.2.1")
+WELL = replace(FACTS, disk_free_bytes=10**10, memory_available_bytes=2**33, clock_s=1000.0, compiler="c++ 12")
+
+
+def failing(facts: HostFacts) -> list[str]:
+    return [check.title for check in examine_facts(HOST, facts, None, 1000.0) if not check.well]
+
+
+@pytest.mark.parametrize(
+    ("facts", "titles"),
+    [
+        (replace(WELL, memory_available_bytes=1), ["memory"]),
+        (replace(WELL, disk_free_bytes=10), ["disk"]),
+        (replace(WELL, clock_s=5000.0), ["clock"]),
+    ],
+)
+def test_each_shortage_fails_its_own_check(facts: HostFacts, titles: list[str]) -> None:
+    assert [title for title in failing(facts) if title != "engine"] == titles
+
+
+def test_every_failing_check_has_a_fix() -> None:
+    facts = replace(WELL, memory_available_bytes=1, disk_free_bytes=10, clock_s=5000.0, compiler="")
+    assert all(check.fix for check in examine_facts(HOST, facts, None, 1000.0) if not check.well)
+
+
+def test_fixes_stand_under_what_they_mend() -> None:
+    examined = Examined(
+        "[desk]", (Check("reachable", True, "192.0.2.1"), Check("disk", False, "1 MiB free", "free 200 MiB"))
+    )
+    assert rendered(doctor_view([examined])) == (
+        "[desk]\n  ✓ reachable  192.0.2.1\n  ✗ disk       1 MiB free\n    fix: free 200 MiB\n"
+    )
