@@ -27,6 +27,7 @@ from orchestrator.engine.store import (
 from orchestrator.errors import EngineError, HostError
 from orchestrator.host_agent import check_folder, unpack
 from orchestrator.shell.protocol import Progress, Shell
+from orchestrator.view.sizes import bytes_text
 from workers.engine import Manifest, libc_problem, read_manifest
 from workers.errors import ManifestError
 from workers.facts import HostFacts
@@ -47,7 +48,9 @@ async def ensure_on_host(shell: Shell, facts: HostFacts, agent: str, engine: Eng
         there = await _manifest_there(shell, agent, folder)
         if there is None or not there.is_same_build(engine.manifest):
             check_fits(shell.host, facts, engine.manifest)
-            there = await _send(shell, agent, engine, folder, progress)
+            archive = await pack_engine(engine)
+            check_room(shell.host, facts, archive.stat().st_size + engine.manifest.size_bytes)
+            there = await _send(shell, agent, archive, folder, progress)
         await prove_engine(shell, folder, there, facts.cpu_name)
         return folder
 
@@ -105,8 +108,17 @@ def check_fits(host: str, facts: HostFacts, manifest: Manifest) -> None:
         )
 
 
-async def _send(shell: Shell, agent: str, engine: Engine, folder: str, progress: Progress) -> Manifest:
-    archive = await pack_engine(engine)
+def check_room(host: str, facts: HostFacts, needed_bytes: int) -> None:
+    """EngineError when the archive and what is in it do not fit on the host's disk together."""
+    if facts.disk_free_bytes < needed_bytes:
+        free = bytes_text(facts.disk_free_bytes)
+        raise EngineError(
+            f"{host}: the engine needs {bytes_text(needed_bytes)} of disk in {facts.root}, {free} are free",
+            hint=f"free at least {bytes_text(needed_bytes)} there",
+        )
+
+
+async def _send(shell: Shell, agent: str, archive: Path, folder: str, progress: Progress) -> Manifest:
     packed = await asyncio.to_thread(describe_file, archive.parent, archive)
     sent = f"{folder}.tar.gz"
     try:

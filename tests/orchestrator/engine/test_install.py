@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.engine.install import check_fits, ensure_on_host, pack_engine, prove_here, whole_manifest
+from orchestrator.engine.install import check_fits, check_room, ensure_on_host, pack_engine, prove_here, whole_manifest
 from orchestrator.engine.store import EXCLUDED, Engine, read_engine
 from orchestrator.errors import EngineError
 from orchestrator.host_agent import ask_facts, ensure_agent
@@ -150,3 +150,12 @@ def test_hosts_that_cannot_run_the_build_are_refused(
     with pytest.raises(EngineError, match=message) as caught:
         check_fits("pi", host, manifest)
     assert "building on the host comes in a later version" in caught.value.hint
+
+
+def test_a_disk_too_small_for_the_engine_is_told_before_anything_is_sent(facts: HostFacts) -> None:
+    small = replace(facts, root="/home/ada/.cache/meshctl", disk_free_bytes=40 * 2**20)
+    check_room("pi", small, 40 * 2**20)
+    with pytest.raises(EngineError) as caught:
+        check_room("pi", small, 87 * 2**20)
+    assert str(caught.value) == ("pi: the engine needs 87.0 MiB of disk in /home/ada/.cache/meshctl, 40.0 MiB are free")
+    assert caught.value.hint == "free at least 87.0 MiB there"
