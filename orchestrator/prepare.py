@@ -19,6 +19,7 @@ from orchestrator.plan.values import ModelMemory
 from orchestrator.report import Report
 from orchestrator.survey.gather import Measuring, gather_survey
 from orchestrator.survey.values import Survey
+from orchestrator.view.sizes import bytes_text
 from quant.catalogue import CATALOGUE
 from quant.fetch import fetch_model, find_model
 from quant.gguf_file import read_model
@@ -101,7 +102,8 @@ async def prepare_model(name: str, base: Path, folders: Folders, report: Report)
     else:
         path = find_model(name, folders.cache, base)
     model = read_model(path)
-    report.say(f"{model.name}: {model.block_count} layers, {model.quantisation}")
+    size = bytes_text(sum(tensor.size_bytes for tensor in model.tensors))
+    report.say(f"{path.name}: {model.architecture}, {model.block_count} layers, mostly {model.quantisation}, {size}")
     return model
 
 

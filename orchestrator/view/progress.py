@@ -57,6 +57,7 @@ class ProgressView:
                 self._advance(event)
             case Ready() | Failed():
                 self._finish_step("failed" if isinstance(event, Failed) else "")
+                self._live.stop()
 
     def _render(self) -> Table:
         grid = Table.grid()
