@@ -32,7 +32,7 @@ class GatewayAddress:
     """Where the gateway listens; port 0 is not allowed."""
 
     host: str = "127.0.0.1"
-    port: int = 8080
+    port: int = 11435
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class ClusterState:
     phase: Phase
     message: str
     since: str  # ISO 8601, UTC: when this phase began
-    gateway: str = ""  # such as "http://127.0.0.1:8080/v1"
+    gateway: str = ""  # such as "http://127.0.0.1:11435/v1"
     plan: Plan | None = None
     processes: tuple[ProcessState, ...] = ()
     decode_tokens_per_s: float | None = None  # measured right after load

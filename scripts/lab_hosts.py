@@ -104,7 +104,7 @@ class Lab:
         context: int = 4096,
         parallel: int = 1,
         memory: str = "80%",
-        gateway_port: int = 8080,
+        gateway_port: int = 11435,
     ) -> Path:
         """Write an inventory of the lab's hosts, by default into the lab's folder; gives its path."""
         path = path or self.folder / "inventory.yaml"

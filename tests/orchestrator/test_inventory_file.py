@@ -470,7 +470,7 @@ def test_a_short_inventory_gets_every_default(tmp_path: Path) -> None:
         context=4096,
         parallel=1,
         goal="latency",
-        gateway=GatewayAddress("127.0.0.1", 8080),
+        gateway=GatewayAddress("127.0.0.1", 11435),
     )
 
 
