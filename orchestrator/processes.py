@@ -132,7 +132,7 @@ async def start_head(
 async def wait_loaded(head: Head, *, deadline_s: float, on_wait: Callable[[float], None]) -> None:
     """Wait until the model is loaded; `on_wait` gets the seconds passed. BringUpError with the head's log otherwise."""
     began = monotonic()
-    async with httpx.AsyncClient(base_url=head.url, timeout=5) as client:
+    async with _client(head, timeout_s=5) as client:
         while not await _is_healthy(client):
             passed = monotonic() - began
             if not head.process.running:
@@ -159,9 +159,8 @@ async def check_answer(head: Head, *, deadline_s: float, tokens: int = 16) -> An
     """
     prompt = {"prompt": "The capital of France is", "n_predict": tokens, "temperature": 0, "n_probs": 1}
     fields = {**prompt, "ignore_eos": True, "cache_prompt": False}
-    headers = {"Authorization": f"Bearer {head.key}"}
     try:
-        async with httpx.AsyncClient(base_url=head.url, headers=headers, timeout=deadline_s) as client:
+        async with _client(head, timeout_s=deadline_s) as client:
             reply = await client.post("/completion", json=fields)
     except httpx.HTTPError as error:
         raise await head_failed(head, f"did not answer a test prompt within {deadline_s:.0f} s ({error!r})") from error
@@ -178,6 +177,12 @@ async def head_failed(head: Head, what: str) -> BringUpError:
     """The error for a head, with the last lines of its own log."""
     tail = plain_log(await head.process.log_tail(lines=30))
     return BringUpError(f"{head.host}: the head {what}", hint=f"whole log: `meshctl logs {head.host}`", details=tail)
+
+
+def _client(head: Head, *, timeout_s: float) -> httpx.AsyncClient:
+    """Straight to the head: a proxy of the environment cannot reach our loopback, and would be told the key."""
+    headers = {"Authorization": f"Bearer {head.key}"}
+    return httpx.AsyncClient(base_url=head.url, headers=headers, timeout=timeout_s, trust_env=False)
 
 
 async def _is_healthy(client: httpx.AsyncClient) -> bool:
