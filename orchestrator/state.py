@@ -4,6 +4,7 @@ The supervisor is the only writer. The lock, held for its whole life, is the tru
 be left over from a supervisor that was killed.
 """
 
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -114,15 +115,17 @@ def hold(folder: ClusterFolder) -> Iterator[None]:
 
 
 def is_held(folder: ClusterFolder) -> bool:
-    """Whether a supervisor lives for this cluster."""
-    if not folder.lock.exists():
-        return False
-    lock = FileLock(folder.lock, timeout=0)
+    """Whether a supervisor lives for this cluster; several may look at once, hence the shared lock."""
     try:
-        lock.acquire()
-    except Timeout:
+        descriptor = os.open(folder.lock, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
-    lock.release()
+    finally:
+        os.close(descriptor)
     return False
 
 

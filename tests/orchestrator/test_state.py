@@ -1,5 +1,6 @@
 """State on disk and the lock that says whether a cluster runs."""
 
+import fcntl
 import stat
 import subprocess
 import sys
@@ -37,6 +38,14 @@ def test_a_second_supervisor_is_refused_while_the_first_lives(folders: Folders) 
         with pytest.raises(ClusterStateError, match="cluster home is already running"), hold(folders.cluster("home")):
             pass
     assert not is_held(folders.cluster("home"))
+
+
+def test_somebody_else_who_looks_is_not_taken_for_a_supervisor(folders: Folders) -> None:
+    folder = folders.cluster("home")
+    folder.prepare()
+    with folder.lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        assert not is_held(folder)
 
 
 def test_the_lock_goes_with_a_killed_process(folders: Folders) -> None:
