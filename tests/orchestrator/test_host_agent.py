@@ -200,9 +200,7 @@ async def test_a_start_that_takes_too_long_is_a_deadline_error(
 ) -> None:
     python3_is(tmp_path, monkeypatch, "exec /bin/sleep 30")
     with pytest.raises(DeadlineError, match=r"^desk: program did not start within 0\.5 s$"):
-        await start_leashed(
-            shell, "agent.py", ("true",), log=f"{shell.root}/log", name="program", deadline_s=0.5
-        )
+        await start_leashed(shell, "agent.py", ("true",), log=f"{shell.root}/log", name="program", deadline_s=0.5)
 
 
 async def test_output_that_is_no_answer_is_an_error_that_shows_it(
