@@ -17,6 +17,7 @@ MeshctlError
 └── GatewayError        the gateway did not answer as it should
 """
 
+import errno
 from collections.abc import Mapping
 
 from quant.errors import QuantError
@@ -92,6 +93,19 @@ def _hints(errors: Mapping[str, MeshctlError]) -> list[str]:
         if error.hint:
             hosts.setdefault(error.hint, []).append(host)
     return [hint if len(names) == len(errors) else f"{', '.join(names)}: {hint}" for hint, names in hosts.items()]
+
+
+def of_system(error: OSError) -> MeshctlError:
+    """What this machine's own system refuses, such as a full disk or a folder that nobody may write to."""
+    place = f"{error.filename}: " if error.filename else ""
+    return MeshctlError(f"{place}{error.strerror or error}", hint=_SYSTEM_HINTS.get(error.errno or 0, ""))
+
+
+_OTHER_FOLDERS = "meshctl writes below XDG_CACHE_HOME and XDG_STATE_HOME: set them to folders that are yours"
+_SYSTEM_HINTS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space on that disk and try again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR), _OTHER_FOLDERS),
+}
 
 
 class EngineError(MeshctlError):

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Coroutine, Mapping
 from typing import TypeVar
 
-from orchestrator.errors import REPORTED, HostError, HostsError, MeshctlError
+from orchestrator.errors import REPORTED, HostError, HostsError, MeshctlError, of_system
 from quant.errors import QuantError
 from workers.errors import WorkersError
 
@@ -14,8 +14,8 @@ T = TypeVar("T")
 async def each_host(items: Mapping[str, Awaitable[T]], *, limit: int = 8) -> dict[str, T | MeshctlError]:
     """Await every item, at most `limit` at once; the answers stand in the order of `items`.
 
-    A reported error is kept as that host's answer. Any other exception is a bug: it ends the rest and leaves here as
-    an ExceptionGroup.
+    A reported error, or what the system refuses, is kept as that host's answer. Any other exception is a bug: it ends
+    the rest and leaves here as an ExceptionGroup.
     """
     gate = asyncio.Semaphore(limit)
     try:
@@ -42,13 +42,17 @@ async def _answer(name: str, item: Awaitable[T], gate: asyncio.Semaphore) -> T |
             return await item
         except REPORTED as error:
             return _as_meshctl(name, error)
+        except OSError as error:
+            return _named(name, of_system(error), error)
 
 
 def _as_meshctl(name: str, error: MeshctlError | QuantError | WorkersError) -> MeshctlError:
-    if isinstance(error, MeshctlError):
-        return error
+    return error if isinstance(error, MeshctlError) else _named(name, error, error)
+
+
+def _named(name: str, error: MeshctlError | QuantError | WorkersError, cause: Exception) -> HostError:
     wrapped = HostError(name, str(error), hint=error.hint)
-    wrapped.__cause__ = error
+    wrapped.__cause__ = cause
     return wrapped
 
 

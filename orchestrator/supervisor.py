@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator.cluster import Running, bring_up
-from orchestrator.errors import REPORTED, BringUpError
+from orchestrator.errors import BringUpError
 from orchestrator.folders import ClusterFolder, Folders
 from orchestrator.gateway.app import create_app
 from orchestrator.gateway.keys import ensure_key, read_keys
@@ -89,8 +89,8 @@ async def supervise(
         keeper.phase("starting", "starting")
         try:
             await _until_stopped(inventory, folders, report, stop, wishes, keeper)
-        except REPORTED as error:
-            keeper.phase("failed", str(error), processes=())
+        except Exception as error:
+            keeper.phase("failed", str(error) or repr(error), processes=())
             raise
         except BaseException:
             keeper.phase("stopped", "interrupted", processes=())

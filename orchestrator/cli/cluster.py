@@ -144,7 +144,7 @@ def supervise(
 async def _supervise(wanted: "InventoryValue", folders: "Folders", report: "Report", wishes: "Wishes") -> None:
     """Supervise until a signal; a failure is reported before it is raised, for whoever follows."""
     from orchestrator.cli.run import stop_on_signals
-    from orchestrator.errors import REPORTED
+    from orchestrator.errors import REPORTED, of_system
     from orchestrator.supervisor import supervise
 
     stop = asyncio.Event()
@@ -154,6 +154,10 @@ async def _supervise(wanted: "InventoryValue", folders: "Folders", report: "Repo
     except REPORTED as error:
         report.failed(str(error), error.hint, getattr(error, "details", ""))
         raise
+    except OSError as error:
+        refused = of_system(error)
+        report.failed(str(refused), refused.hint)
+        raise refused from error
 
 
 def _foreground(wanted: "InventoryValue", folders: "Folders", wishes: "Wishes") -> None:

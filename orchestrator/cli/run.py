@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rich.console import Console
 from rich.text import Text
 
-from orchestrator.errors import REPORTED, UsageError
+from orchestrator.errors import REPORTED, UsageError, of_system
 
 if TYPE_CHECKING:
     from orchestrator.report import Report
@@ -87,4 +87,7 @@ def reporting_errors(call: Callable[[], None]) -> None:
         sys.exit(exit_code(error))
     except BrokenPipeError:
         sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:
+        show_error(of_system(error))
         sys.exit(1)

@@ -1,6 +1,7 @@
 """Every host is asked; each answer or error is kept."""
 
 import asyncio
+import errno
 
 import pytest
 
@@ -30,6 +31,16 @@ async def test_errors_of_the_other_packages_are_kept_under_the_hosts_name() -> N
     error = answers["a"]
     assert isinstance(error, HostError)
     assert (str(error), error.hint, error.host) == ("a: unreadable facts", "look at them", "a")
+
+
+async def test_what_the_system_refuses_is_kept_under_the_hosts_name() -> None:
+    answers = await each_host({"a": fail(OSError(errno.ENOSPC, "No space left on device", "/x/y"))})
+    error = answers["a"]
+    assert isinstance(error, HostError)
+    assert (str(error), error.hint) == (
+        "a: /x/y: No space left on device",
+        "free some space on that disk and try again",
+    )
 
 
 async def test_no_more_than_the_limit_are_asked_at_once() -> None:

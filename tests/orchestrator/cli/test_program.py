@@ -1,6 +1,8 @@
 """The program from outside: exit codes, where talk and answers go, and what wrong usage says."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +46,17 @@ def test_what_goes_wrong_is_said_on_stderr_with_the_right_status(
     done = meshctl(tmp_path, *words)
     assert message in done.stderr
     assert (done.returncode, done.stdout) == (status, "")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [("doctor",), ("pull", "smollm2-135m"), ("up",), ("up", "--detach")])
+def test_folders_that_cannot_be_written_are_an_error_that_names_them(tmp_path: Path, words: tuple[str, ...]) -> None:
+    shutil.copy(ROOT / "inventory.yaml", tmp_path)
+    for name in ("state", "cache"):
+        (tmp_path / name).touch()
+    done = meshctl(tmp_path, *words)
+    assert done.returncode == 1
+    assert re.search(rf"^error: {tmp_path}/(state|cache)/\S+: Not a directory\nhint: meshctl writes", done.stderr, re.M)
     assert "Traceback" not in done.stderr
 
 
