@@ -32,7 +32,7 @@ def test_the_newest_entry_of_the_changelog_is_this_version() -> None:
 
 def test_nothing_committed_names_a_machines_path() -> None:
     """Nor the folders in which this project happens to be built."""
-    words = ("/" + "work/", "/" + "tmp/venv", "/root" + "/.")
+    words = ("/" + "work/", "/" + "tmp/venv", "/" + "root/.pyenv", "/" + "opt/pypi")
     found = [
         f"{path}: {word}"
         for path in tracked()
