@@ -53,9 +53,9 @@ async def bring_up(
     workers = await start_workers(prepared, plan, hosts, started, report)
     report.step("Starting the head and loading the model")
     head = await start_planned_head(prepared, plan, hosts, folders, started, workers, report)
-    await _load(prepared, plan, head, workers, report)
+    await _load(prepared, plan, head, workers, started, report)
     report.step("Checking an answer and the memory")
-    answer = await check_answer(head, deadline_s=ANSWER_PATIENCE_S + 40 * plan.token_s)
+    answer = await check_answer(head, started, deadline_s=ANSWER_PATIENCE_S + 40 * plan.token_s)
     await compare_memory(plan, head, workers, report)
     report.say(f"decode {answer.decode_tokens_per_s:.1f} tokens/s measured, {plan.decode_tokens_per_s:.1f} predicted")
     return Running(plan, head, workers, answer)
@@ -182,7 +182,9 @@ async def _put_key(cluster: str, host: OpenHost, folders: Folders, key: str) -> 
     return target
 
 
-async def _load(prepared: Prepared, plan: Plan, head: Head, workers: tuple[Worker, ...], report: Report) -> None:
+async def _load(
+    prepared: Prepared, plan: Plan, head: Head, workers: tuple[Worker, ...], started: Started, report: Report
+) -> None:
     """Wait for the model; progress is what the processes that hold the weights have grown to."""
     devices = devices_of(prepared, plan)
     weights = sum(share.weights_bytes for share in plan.shares)
@@ -193,4 +195,4 @@ async def _load(prepared: Prepared, plan: Plan, head: Head, workers: tuple[Worke
         held = sum(process.rss_bytes or 0 for process in holders)
         report.progress("weights", min(held, weights), weights, "bytes")
 
-    await wait_loaded(head, deadline_s=LOAD_PATIENCE_S + 4 * weights / slowest, on_wait=on_wait)
+    await wait_loaded(head, started, deadline_s=LOAD_PATIENCE_S + 4 * weights / slowest, on_wait=on_wait)

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from time import monotonic
@@ -20,6 +21,13 @@ WORKER_READY_S = 20.0
 LINK_READY_S = 20.0
 PORT_TRIES = 3
 POLL_S = 0.1
+CAUSE_SETTLES_S = 0.3
+"""What follows from an end is noticed within this time, so that the first cause can be told from it."""
+
+KILLED_HINT = (
+    "nobody here sent that signal: the system ends what takes too much memory this way; "
+    "lower `memory` of {host} in the inventory"
+)
 
 
 @dataclass
@@ -129,14 +137,17 @@ async def start_head(
     return Head(host.name, f"http://127.0.0.1:{near}", key, process)
 
 
-async def wait_loaded(head: Head, *, deadline_s: float, on_wait: Callable[[float], None]) -> None:
-    """Wait until the model is loaded; `on_wait` gets the seconds passed. BringUpError with the head's log otherwise."""
+async def wait_loaded(head: Head, started: Started, *, deadline_s: float, on_wait: Callable[[float], None]) -> None:
+    """Wait until the model is loaded; `on_wait` gets the seconds passed.
+
+    BringUpError with the log of what has ended, or with the head's when it is late.
+    """
     began = monotonic()
     async with _client(head, timeout_s=5) as client:
         while not await _is_healthy(client):
             passed = monotonic() - began
-            if not head.process.running:
-                raise await head_failed(head, "ended while it loaded the model")
+            if not all(process.running for process in started.processes):
+                raise await ended_by_itself(started, "while the model was loaded")
             if passed > deadline_s:
                 raise await head_failed(head, f"did not load the model within {deadline_s:.0f} s")
             on_wait(passed)
@@ -152,8 +163,8 @@ class Answer:
     decode_tokens_per_s: float
 
 
-async def check_answer(head: Head, *, deadline_s: float, tokens: int = 16) -> Answer:
-    """Ask a known prompt; BringUpError unless it answers in time with finite numbers.
+async def check_answer(head: Head, started: Started, *, deadline_s: float, tokens: int = 16) -> Answer:
+    """Ask a known prompt; BringUpError unless it answers in time with finite numbers, and with whatever has ended.
 
     `null` log-probabilities are how NaN logits show while the status is 200 and the health is green.
     """
@@ -163,6 +174,8 @@ async def check_answer(head: Head, *, deadline_s: float, tokens: int = 16) -> An
         async with _client(head, timeout_s=deadline_s) as client:
             reply = await client.post("/completion", json=fields)
     except httpx.HTTPError as error:
+        if not all(process.running for process in started.processes):
+            raise await ended_by_itself(started, "while a test prompt was answered") from error
         raise await head_failed(head, f"did not answer a test prompt within {deadline_s:.0f} s ({error!r})") from error
     if reply.status_code != httpx.codes.OK:
         raise await head_failed(head, f"answered a test prompt with status {reply.status_code}: {reply.text[:200]}")
@@ -171,6 +184,25 @@ async def check_answer(head: Head, *, deadline_s: float, tokens: int = 16) -> An
     if not numbers or not all(isinstance(number, float | int) and math.isfinite(number) for number in numbers):
         raise await head_failed(head, "answers, but its numbers are not finite: the result would be garbage")
     return Answer(body["content"], body["tokens_predicted"], body["timings"]["predicted_per_second"])
+
+
+async def ended_by_itself(started: Started, when: str) -> BringUpError:
+    """The error when any process has ended: it names the one that others only followed, with the end of its log."""
+    await asyncio.sleep(CAUSE_SETTLES_S)
+    process = first_cause(started.processes)
+    how = await process.wait()
+    killed = how.status == -signal.SIGKILL and not how.reason
+    return BringUpError(
+        f"{process.host}: {process.name} ended by itself ({how}) {when}",
+        hint=KILLED_HINT.format(host=process.host) if killed else f"whole log: `meshctl logs {process.host}`",
+        details=plain_log(await process.log_tail(lines=30)),
+    )
+
+
+def first_cause(processes: Iterable[Leashed]) -> Leashed:
+    """Of those that have ended, the one to name: the head aborts whenever a worker or link ends, so it comes last."""
+    ended = [process for process in processes if not process.running]
+    return next((process for process in ended if not process.name.startswith("head")), ended[0])
 
 
 async def head_failed(head: Head, what: str) -> BringUpError:

@@ -14,7 +14,6 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator.cluster import Running, bring_up
-from orchestrator.errors import BringUpError
 from orchestrator.folders import ClusterFolder, Folders
 from orchestrator.gateway.app import create_app
 from orchestrator.gateway.keys import ensure_key, read_keys
@@ -26,15 +25,13 @@ from orchestrator.leash import Leashed
 from orchestrator.plan.choose import make_plan
 from orchestrator.plan.values import Plan
 from orchestrator.prepare import display_name, prepare
-from orchestrator.processes import Started
+from orchestrator.processes import Started, ended_by_itself
 from orchestrator.report import Report
 from orchestrator.state import ClusterState, Phase, ProcessState, hold, inventory_digest, write_state
 from orchestrator.survey.values import Survey
 from orchestrator.view.plan import plan_view
-from workers.head_log import plain_log
 
 STATE_EVERY_S = 2.0
-CAUSE_SETTLES_S = 0.3
 PLAN_WIDTH = 78
 """Two columns less than a terminal's 80: remarks are indented."""
 
@@ -185,8 +182,7 @@ async def _watch(started: Started, keeper: StateKeeper, gateway_state: GatewaySt
             done, _ = await asyncio.wait(exits, timeout=STATE_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
             if done:
                 gateway_state.become(Situation("stopping", "a process of the cluster ended; the cluster stops"))
-                await asyncio.sleep(CAUSE_SETTLES_S)
-                raise await _ended(first_cause(started.processes))
+                raise await ended_by_itself(started, "while the cluster served; it has been stopped")
             keeper.update(
                 processes=process_states(started.processes),
                 requests_running=counters.now.running,
@@ -195,20 +191,6 @@ async def _watch(started: Started, keeper: StateKeeper, gateway_state: GatewaySt
     finally:
         for waiting in exits:
             waiting.cancel()
-
-
-def first_cause(processes: Iterable[Leashed]) -> Leashed:
-    """Of those that have ended, the one to name: the head aborts whenever a worker or link ends, so it comes last."""
-    ended = [process for process in processes if not process.running]
-    return next((process for process in ended if not process.name.startswith("head")), ended[0])
-
-
-async def _ended(process: Leashed) -> BringUpError:
-    return BringUpError(
-        f"{process.host}: {process.name} ended by itself ({await process.wait()}); the cluster has been stopped",
-        hint=f"see `meshctl logs {process.host}`, then start again with `meshctl up`",
-        details=plain_log(await process.log_tail()),
-    )
 
 
 def process_states(processes: Iterable[Leashed]) -> tuple[ProcessState, ...]:
