@@ -9,7 +9,7 @@ from time import monotonic
 
 import httpx
 
-from orchestrator.errors import BringUpError, DeadlineError, MeshctlError
+from orchestrator.errors import BringUpError, DeadlineError
 from orchestrator.host_agent import Listening, free_ports, listening, log_tail
 from orchestrator.hosts import OpenHost, OpenHosts
 from orchestrator.leash import Leashed, start_leashed
@@ -87,21 +87,40 @@ async def start_worker(
 
 async def open_link(started: Started, hosts: OpenHosts, cluster: str, host: OpenHost, port: int) -> int:
     """Open an OpenSSH tunnel to a port on the host's loopback; the port on ours that leads there."""
-    failed: MeshctlError | None = None
+    failed = BringUpError(f"{host.name}: no local port is free for its tunnel")
     for _ in range(PORT_TRIES):
         near = free_local_port()
-        words = tunnel_command(host.host, hosts.ssh, near, port)
-        name = f"link-{host.name}-{port}"
         try:
-            process = started.add(await _leash(hosts.controller, words, cluster, name))
-            await wait_listening(near, LINK_READY_S, lambda process=process: process.running)  # type: ignore[misc]
+            await _open_tunnel(started, hosts, cluster, host, port, near)
         except BringUpError as error:
-            failed = await _link_failed(host.name, error, hosts.controller, cluster, name)
-            if "Address already in use" in failed.details:
-                continue
-            raise failed from error
-        return near
-    raise failed or BringUpError(f"{host.name}: no local port is free for its tunnel")
+            failed = error
+            if "Address already in use" not in error.details:
+                break
+        else:
+            return near
+    raise failed
+
+
+async def _open_tunnel(started: Started, hosts: OpenHosts, cluster: str, host: OpenHost, port: int, near: int) -> None:
+    name = f"link-{host.name}-{port}"
+    words = tunnel_command(host.host, hosts.ssh, near, port)
+    try:
+        process = started.add(await _leash(hosts.controller, words, cluster, name))
+    except BringUpError as error:
+        raise await _link_failed(host.name, error, hosts.controller, cluster, name) from error
+    try:
+        await _wait_link(hosts.controller, process, near)
+    except BringUpError as error:
+        await process.stop()
+        started.processes.remove(process)
+        raise await _link_failed(host.name, error, hosts.controller, cluster, name) from error
+
+
+async def _wait_link(controller: OpenHost, process: Leashed, near: int) -> None:
+    """Until this very tunnel listens: what listens there first may be another program that was quicker."""
+    await wait_listening(near, LINK_READY_S, lambda: process.running)
+    if not await _comes_up(controller, process, near):
+        raise BringUpError("another program listens at its local port")
 
 
 async def _link_failed(host: str, error: BringUpError, controller: OpenHost, cluster: str, name: str) -> BringUpError:
@@ -253,9 +272,10 @@ async def _start_on_free_port(
 
 
 async def _comes_up(host: OpenHost, process: Leashed, port: int) -> bool:
+    """Whether the process itself comes to listen at the port, as far as the host lets us see whose a socket is."""
     deadline = monotonic() + WORKER_READY_S
     while process.running:
-        if port in _ports(await listening(host.shell, host.agent)):
+        if any(_is_of(process, port, socket) for socket in await listening(host.shell, host.agent)):
             return True
         if monotonic() > deadline:
             raise DeadlineError(
@@ -267,8 +287,8 @@ async def _comes_up(host: OpenHost, process: Leashed, port: int) -> bool:
     return False
 
 
-def _ports(sockets: Iterable[Listening]) -> set[int]:
-    return {socket.port for socket in sockets}
+def _is_of(process: Leashed, port: int, socket: Listening) -> bool:
+    return socket.port == port and socket.pid in (0, process.pid)
 
 
 async def _leash(host: OpenHost, words: tuple[str, ...], cluster: str, name: str) -> Leashed:
