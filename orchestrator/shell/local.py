@@ -72,8 +72,8 @@ class LocalShell:
         partial = partial_beside(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(data)
-            partial.chmod(mode)
+            _write_new(partial, data, mode)
+            partial.chmod(mode)  # what the umask has taken off
             partial.replace(path)
         except OSError as error:
             raise copy_error(self.host, str(path), error, len(data)) from error
@@ -180,6 +180,12 @@ def copy_error(host: str, what: str, error: OSError, size_bytes: int) -> Transfe
         message = f"{what} ({size_bytes} bytes) does not fit: the disk is full"
         return TransferError(host, message, hint="free some space there and try again")
     return TransferError(host, f"{what} cannot be copied: {error.strerror or error}")
+
+
+def _write_new(path: Path, data: bytes, mode: int) -> None:
+    """Nobody who may not read the file in the end may read it while it is written."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        file.write(data)
 
 
 async def _pump(reader: BinaryIO, writer: BinaryIO, size: int, progress: Progress | None) -> None:

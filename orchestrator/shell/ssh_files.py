@@ -45,7 +45,8 @@ class SftpFiles:
         """The same for bytes in memory."""
 
         async def send(partial: str) -> None:
-            async with self.sftp.open(partial, "wb") as file:
+            # From the start: nobody who may not read the file in the end may read it while it is written.
+            async with self.sftp.open(partial, "wb", asyncssh.SFTPAttrs(permissions=mode)) as file:
                 await file.write(data)
 
         await self._write(posixpath.join(self.home, target), len(data), mode, send)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import asyncssh
 
@@ -23,7 +23,8 @@ USER = "ada"
 class Server:
     """A running server; `port` and `keys` are what clients meet.
 
-    `full` makes its disk have no room; `fills_up` makes it run full with the next write.
+    `full` makes its disk have no room; `fills_up` makes it run full with the next write. `written_modes` are those
+    that files had when something was written to them.
     """
 
     home: Path
@@ -34,6 +35,7 @@ class Server:
     connections: list[asyncssh.SSHServerConnection] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
     forwards: list[tuple[str, int]] = field(default_factory=list)
+    written_modes: list[int] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -133,7 +135,8 @@ class _Files(asyncssh.SFTPServer):
     def realpath(self, path: bytes) -> bytes:
         return os.path.realpath(self.map_path(path))
 
-    def write(self, file_obj: object, offset: int, data: bytes) -> int:
+    def write(self, file_obj: BinaryIO, offset: int, data: bytes) -> int:
+        self._server.written_modes.append(os.fstat(file_obj.fileno()).st_mode & 0o777)
         if self._server.fills_up:
             self._server.full = True
             raise OSError(errno.EIO, "Failure")

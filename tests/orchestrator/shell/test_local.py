@@ -96,6 +96,14 @@ async def test_files_are_copied_whole(shell: Shell, home: Path) -> None:
     assert seen == [(100_000, 100_000)]
 
 
+async def test_a_secret_can_be_read_by_nobody_else_while_it_is_written(
+    shell: Shell, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "chmod", lambda path, mode: None)  # what the file is before its mode is set
+    await shell.put_bytes(b"secret", "key", mode=0o600)
+    assert (home / "key").stat().st_mode & 0o777 == 0o600
+
+
 async def test_a_copy_that_fails_leaves_nothing(shell: Shell, home: Path) -> None:
     with pytest.raises(TransferError, match="No such file or directory"):
         await shell.put(home / "missing", "target")

@@ -125,6 +125,11 @@ async def test_a_file_goes_there_whole_with_its_mode_and_comes_back(shell: SshSh
     assert sorted(os.listdir(target.parent)) == ["file", "file2"]
 
 
+async def test_a_secret_can_be_read_by_nobody_else_while_it_is_written(shell: SshShell, server: Server) -> None:
+    await shell.put_bytes(b"secret", "key", mode=0o600)
+    assert server.written_modes == [0o600]
+
+
 async def test_a_put_replaces_an_existing_file(shell: SshShell, server: Server) -> None:
     await shell.put_bytes(b"old", "file")
     await shell.put_bytes(b"new", "file")
