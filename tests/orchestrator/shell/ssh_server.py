@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import asyncssh
 
@@ -135,8 +135,8 @@ class _Files(asyncssh.SFTPServer):
     def realpath(self, path: bytes) -> bytes:
         return os.path.realpath(self.map_path(path))
 
-    def write(self, file_obj: BinaryIO, offset: int, data: bytes) -> int:
-        self._server.written_modes.append(os.fstat(file_obj.fileno()).st_mode & 0o777)
+    def write(self, file_obj: object, offset: int, data: bytes) -> int:
+        self._server.written_modes.append(os.fstat(cast("BinaryIO", file_obj).fileno()).st_mode & 0o777)
         if self._server.fills_up:
             self._server.full = True
             raise OSError(errno.EIO, "Failure")
