@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from orchestrator.cluster import model_on_host, placement_of, start_workers
 from orchestrator.errors import EngineError
 from orchestrator.hosts import OpenHost, OpenHosts
+from orchestrator.leash import run_leashed
 from orchestrator.plan.costs import needed_bytes
 from orchestrator.plan.pools import Candidate, find_candidates
 from orchestrator.plan.single import fits, run_alone
 from orchestrator.plan.values import Plan
 from orchestrator.prepare import Prepared
-from orchestrator.processes import Started
+from orchestrator.processes import Started, log_path
 from orchestrator.report import Report
 from orchestrator.survey.gather import default_threads
 from orchestrator.view.sizes import bytes_text
@@ -146,7 +147,15 @@ async def _bench(
         micro_batch=micro_batch,
         placement=placement,
     )
-    done = await host.shell.run(words, deadline_s=DEADLINE_S, environment=ENVIRONMENT, check=False)
+    done = await run_leashed(
+        host.shell,
+        host.agent,
+        words,
+        log=log_path(host, prepared.inventory.cluster, "bench-0"),
+        environment={**ENVIRONMENT, "LC_ALL": "C"},
+        name="llama-bench",
+        deadline_s=DEADLINE_S,
+    )
     if done.status != 0:
         raise EngineError(
             f"{host.name}: llama-bench ended with status {done.status}",

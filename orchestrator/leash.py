@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestrator.errors import BringUpError, DeadlineError, HostError
 from orchestrator.host_agent import QUESTION_S, REAP_S, log_tail, read_object
-from orchestrator.shell.protocol import Process, Shell, Words
+from orchestrator.shell.protocol import Finished, Process, Shell, Words
 from workers import commands
 
 HEARTBEAT_S = 10.0
@@ -195,6 +195,41 @@ async def start_leashed(
     if not leashed.running:
         raise _ended_at_once(shell.host, name, await leashed.wait(), log)
     return leashed
+
+
+async def run_leashed(
+    shell: Shell,
+    agent: str,
+    words: Words,
+    *,
+    log: str,
+    environment: Mapping[str, str] = NO_ENVIRONMENT,
+    name: str,
+    deadline_s: float,
+) -> Finished:
+    """Run a program to its end as `Shell.run` does, for one that takes long: it ends with us, however we end.
+
+    Its stderr goes to `log`, its stdout through a file beside that. BringUpError when it ends within the first quarter
+    of a second; DeadlineError when it is late; HostError when it is lost.
+    """
+    output = f"{log}.out"
+    into_file = ("sh", "-c", 'output=$1; shift; exec "$@" > "$output"', "sh", output, *words)
+    try:
+        held = await start_leashed(shell, agent, into_file, log=log, environment=environment, name=name)
+        try:
+            async with asyncio.timeout(deadline_s):
+                ended = await held.wait()
+        except TimeoutError as error:
+            raise DeadlineError(shell.host, f"{name} did not end within {deadline_s:g} s") from error
+        finally:
+            await held.stop()
+        if ended.status is None:
+            raise HostError(shell.host, f"{name}: {ended}", details=ended.tail)
+        answer = await shell.run(("cat", output), deadline_s=QUESTION_S)
+        return Finished(ended.status, answer.stdout, ended.tail.encode())
+    finally:
+        with suppress(HostError):  # a lost connection is reported by what failed first
+            await shell.run(("rm", "-f", output), deadline_s=QUESTION_S)
 
 
 def _ended_at_once(host: str, name: str, ended: Exit, log: str) -> BringUpError:
