@@ -1,4 +1,7 @@
-"""Open every host of an inventory at once: connection, agent, facts. Only our own folder on a host changes."""
+"""Open every host of an inventory at once: connection, agent, facts. Only our own folder on a host changes.
+
+What an unfinished transfer of more than a day ago left there is removed: it may be as large as a model.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -7,7 +10,7 @@ from dataclasses import dataclass
 
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
-from orchestrator.host_agent import ask_facts, ensure_agent
+from orchestrator.host_agent import ask_facts, ensure_agent, tidy
 from orchestrator.inventory import Host, Inventory
 from orchestrator.report import Report
 from orchestrator.shell.connect import connect
@@ -68,6 +71,8 @@ async def _open(host: Host, ssh: SshFiles, folders: Folders, shells: list[Shell]
     shell = await connect(host, ssh, local_root=folders.cache)
     shells.append(shell)
     agent = await ensure_agent(shell)
+    if not shell.is_local or host.name == CONTROLLER:  # local hosts share one folder
+        await tidy(shell, agent)
     facts = await ask_facts(shell, agent)
     if host.name != CONTROLLER:
         report.say(f"{host.name}: {facts.os_name}, {facts.cpu_name}, {facts.cores_physical} cores")

@@ -159,7 +159,7 @@ class Leashed:
             self._started.set()
         elif event.get("event") == "alive":
             self.rss_bytes, self.anonymous_bytes = int(event["rss_bytes"]), int(event["anonymous_bytes"])
-            self.cpu_s, self.available_bytes = float(event["cpu_s"]), int(event["available_bytes"])
+            self.cpu_s, self.available_bytes = float(event["cpu_s"]), event["available_bytes"]
 
 
 async def start_leashed(

@@ -480,6 +480,14 @@ def current_memory() -> Memory:
     return mac_memory() if is_mac() else linux_memory()
 
 
+def available_bytes() -> int | None:
+    """None when the host does not say just now: a question that failed is no reason to end a program."""
+    try:
+        return current_memory().available_bytes
+    except AgentError:
+        return None
+
+
 def memory_and_gpus() -> dict[str, Any]:
     memory = current_memory()
     return {
@@ -627,19 +635,21 @@ def family_of(processes: dict[int, Running], ancestor: int, group: int, without:
 
 
 class BoundedLog:
-    """A log of at most `limit_bytes` in two files, FILE and the older FILE.1; also the last bytes in memory.
+    """A log of at most `limit_bytes` in FILE, the older FILE.1 and FILE.old; also the last bytes in memory.
 
-    A disk that refuses is no reason to hold the program up: what cannot be written is dropped.
+    What a run before wrote goes to FILE.old, so that no line of it is taken for one of this run. A disk that refuses is
+    no reason to hold the program up: what cannot be written is dropped.
     """
 
     def __init__(self, path: str, limit_bytes: int) -> None:
         self.path = path
-        self.half_bytes = max(4 * KIB, limit_bytes // 2)
+        self.part_bytes = max(4 * KIB, limit_bytes // 3)
         self.memory: deque[bytes] = deque()
         self.memory_bytes = 0
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         if os.path.exists(path) and os.path.getsize(path) > 0:
-            os.replace(path, path + ".1")
+            os.replace(path, path + ".old")
+        remove(path + ".1")
         self.file = self.open()
         self.size_bytes = 0
 
@@ -649,9 +659,9 @@ class BoundedLog:
     def write(self, data: bytes) -> None:
         self.remember(data)
         with contextlib.suppress(OSError):
-            if self.size_bytes + len(data) > self.half_bytes:
+            if self.size_bytes + len(data) > self.part_bytes:
                 self.rotate()
-            data = data[-self.half_bytes :]
+            data = data[-self.part_bytes :]
             self.file.write(data)
             self.size_bytes += len(data)
 
@@ -935,7 +945,7 @@ class Leash:
                 "rss_bytes": rss,
                 "anonymous_bytes": sum(anonymous_bytes(pid, one.rss_bytes) for pid, one in members.items()),
                 "cpu_s": round(sum(process.cpu_s for process in members.values()), 2),
-                "available_bytes": current_memory().available_bytes,
+                "available_bytes": available_bytes(),
             }
         )
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.workers.test_agent import run_agent
 from workers import agent
 
 AGENT = Path(agent.__file__)
@@ -267,4 +268,20 @@ def test_life_signs_tell_what_the_family_uses(hold: Hold) -> None:
 def test_the_log_of_the_run_before_is_kept_beside(hold: Hold, tmp_path: Path) -> None:
     hold("echo", "first").wait_for("exit")
     hold("echo", "second").wait_for("exit")
-    assert [(tmp_path / name).read_text() for name in ("test.log.1", "test.log")] == ["first\n", "second\n"]
+    assert [(tmp_path / name).read_text() for name in ("test.log.old", "test.log")] == ["first\n", "second\n"]
+
+
+def test_no_line_of_the_run_before_is_taken_for_one_of_this_run(hold: Hold, tmp_path: Path) -> None:
+    script = "yes before | head -c 6000; sleep 0.3; yes before | head -c 6000"
+    hold("sh", "-c", script, options=("--log-bytes", "24576")).wait_for("exit")
+    assert (tmp_path / "test.log.1").exists()
+    hold("echo", "now").wait_for("exit")
+    assert run_agent("tail", str(tmp_path / "test.log")) == {"text": "now"}
+
+
+def test_a_host_that_does_not_say_its_memory_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> agent.Memory:
+        raise agent.AgentError("vm_stat gives no figures that can be read")
+
+    monkeypatch.setattr(agent, "current_memory", unknown)
+    assert agent.available_bytes() is None
