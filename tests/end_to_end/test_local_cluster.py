@@ -112,9 +112,10 @@ def test_bench_says_which_to_use(meshctl: Meshctl) -> None:
     inventory.write_text(text)
     chart = meshctl.folder / "chart.svg"
     result = meshctl.ok("bench", str(inventory), "--quick", "--json", "--mode", "layers", "--chart", str(chart)).json
-    assert result["alone"][0]["note"].startswith("does not fit: needs ")
-    assert result["alone"][1]["decode"]["median"] > 0
-    ratio = result["cluster"]["decode"]["median"] / result["alone"][1]["decode"]["median"]
+    alone = {one["name"]: one for one in result["alone"]}  # the fastest first, whichever that is today
+    assert alone["part1/cpu"]["note"].startswith("does not fit: needs ")
+    assert alone["part2/cpu"]["decode"]["median"] > 0
+    ratio = result["cluster"]["decode"]["median"] / alone["part2/cpu"]["decode"]["median"]
     assert result["decode_ratio"] == pytest.approx(ratio)
     assert result["verdict"].startswith("Use ")
     assert chart.read_text().lstrip().startswith("<?xml")
