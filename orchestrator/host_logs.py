@@ -3,8 +3,7 @@
 from orchestrator.errors import UsageError
 from orchestrator.folders import Folders
 from orchestrator.host_agent import ensure_agent, log_tail
-from orchestrator.hosts import CONTROLLER
-from orchestrator.inventory import Host, Inventory
+from orchestrator.inventory import CONTROLLER, Host, Inventory
 from orchestrator.shell.connect import connect
 from orchestrator.shell.ssh_config import write_ssh_files
 from workers.head_log import plain_log
@@ -18,8 +17,8 @@ async def host_logs(inventory: Inventory, folders: Folders, name: str, lines: in
     shell = await connect(hosts[name], write_ssh_files(folders.state, inventory.path), local_root=folders.cache)
     try:
         agent = await ensure_agent(shell)
-        folder = f"{shell.root}/logs/{inventory.cluster}"
-        words = ("find", folder, "-name", f"{name}-*.log", "-type", "f")
+        folder = f"{shell.root}/logs/{inventory.cluster}/{name}"
+        words = ("find", folder, "-name", "*.log", "-type", "f")
         found = await shell.run(words, deadline_s=15, check=False)
         paths = sorted(found.stdout.decode().split("\n")[:-1])
         if not paths:

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
 from orchestrator.host_agent import ask_facts, ensure_agent, tidy
-from orchestrator.inventory import Host, Inventory
+from orchestrator.inventory import CONTROLLER, Host, Inventory
 from orchestrator.report import Report
 from orchestrator.shell.connect import connect
 from orchestrator.shell.protocol import Shell
 from orchestrator.shell.ssh_config import SshFiles, write_ssh_files
 from workers.facts import HostFacts
-
-CONTROLLER = "controller"
 
 
 @dataclass(frozen=True)

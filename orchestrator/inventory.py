@@ -6,6 +6,9 @@ from typing import Literal
 
 from workers.budget import MemoryCap
 
+CONTROLLER = "controller"
+"""The name of the machine where meshctl runs; no host of an inventory has it."""
+
 DEFAULT_MEMORY = MemoryCap(share=0.8)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationInfo
 
+from orchestrator.inventory import CONTROLLER
 from orchestrator.sizes import EXAMPLES, parse_cap, shown
 from workers.budget import MemoryCap
 
@@ -64,7 +65,10 @@ def cluster_name(value: object) -> str:
 
 
 def host_name(value: object) -> str:
-    return _name(value, "desktop")
+    name = _name(value, "desktop")
+    if name == CONTROLLER:
+        raise ValueError(f'"{name}" means the machine where meshctl runs; give the host another name')
+    return name
 
 
 def connection(value: object) -> str:

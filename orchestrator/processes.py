@@ -297,5 +297,5 @@ async def _leash(host: OpenHost, words: tuple[str, ...], cluster: str, name: str
 
 
 def log_path(host: OpenHost, cluster: str, name: str) -> str:
-    """Where a process writes: one file per host and role, the port left out so that old logs are replaced."""
-    return f"{host.shell.root}/logs/{cluster}/{host.name}-{name.rpartition('-')[0]}.log"
+    """Where a process writes: a folder per host, a file per role, the port left out so that old logs are replaced."""
+    return f"{host.shell.root}/logs/{cluster}/{host.name}/{name.rpartition('-')[0]}.log"

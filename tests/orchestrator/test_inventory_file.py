@@ -206,6 +206,11 @@ BAD: list[tuple[str, str, list[str]]] = [
         [f'hosts[0].name: "{"x" * 20}..." has 64 characters; write at most 63'],
     ),
     (
+        "name of the controller",
+        WHOLE.replace("name: a", "name: controller"),
+        ['hosts[0].name: "controller" means the machine where meshctl runs; give the host another name'],
+    ),
+    (
         "name like an option",
         WHOLE.replace("name: a", "name: -a"),
         [f'hosts[0].name: "-a" is not a possible name; {NAME_RULE}'],
