@@ -1,5 +1,6 @@
 """Inventories of local hosts for end-to-end tests."""
 
+import random
 import socket
 from pathlib import Path
 
@@ -10,8 +11,8 @@ HOST_MEMORY = "160MiB"
 
 
 def free_port() -> int:
-    """A port for the gateway, below the ephemeral range of Linux."""
-    for port in range(25000, 32000, 7):
+    """A port for the gateway, below the ephemeral range of Linux; by chance, since other runs choose theirs too."""
+    for port in random.SystemRandom().sample(range(20000, 32000), 100):
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
