@@ -24,12 +24,15 @@ from orchestrator.processes import (
 from orchestrator.report import Report
 from orchestrator.state import write_private
 from orchestrator.survey.gather import default_threads
-from orchestrator.survey.values import Device
+from orchestrator.survey.values import Device, Link
 from workers.engine_commands import HeadSettings, Placement
 from workers.head_log import Buffers, read_buffers
 
 MIB = 1024 * 1024
 LOAD_PATIENCE_S = 120.0
+SLOWEST_READ_BYTES_PER_S = 20_000_000.0
+"""A memory card: the head reads every byte of the model from its disk, also what a fast link then carries."""
+
 ANSWER_PATIENCE_S = 60.0
 MEMORY_TOLERANCE = 0.05
 MEMORY_SLACK_BYTES = 8 * MIB
@@ -159,6 +162,12 @@ def remote_model_folder(root: str, shards: Iterable[Path]) -> str:
     return f"{root}/models/{hashlib.sha256(chr(10).join(facts).encode()).hexdigest()[:12]}"
 
 
+def load_deadline_s(weights_bytes: int, links: Iterable[Link]) -> float:
+    """How long loading may take: four times the weights' way over the slowest link, or from a slow disk if longer."""
+    on_the_way_s = max((4 * weights_bytes / link.up_bytes_per_s for link in links), default=0.0)
+    return LOAD_PATIENCE_S + max(on_the_way_s, weights_bytes / SLOWEST_READ_BYTES_PER_S)
+
+
 async def compare_memory(plan: Plan, head: Head, workers: tuple[Worker, ...], report: Report) -> None:
     """Set what the engine says it allocated beside the plan; a warning for each device that holds more than planned."""
     buffers = read_buffers((await head.process.log_tail(lines=LOG_LINES)).splitlines())
@@ -186,13 +195,12 @@ async def _load(
     prepared: Prepared, plan: Plan, head: Head, workers: tuple[Worker, ...], started: Started, report: Report
 ) -> None:
     """Wait for the model; progress is what the processes that hold the weights have grown to."""
-    devices = devices_of(prepared, plan)
+    links = [device.link for device in devices_of(prepared, plan)]
     weights = sum(share.weights_bytes for share in plan.shares)
-    slowest = min((device.link.up_bytes_per_s for device in devices), default=weights)
     holders = [worker.process for worker in workers] or [head.process]
 
     def on_wait(passed_s: float) -> None:
         held = sum(process.rss_bytes or 0 for process in holders)
         report.progress("weights", min(held, weights), weights, "bytes")
 
-    await wait_loaded(head, started, deadline_s=LOAD_PATIENCE_S + 4 * weights / slowest, on_wait=on_wait)
+    await wait_loaded(head, started, deadline_s=load_deadline_s(weights, links), on_wait=on_wait)

@@ -1,7 +1,7 @@
 """`meshctl chat`."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -31,7 +31,7 @@ def chat(
     folders = user_folders()
     state = serving_cluster(folders, cluster)
     key = read_keys(folders.cluster(state.cluster).gateway_key).keys[0]
-    piped = "" if sys.stdin.isatty() else sys.stdin.read()
+    piped = "" if sys.stdin.isatty() else piped_text(sys.stdin)
     text = "\n\n".join(part for part in (question, piped.strip()) if part)
     folders.state.mkdir(parents=True, exist_ok=True)
 
@@ -44,3 +44,16 @@ def chat(
                 await chat_loop(client, history=folders.chat_history, console=answer(), **options)  # type: ignore[arg-type]
 
     run(talk_with_it())
+
+
+def piped_text(stdin: TextIO) -> str:
+    """All of it; UsageError when it is no text."""
+    from orchestrator.errors import UsageError
+
+    try:
+        return stdin.read()
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"what was piped in is no text: byte {error.start} is not {error.encoding}",
+            hint="pipe in plain text; `file` says what something is",
+        ) from error
