@@ -26,7 +26,7 @@ from orchestrator.state import write_private
 from orchestrator.survey.gather import default_threads
 from orchestrator.survey.values import Device, Link
 from workers.engine_commands import HeadSettings, Placement
-from workers.head_log import Buffers, read_buffers
+from workers.head_log import read_buffers
 
 MIB = 1024 * 1024
 LOAD_PATIENCE_S = 120.0
@@ -172,7 +172,10 @@ async def compare_memory(plan: Plan, head: Head, workers: tuple[Worker, ...], re
     """Set what the engine says it allocated beside the plan; a warning for each device that holds more than planned."""
     buffers = read_buffers((await head.process.log_tail(lines=LOG_LINES)).splitlines())
     for share, worker in zip(plan.shares, workers, strict=True) if workers else ():
-        held = buffers.get(worker.endpoint, Buffers())
+        held = buffers.get(worker.endpoint)
+        if held is None:
+            report.warn(f"{share.device}: the engine has not said what it holds there")
+            continue
         sizes = f"engine reports {held.total_bytes / MIB:.0f} MiB, planned {share.total_bytes / MIB:.0f} MiB"
         text = f"{share.device}: {sizes}"
         if held.total_bytes > share.total_bytes * (1 + MEMORY_TOLERANCE) + MEMORY_SLACK_BYTES:

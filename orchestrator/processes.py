@@ -198,11 +198,15 @@ async def check_answer(head: Head, started: Started, *, deadline_s: float, token
         raise await head_failed(head, f"did not answer a test prompt within {deadline_s:.0f} s ({error!r})") from error
     if reply.status_code != httpx.codes.OK:
         raise await head_failed(head, f"answered a test prompt with status {reply.status_code}: {reply.text[:200]}")
-    body = reply.json()
-    numbers = [entry.get("logprob") for entry in body.get("completion_probabilities", ())]
+    try:
+        body = reply.json()
+        numbers = [entry.get("logprob") for entry in body.get("completion_probabilities", ())]
+        answer = Answer(body["content"], body["tokens_predicted"], body["timings"]["predicted_per_second"])
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise await head_failed(head, f"gave an answer that cannot be read: {reply.text[:200]}") from error
     if not numbers or not all(isinstance(number, float | int) and math.isfinite(number) for number in numbers):
         raise await head_failed(head, "answers, but its numbers are not finite: the result would be garbage")
-    return Answer(body["content"], body["tokens_predicted"], body["timings"]["predicted_per_second"])
+    return answer
 
 
 async def ended_by_itself(started: Started, when: str) -> BringUpError:

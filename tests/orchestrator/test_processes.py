@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,14 @@ from orchestrator.host_agent import ask_facts, ensure_agent
 from orchestrator.hosts import OpenHost, OpenHosts
 from orchestrator.inventory import Host
 from orchestrator.leash import Leashed, start_leashed
-from orchestrator.processes import Head, Started, open_link, wait_loaded
+from orchestrator.processes import Answer, Head, Started, check_answer, open_link, wait_loaded
 from orchestrator.shell.local import LocalShell
 from orchestrator.shell.ssh_config import write_ssh_files
 from orchestrator.tunnel import free_local_port
 
-READY = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}"
+
+def response(body: str) -> bytes:
+    return f"HTTP/1.1 200 OK\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n{body}".encode()
 
 
 @pytest.fixture
@@ -30,13 +33,13 @@ async def shell(tmp_path: Path) -> AsyncIterator[LocalShell]:
     await one.close()
 
 
-@pytest.fixture
-async def loaded() -> AsyncIterator[str]:
-    """The address of a head that says it is ready."""
+@asynccontextmanager
+async def answering(body: str) -> AsyncIterator[str]:
+    """The address of a head that gives this to every question."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(READY)
+        writer.write(response(body))
         writer.close()
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
@@ -88,7 +91,7 @@ async def test_a_link_whose_port_another_program_took_first_gets_another_port(
 
 
 async def test_a_proxy_of_the_environment_is_not_asked_about_the_head(
-    shell: LocalShell, loaded: str, closed_port: int, monkeypatch: pytest.MonkeyPatch
+    shell: LocalShell, closed_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It could not reach our loopback, and would learn the head's key."""
     for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
@@ -96,12 +99,13 @@ async def test_a_proxy_of_the_environment_is_not_asked_about_the_head(
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
     process = await leash(shell, "head-1", "sleep", "99")
+    started = Started([process])
     try:
-        await wait_loaded(
-            Head("desk", loaded, "secret", process), Started([process]), deadline_s=2, on_wait=lambda passed_s: None
-        )
+        async with answering("{}") as address:
+            head = Head("desk", address, "secret", process)
+            await wait_loaded(head, started, deadline_s=2, on_wait=lambda passed_s: None)
     finally:
-        await process.stop()
+        await started.stop()
 
 
 async def test_a_worker_that_ends_while_the_model_is_loaded_is_named_and_not_the_head_that_follows_it(
@@ -113,7 +117,7 @@ async def test_a_worker_that_ends_while_the_model_is_loaded_is_named_and_not_the
     started = Started([worker, head])
     address = f"http://127.0.0.1:{closed_port}"
     with pytest.raises(BringUpError) as caught:
-        await wait_loaded(Head("desk", address, "", head), started, deadline_s=30, on_wait=lambda passed_s: None)
+        await wait_loaded(Head("desk", address, "secret", head), started, deadline_s=30, on_wait=lambda passed_s: None)
     said = "desk: worker-cpu-1 ended by itself (ended by signal 9) while the model was loaded"
     assert (str(caught.value), caught.value.details) == (said, "out of room")
     assert "lower `memory` of desk" in caught.value.hint
@@ -125,7 +129,45 @@ async def test_a_head_that_loads_for_too_long_is_an_error_with_its_log(shell: Lo
     address = f"http://127.0.0.1:{closed_port}"
     try:
         with pytest.raises(BringUpError, match="desk: the head did not load the model within 0 s") as caught:
-            await wait_loaded(Head("desk", address, "", head), started, deadline_s=0.1, on_wait=lambda passed_s: None)
+            await wait_loaded(
+                Head("desk", address, "secret", head), started, deadline_s=0.1, on_wait=lambda passed_s: None
+            )
         assert caught.value.details == "loading"
+    finally:
+        await started.stop()
+
+
+GOOD = '{"content": " Paris", "tokens_predicted": 1, "timings": {"predicted_per_second": 5.0}, '
+
+
+@pytest.mark.parametrize(
+    ("body", "what"),
+    [
+        ("[]", "gave an answer that cannot be read: []"),
+        ("<html>", "gave an answer that cannot be read: <html>"),
+        (GOOD + '"completion_probabilities": [{"logprob": null}]}', "answers, but its numbers are not finite"),
+        (GOOD + '"completion_probabilities": []}', "answers, but its numbers are not finite"),
+    ],
+)
+async def test_a_head_whose_answer_is_no_good_is_an_error_with_its_log(shell: LocalShell, body: str, what: str) -> None:
+    process = await leash(shell, "head-1", "sh", "-c", "echo loaded; exec sleep 99")
+    started = Started([process])
+    try:
+        async with answering(body) as address:
+            with pytest.raises(BringUpError) as caught:
+                await check_answer(Head("desk", address, "secret", process), started, deadline_s=10)
+        assert str(caught.value).startswith(f"desk: the head {what}")
+        assert caught.value.details == "loaded"
+    finally:
+        await started.stop()
+
+
+async def test_a_head_that_answers_with_numbers_is_fine(shell: LocalShell) -> None:
+    process = await leash(shell, "head-1", "sleep", "99")
+    started = Started([process])
+    try:
+        async with answering(GOOD + '"completion_probabilities": [{"logprob": -0.5}]}') as address:
+            answer = await check_answer(Head("desk", address, "secret", process), started, deadline_s=10)
+        assert answer == Answer(" Paris", 1, 5.0)
     finally:
         await started.stop()
