@@ -8,22 +8,30 @@ from orchestrator.state import ClusterState, is_held, known_clusters, read_state
 
 
 def last_state(folders: Folders, name: str | None) -> ClusterState:
-    """The named cluster's state, or the only running one's, or the only known one's.
+    """The named cluster's state, or the only running one's, or, when none runs, that of the one that changed last.
 
     A state that says "ready" although no supervisor holds the cluster is told as what it is: the supervisor died.
     """
-    chosen = name or _only(running_clusters(folders)) or _only(known_clusters(folders))
-    state = read_state(folders.cluster(chosen)) if chosen else None
+    state = read_state(folders.cluster(name)) if name else _only_running(folders) or _changed_last(folders)
     if state is None:
         known = ", ".join(known_clusters(folders)) or "none"
         raise ClusterStateError(
-            f"no cluster {name} is known (known: {known})" if name else f"no single cluster to show (known: {known})",
-            hint="start one with `meshctl up inventory.yaml`, or name one with --cluster",
+            f"no cluster {name} is known (known: {known})" if name else "no cluster to show: none was ever up",
+            hint="start one with `meshctl up inventory.yaml`" + (", or name a known one" if name else ""),
         )
     if state.phase in ("starting", "ready", "stopping") and not is_held(folders.cluster(state.cluster)):
         return replace(state, phase="failed", message="the supervisor ended without a word", processes=())
     return state
 
 
-def _only(names: tuple[str, ...]) -> str | None:
-    return names[0] if len(names) == 1 else None
+def _only_running(folders: Folders) -> ClusterState | None:
+    running = running_clusters(folders)
+    if len(running) > 1:
+        raise ClusterStateError(f"{len(running)} clusters run: {', '.join(running)}", hint="name one: --cluster NAME")
+    return read_state(folders.cluster(running[0])) if running else None
+
+
+def _changed_last(folders: Folders) -> ClusterState | None:
+    """After a failure this is the cluster whose reason the user wants to read."""
+    states = (read_state(folders.cluster(name)) for name in known_clusters(folders))
+    return max((state for state in states if state is not None), key=lambda state: state.since, default=None)

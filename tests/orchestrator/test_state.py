@@ -4,6 +4,7 @@ import fcntl
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,17 @@ def test_a_state_left_by_a_dead_supervisor_is_told_as_what_it_is(folders: Folder
     write_state(folders.cluster("home"), state_of("home"))
     told = last_state(folders, None)
     assert (told.phase, told.message) == ("failed", "the supervisor ended without a word")
+
+
+def test_when_none_runs_the_one_that_changed_last_is_shown(folders: Folders) -> None:
+    for name, since in (("a", "2026-11-22T12:00:01+00:00"), ("b", "2026-11-22T12:00:02+00:00"), ("c", "2025")):
+        folders.cluster(name).prepare()
+        write_state(folders.cluster(name), replace(state_of(name, "failed"), since=since))
+    assert last_state(folders, None).cluster == "b"
+    with hold(folders.cluster("a")):
+        assert last_state(folders, None).cluster == "a"
+        with hold(folders.cluster("c")), pytest.raises(ClusterStateError, match="2 clusters run: a, c"):
+            last_state(folders, None)
 
 
 def test_which_cluster_is_meant_must_be_clear(folders: Folders) -> None:
