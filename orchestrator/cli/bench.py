@@ -9,6 +9,7 @@ from orchestrator.cli.arguments import DEFAULT_INVENTORY, AsJson, Devices, Inven
 
 if TYPE_CHECKING:
     from orchestrator.bench import BenchSize, Comparison
+    from orchestrator.inventory import Inventory as InventoryValue
     from orchestrator.report import Report
     from orchestrator.supervisor import Wishes
 
@@ -31,6 +32,7 @@ def bench(
     from orchestrator.bench import FULL, QUICK
     from orchestrator.cli.run import answer
     from orchestrator.errors import UsageError
+    from orchestrator.inventory_file import load_inventory
     from orchestrator.supervisor import Wishes
     from orchestrator.view.bench import bench_csv, bench_json, bench_markdown, bench_view, check_chart, write_chart
 
@@ -38,7 +40,9 @@ def bench(
         raise UsageError("--json, --csv and --markdown exclude each other", hint="choose one")
     if chart is not None:
         check_chart(chart)
-    comparison = _compare(inventory, QUICK if quick else FULL, Wishes(device_set(devices), mode, recalibrate))
+    wanted = load_inventory(inventory)
+    wishes = Wishes(device_set(devices, wanted), mode, recalibrate)
+    comparison = _compare(wanted, QUICK if quick else FULL, wishes)
     if chart is not None:
         write_chart(comparison, chart)
     if json:
@@ -51,17 +55,15 @@ def bench(
         answer().print(bench_view(comparison))
 
 
-def _compare(inventory: Path, size: "BenchSize", wishes: "Wishes") -> "Comparison":
+def _compare(wanted: "InventoryValue", size: "BenchSize", wishes: "Wishes") -> "Comparison":
     from orchestrator.bench import run_bench
     from orchestrator.cli.run import run_shown
     from orchestrator.folders import user_folders
     from orchestrator.hosts import open_hosts
-    from orchestrator.inventory_file import load_inventory
     from orchestrator.plan.choose import make_plan
     from orchestrator.prepare import prepare
     from orchestrator.processes import Started
 
-    wanted = load_inventory(inventory)
     folders = user_folders()
 
     async def work(report: "Report") -> "Comparison":

@@ -24,6 +24,7 @@ def chat(
     from orchestrator.chat import chat_loop, chat_once
     from orchestrator.cli.run import answer, run, talk
     from orchestrator.client import GatewayClient
+    from orchestrator.errors import UsageError
     from orchestrator.folders import user_folders
     from orchestrator.gateway.keys import read_keys
     from orchestrator.state import serving_cluster
@@ -31,8 +32,14 @@ def chat(
     folders = user_folders()
     state = serving_cluster(folders, cluster)
     key = read_keys(folders.cluster(state.cluster).gateway_key).keys[0]
-    piped = "" if sys.stdin.isatty() else piped_text(sys.stdin)
+    terminal = sys.stdin is not None and sys.stdin.isatty()
+    piped = "" if terminal or sys.stdin is None else piped_text(sys.stdin)
     text = "\n\n".join(part for part in (question, piped.strip()) if part)
+    if not text and (question is not None or not terminal):
+        raise UsageError(
+            "there is nothing to ask: no text was given or piped in",
+            hint='ask with `meshctl chat "a question"`, or talk with `meshctl chat` in a terminal',
+        )
     folders.state.mkdir(parents=True, exist_ok=True)
 
     async def talk_with_it() -> None:

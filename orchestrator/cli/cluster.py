@@ -45,7 +45,7 @@ def up(
 
     wanted = load_inventory(inventory)
     folders = user_folders()
-    wishes = Wishes(device_set(devices), mode, recalibrate)
+    wishes = Wishes(device_set(devices, wanted), mode, recalibrate)
     if dry_run:
         _dry_run(wanted, folders, wishes)
         return
@@ -138,7 +138,7 @@ def supervise(
     wanted = load_inventory(inventory)
     folders = user_folders()
     report = Report(to_file(folders.cluster(wanted.cluster).events))
-    run(_supervise(wanted, folders, report, Wishes(device_set(devices), mode, recalibrate)))
+    run(_supervise(wanted, folders, report, Wishes(device_set(devices, wanted), mode, recalibrate)))
 
 
 async def _supervise(wanted: "InventoryValue", folders: "Folders", report: "Report", wishes: "Wishes") -> None:
@@ -161,11 +161,14 @@ async def _supervise(wanted: "InventoryValue", folders: "Folders", report: "Repo
 
 
 def _foreground(wanted: "InventoryValue", folders: "Folders", wishes: "Wishes") -> None:
-    from orchestrator.cli.run import run_shown, talk
+    from orchestrator.cli.run import INTERRUPTED, run_shown, talk
     from orchestrator.report import Event, Ready, Report, both
+
+    ready = asyncio.Event()
 
     def show_ready(event: Event) -> None:
         if isinstance(event, Ready):
+            ready.set()
             talk().print(f"\n{event.text}\nStop it with Ctrl-C.", markup=False, soft_wrap=True)
 
     async def work(report: Report) -> None:
@@ -173,6 +176,8 @@ def _foreground(wanted: "InventoryValue", folders: "Folders", wishes: "Wishes") 
 
     run_shown(work)
     talk().print(f"{wanted.cluster} is stopped", markup=False, soft_wrap=True)
+    if not ready.is_set():
+        raise SystemExit(INTERRUPTED)
 
 
 def _detach(inventory: Path, wanted: "InventoryValue", folders: "Folders", wishes: "Wishes") -> None:

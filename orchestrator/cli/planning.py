@@ -48,12 +48,13 @@ def plan(
     from orchestrator.view.plan import plan_json, plan_view
 
     wanted = load_inventory(inventory)
+    chosen = device_set(devices, wanted if survey is None else None)
     if survey is None:
         prepared = _prepared(wanted, recalibrate)
         surveyed, memory = prepared.survey, prepared.memory
     else:
         surveyed, memory = _from_survey(wanted, survey)
-    made = make_plan(surveyed, memory, goal=wanted.goal, devices=device_set(devices), mode=mode)
+    made = make_plan(surveyed, memory, goal=wanted.goal, devices=chosen, mode=mode)
     if json:
         typer.echo(plan_json(made, surveyed))
     else:

@@ -30,12 +30,14 @@ def meshctl(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
-        (("status",), 1, "error: no single cluster to show (known: none)"),
+        (("status",), 1, "error: no cluster to show: none was ever up"),
         (("chat", "hello"), 1, "error: no cluster runs\nhint: start it with `meshctl up inventory.yaml`"),
         (("up", "none.yaml"), 1, "none.yaml: there is no such file"),
         (("bench", "--json", "--csv"), 2, "error: --json, --csv and --markdown exclude each other\nhint: choose one"),
         (("bench", "--chart", "x.pdf"), 2, "error: x.pdf: a chart is written as .png or .svg"),
         (("pull", "no-such-model"), 1, "no-such-model"),
+        (("chat", ""), 1, "error: no cluster runs"),
+        (("plan", "--mode", "tensor"), 2, "'tensor' is not one of"),
         (("nonsense",), 2, "No such command"),
         (("logs", "somebody"), 1, "inventory.yaml: there is no such file"),
     ],
@@ -74,3 +76,20 @@ def test_every_command_has_a_help_text(tmp_path: Path, command: str) -> None:
     assert done.returncode == 0
     assert "Usage: " in done.stdout
     assert command in meshctl(tmp_path, "--help").stdout
+
+
+@pytest.mark.parametrize("command", ["up", "plan", "bench"])
+@pytest.mark.parametrize(
+    ("devices", "message"),
+    [
+        ("left/cpu,lfet/cpu", "error: --devices lfet/cpu: no such host in inventory.yaml\nhint: a device is named"),
+        (",", 'error: --devices "," names no device\nhint: name some'),
+    ],
+)
+def test_wrong_devices_are_refused_before_any_host_is_reached(
+    tmp_path: Path, command: str, devices: str, message: str
+) -> None:
+    shutil.copy(ROOT / "inventory.yaml", tmp_path)
+    done = meshctl(tmp_path, command, "--devices", devices)
+    assert done.stderr.startswith(message)
+    assert (done.returncode, done.stdout) == (2, "")
