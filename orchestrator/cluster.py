@@ -36,6 +36,7 @@ SLOWEST_READ_BYTES_PER_S = 20_000_000.0
 ANSWER_PATIENCE_S = 60.0
 MEMORY_TOLERANCE = 0.05
 MEMORY_SLACK_BYTES = 8 * MIB
+SLOW_PART = 0.5
 LOG_LINES = 20_000
 
 
@@ -60,7 +61,7 @@ async def bring_up(
     report.step("Checking an answer and the memory")
     answer = await check_answer(head, started, deadline_s=ANSWER_PATIENCE_S + 40 * plan.token_s)
     await compare_memory(plan, head, workers, report)
-    report.say(f"decode {answer.decode_tokens_per_s:.1f} tokens/s measured, {plan.decode_tokens_per_s:.1f} predicted")
+    compare_speed(plan, answer, report)
     return Running(plan, head, workers, answer)
 
 
@@ -182,6 +183,19 @@ async def compare_memory(plan: Plan, head: Head, workers: tuple[Worker, ...], re
             report.warn(f"{text}: more than planned")
         else:
             report.say(text)
+
+
+def compare_speed(plan: Plan, answer: Answer, report: Report) -> None:
+    """Set the measured speed beside the prediction; a warning with the likely causes when it is far below."""
+    measured, predicted = answer.decode_tokens_per_s, plan.decode_tokens_per_s
+    text = f"decode {measured:.1f} tokens/s measured, {predicted:.1f} predicted"
+    if measured >= SLOW_PART * predicted:
+        report.say(text)
+        return
+    report.warn(
+        f"{text}: far slower. Other programs on a host (then set `threads` lower than its idle cores), or speeds "
+        "that were measured at another time (then try `--recalibrate`)"
+    )
 
 
 async def _put_key(cluster: str, host: OpenHost, folders: Folders, key: str) -> str:

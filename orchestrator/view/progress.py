@@ -39,7 +39,7 @@ class ProgressView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._finish_step("stopped" if kind is not None else "")
+        self._finish_step("failed" if kind is not None else "")
         self._live.stop()
 
     def listen(self, event: Event) -> None:
