@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from orchestrator.cluster import model_on_host, placement_of, start_workers
-from orchestrator.errors import EngineError
+from orchestrator.errors import EngineError, MeshctlError
 from orchestrator.hosts import OpenHost, OpenHosts
 from orchestrator.leash import run_leashed
 from orchestrator.plan.costs import needed_bytes
@@ -123,7 +123,11 @@ async def _alone(
         needs, has = bytes_text(needed_bytes(alone.share.total_bytes)), bytes_text(candidate.budget_bytes)
         return Measured(device.name, "alone", None, None, f"does not fit: needs {needs}, budget {has}")
     host = hosts.by_name[device.host]
-    rows = await _bench(prepared, host, size, prepared.memory.micro_batch, None, report)
+    try:
+        rows = await _bench(prepared, host, size, prepared.memory.micro_batch, None, report)
+    except MeshctlError as error:
+        report.warn(str(error))
+        return Measured(device.name, "alone", None, None, f"could not be measured: {error}")
     return Measured(device.name, "alone", _rate(rows[0]), _rate(rows[1]))
 
 
@@ -162,8 +166,7 @@ async def _bench(
             hint="not enough memory is the usual reason; lower `context` or `memory` in inventory.yaml",
             details=done.stderr.decode(errors="replace")[-2000:],
         )
-    prefill, decode = read_bench(done.stdout)
-    return prefill, decode
+    return read_bench(done.stdout)
 
 
 def _rate(row: BenchRow) -> Rate:

@@ -148,7 +148,7 @@ async def _serve(
 ) -> None:
     report.step("Opening the gateway")
     key_file = folders.cluster(inventory.cluster).gateway_key
-    key, made_now = ensure_key(key_file)
+    ensure_key(key_file)
     gateway_state, counters = GatewayState(READY), Counters()
     app = create_app(
         running.head.url,
@@ -170,7 +170,7 @@ async def _serve(
             decode_tokens_per_s=running.answer.decode_tokens_per_s,
             processes=process_states(started.processes),
         )
-        report.ready(ready_text(inventory.cluster, server.url, key_file, key if made_now else None))
+        report.ready(ready_text(inventory.cluster, server.url, key_file))
         await _watch(started, keeper, gateway_state, counters)
 
 
@@ -206,10 +206,9 @@ def plan_lines(plan: Plan, survey: Survey) -> tuple[str, ...]:
     return tuple(line for line in lines if line)
 
 
-def ready_text(cluster: str, url: str, key_file: Path, new_key: str | None) -> str:
-    """What the user sees when the cluster answers; the key itself only when it was made just now."""
-    key = f"API key (shown once, kept in {key_file}): {new_key}" if new_key else f"API key: in {key_file}"
-    return f"{cluster} answers at {url}/v1\n{key}\nTalk to it: meshctl chat"
+def ready_text(cluster: str, url: str, key_file: Path) -> str:
+    """What the user sees when the cluster answers. Events are kept in a file, so the key itself is never in here."""
+    return f"{cluster} answers at {url}/v1\nAPI key: in {key_file}\nTalk to it: meshctl chat"
 
 
 def _hosts_text(inventory: Inventory) -> str:

@@ -40,9 +40,12 @@ class BenchRow:
 _ROWS = TypeAdapter(tuple[BenchRow, ...])
 
 
-def read_bench(stdout: bytes) -> tuple[BenchRow, ...]:
-    """Rows in the order they ran; FactsError when it is not llama-bench's JSON."""
+def read_bench(stdout: bytes) -> tuple[BenchRow, BenchRow]:
+    """The prefill and the decode of one model; FactsError when it is not llama-bench's JSON of those two tests."""
     try:
-        return _ROWS.validate_json(stdout)
+        rows = _ROWS.validate_json(stdout)
     except ValidationError as error:
         raise FactsError(f"llama-bench's answer cannot be read: {error.errors()[0]['msg']}") from error
+    if [(row.n_prompt > 0, row.n_gen > 0) for row in rows] != [(True, False), (False, True)]:
+        raise FactsError(f"llama-bench's answer cannot be read: {len(rows)} tests that are not prefill and decode")
+    return rows[0], rows[1]

@@ -29,8 +29,7 @@ class HostFacts:
     `memory_available_bytes` is what a new process may take without swapping: the kernel's own estimate, or what is
     left below the tightest memory cgroup, whichever is less. `cpu_quota` is the number of cores' worth of time that a
     cgroup allows (None: no limit). `libc` is such as "glibc 2.36" ("" where there is none to name). `clock_s` is the
-    host's own wall clock in seconds since 1970 at the moment of the answer. `forwarding_ok`-like questions are not
-    facts: they are measured by the survey.
+    host's own wall clock in seconds since 1970 at the moment of the answer.
     """
 
     os: str  # "Linux" or "Darwin"

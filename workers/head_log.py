@@ -45,20 +45,6 @@ def read_buffers(lines: Iterable[str]) -> Mapping[str, Buffers]:
     }
 
 
-def read_errors(lines: Iterable[str]) -> tuple[str, ...]:
-    """The messages of level error, and lines that are no JSON at all (an abort prints plainly)."""
-    errors = []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            errors.append(line.rstrip())
-            continue
-        if isinstance(entry, dict) and entry.get("level") == "error":
-            errors.append(str(entry.get("msg", "")).rstrip())
-    return tuple(error for error in errors if error)
-
-
 def plain_log(text: str) -> str:
     """The log as a person reads it: messages instead of JSON objects."""
     return "\n".join(_message(line).rstrip() for line in text.splitlines())

@@ -1,11 +1,14 @@
 """`meshctl chat`."""
 
+import select
 import sys
 from typing import Annotated, TextIO
 
 import typer
 
 from orchestrator.cli.arguments import Cluster
+
+SILENT_S = 2.0
 
 
 def chat(
@@ -33,7 +36,7 @@ def chat(
     state = serving_cluster(folders, cluster)
     key = read_keys(folders.cluster(state.cluster).gateway_key).keys[0]
     terminal = sys.stdin is not None and sys.stdin.isatty()
-    piped = "" if terminal or sys.stdin is None else piped_text(sys.stdin)
+    piped = "" if terminal or sys.stdin is None else piped_text(sys.stdin, question is not None)
     text = "\n\n".join(part for part in (question, piped.strip()) if part)
     if not text and (question is not None or not terminal):
         raise UsageError(
@@ -53,10 +56,15 @@ def chat(
     run(talk_with_it())
 
 
-def piped_text(stdin: TextIO) -> str:
-    """All of it; UsageError when it is no text."""
+def piped_text(stdin: TextIO, asked: bool = False) -> str:
+    """All of it; UsageError when it is no text. A pipe that stays silent beside a question is waited for, aloud."""
+    from orchestrator.cli.run import talk
     from orchestrator.errors import UsageError
 
+    if asked and not select.select((stdin,), (), (), SILENT_S)[0]:
+        talk().print(
+            "waiting for text on standard input; to ask without any: meshctl chat ... < /dev/null", markup=False
+        )
     try:
         return stdin.read()
     except UnicodeDecodeError as error:

@@ -18,7 +18,9 @@ from orchestrator.cli.arguments import (
 )
 
 if TYPE_CHECKING:
-    from orchestrator.folders import Folders
+    from collections.abc import Callable
+
+    from orchestrator.folders import ClusterFolder, Folders
     from orchestrator.inventory import Inventory as InventoryValue
     from orchestrator.report import Report
     from orchestrator.state import ClusterState
@@ -165,11 +167,12 @@ def _foreground(wanted: "InventoryValue", folders: "Folders", wishes: "Wishes") 
     from orchestrator.report import Event, Ready, Report, both
 
     ready = asyncio.Event()
+    new_key = _new_key_of(folders.cluster(wanted.cluster))
 
     def show_ready(event: Event) -> None:
         if isinstance(event, Ready):
             ready.set()
-            talk().print(f"\n{event.text}\nStop it with Ctrl-C.", markup=False, soft_wrap=True)
+            _tell_ready(event.text, new_key(), "Stop it with Ctrl-C.")
 
     async def work(report: Report) -> None:
         await _supervise(wanted, folders, Report(both(report.listen, show_ready)), wishes)
@@ -188,6 +191,7 @@ def _detach(inventory: Path, wanted: "InventoryValue", folders: "Folders", wishe
     from orchestrator.view.progress import ProgressView
 
     folder = folders.cluster(wanted.cluster)
+    new_key = _new_key_of(folder)
     supervisor = start_supervisor(inventory, folder, _options(wishes))
 
     async def watch() -> None:
@@ -197,7 +201,7 @@ def _detach(inventory: Path, wanted: "InventoryValue", folders: "Folders", wishe
                 if isinstance(event, Failed):
                     raise BringUpError(event.message, hint=event.hint, details=event.details)
                 if isinstance(event, Ready):
-                    talk().print(f"\n{event.text}\nStop it: meshctl down", markup=False, soft_wrap=True)
+                    _tell_ready(event.text, new_key(), "Stop it: meshctl down")
 
     try:
         run(watch())
@@ -205,6 +209,21 @@ def _detach(inventory: Path, wanted: "InventoryValue", folders: "Folders", wishe
         supervisor.terminate()
         supervisor.wait()
         raise
+
+
+def _new_key_of(folder: "ClusterFolder") -> "Callable[[], str | None]":
+    """A function that gives the gateway's key if it was made after this call; it is shown then, and never again."""
+    from orchestrator.gateway.keys import read_keys
+
+    there_already = folder.gateway_key.exists()
+    return lambda: None if there_already else read_keys(folder.gateway_key).keys[0]
+
+
+def _tell_ready(text: str, new_key: str | None, how_to_stop: str) -> None:
+    from orchestrator.cli.run import talk
+
+    key = f"API key (shown once): {new_key}\n" if new_key else ""
+    talk().print(f"\n{text}\n{key}{how_to_stop}", markup=False, soft_wrap=True)
 
 
 def _options(wishes: "Wishes") -> tuple[str, ...]:

@@ -73,8 +73,8 @@ async def measure_speed(
     hosts: OpenHosts, engine: Engine, worker: Worker, link: Link, models: tuple[CalibrationModel, CalibrationModel]
 ) -> Speed:
     """Time a running worker through its link; EngineError when the bench fails."""
-    rows = [row for model in models for row in await _bench(hosts.controller, engine, worker, model)]
-    shallow_prefill, shallow_decode, deep_prefill, deep_decode = rows
+    shallow_prefill, shallow_decode = await _bench(hosts.controller, engine, worker, models[0])
+    deep_prefill, deep_decode = await _bench(hosts.controller, engine, worker, models[1])
     layers_bytes = models[1].layers_bytes - models[0].layers_bytes
     return speed_from(shallow_prefill, shallow_decode, deep_prefill, deep_decode, layers_bytes, models[0], link)
 
@@ -108,7 +108,9 @@ def _slope(shallow_s: float, deep_s: float) -> float:
     return deep_s - shallow_s if deep_s > shallow_s else deep_s
 
 
-async def _bench(controller: OpenHost, engine: Engine, worker: Worker, model: CalibrationModel) -> tuple[BenchRow, ...]:
+async def _bench(
+    controller: OpenHost, engine: Engine, worker: Worker, model: CalibrationModel
+) -> tuple[BenchRow, BenchRow]:
     words = bench_command(
         str(engine.program("llama-bench")),
         models=[str(model.path)],

@@ -6,7 +6,7 @@ import pytest
 
 from workers.bench_output import BenchRow, read_bench
 from workers.errors import FactsError
-from workers.head_log import MIB, Buffers, plain_log, read_buffers, read_errors
+from workers.head_log import MIB, Buffers, plain_log, read_buffers
 
 RECORDED = Path(__file__).parent / "recorded"
 
@@ -24,7 +24,7 @@ def test_rates_are_by_the_median_and_keep_every_repetition() -> None:
     assert (row.token_s, row.tokens_per_s, row.spread) == (0.2, (10.0, 5.0, 2.5), 1.5)
 
 
-@pytest.mark.parametrize("text", [b"", b"[", b"{}", b'[{"n_prompt": 1}]', b"error: no model"])
+@pytest.mark.parametrize("text", [b"", b"[", b"[]", b"{}", b'[{"n_prompt": 1}]', b"error: no model"])
 def test_anything_else_is_an_error_that_says_so(text: bytes) -> None:
     with pytest.raises(FactsError, match="llama-bench's answer cannot be read"):
         read_bench(text)
@@ -39,11 +39,6 @@ def test_buffers_are_kept_by_the_workers_port_since_every_one_is_called_rpc0() -
     }
 
 
-def test_errors_are_those_of_level_error_and_lines_that_are_no_json() -> None:
-    lines = (
-        '{"type":"log","level":"info","msg":"fine\\n"}',
-        '{"type":"log","level":"error","msg":"failed to load\\n"}',
-        "ggml-rpc.cpp:569: Remote RPC server crashed",
-    )
-    assert read_errors(lines) == ("failed to load", "ggml-rpc.cpp:569: Remote RPC server crashed")
-    assert plain_log("\n".join(lines)) == "fine\nfailed to load\nggml-rpc.cpp:569: Remote RPC server crashed"
+def test_a_log_is_shown_as_messages_and_lines_that_are_no_json_stay() -> None:
+    lines = ('{"type":"log","level":"info","msg":"fine\\n"}', "ggml-rpc.cpp:569: Remote RPC server crashed")
+    assert plain_log("\n".join(lines)) == "fine\nggml-rpc.cpp:569: Remote RPC server crashed"
