@@ -7,7 +7,7 @@ starts workers of its own and ends them; a cluster that runs is left alone.
 
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.cluster import model_on_host, placement_of, start_workers
 from orchestrator.errors import EngineError, MeshctlError
@@ -27,6 +27,8 @@ from workers.engine_commands import ENVIRONMENT, Placement, bench_command
 
 DEADLINE_S = 1800.0
 CLUSTER = "cluster"
+EQUAL_WITHIN = 0.05
+"""A difference smaller than this is not told from noise."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Comparison:
     alone: tuple[Measured, ...]
     cluster: Measured
     predicted_decode_tokens_per_s: float
+    single_on: str = ""  # the device of a plan of mode `single`, which is then no other measurement than its own
 
     @property
     def decode_ratio(self) -> float | None:
@@ -92,7 +95,12 @@ class Comparison:
         best, ratio = self.best_alone, self.decode_ratio
         if best is None or ratio is None:
             return "Use the cluster: no single device holds this model."
-        if ratio >= 1:
+        if self.single_on:
+            better = "" if best.name == self.single_on else f", although the plan is {self.single_on}"
+            return f"Use {best.name} alone{better}: no split over several was predicted to be faster."
+        if abs(ratio - 1) < EQUAL_WITHIN:
+            return f"Use {best.name} alone: the cluster decodes just as fast (ratio {ratio:.2f}), and one is simpler."
+        if ratio > 1:
             return f"Use the cluster: it decodes {ratio:.2f} times as fast as {best.name} alone."
         return f"Use {best.name} alone: it decodes {1 / ratio:.2f} times as fast as the cluster."
 
@@ -105,13 +113,34 @@ async def run_bench(
     for candidate in find_candidates(prepared.survey, None):
         report.step(f"Measuring {candidate.device.name} alone, natively")
         alone.append(await _alone(prepared, candidate, hosts, size, report))
+    comparison = Comparison(
+        model=prepared.memory.model,
+        size=size,
+        alone=tuple(alone),
+        cluster=Measured(CLUSTER, f"single on {plan.shares[0].device}", None, None),
+        predicted_decode_tokens_per_s=plan.decode_tokens_per_s,
+    )
+    if plan.mode == "single":
+        return _same_as_alone(comparison, plan.shares[0].device)
+    return replace(comparison, cluster=await _together(prepared, plan, hosts, size, started, report))
+
+
+def _same_as_alone(comparison: Comparison, device: str) -> Comparison:
+    """A plan of mode `single` is that device alone: measuring it again would only compare noise."""
+    alone = next(one for one in comparison.alone if one.name == device)
+    cluster = replace(comparison.cluster, prefill=alone.prefill, decode=alone.decode, note=alone.note)
+    return replace(comparison, cluster=cluster, single_on=device)
+
+
+async def _together(
+    prepared: Prepared, plan: Plan, hosts: OpenHosts, size: BenchSize, started: Started, report: Report
+) -> Measured:
     workers = await start_workers(prepared, plan, hosts, started, report)
     report.step(f"Measuring the cluster (mode {plan.mode})")
     placement = placement_of(prepared, plan, workers)
     host = hosts.of_head(plan.head)
     rows = await _bench(prepared, host, size, plan.micro_batch, placement, report)
-    cluster = Measured(CLUSTER, f"{plan.mode} on {len(plan.shares)}", _rate(rows[0]), _rate(rows[1]))
-    return Comparison(prepared.memory.model, size, tuple(alone), cluster, plan.decode_tokens_per_s)
+    return Measured(CLUSTER, f"{plan.mode} on {len(plan.shares)}", _rate(rows[0]), _rate(rows[1]))
 
 
 async def _alone(

@@ -47,6 +47,18 @@ def test_the_table_ends_with_the_ratios_and_one_plain_sentence() -> None:
             "Use the cluster: it decodes 4.00 times as fast as [pi]/cpu alone.",
         ),
         (ALONE_IMPOSSIBLE, "Use the cluster: no single device holds this model."),
+        (
+            replace(COMPARISON, cluster=replace(CLUSTER, decode=Rate(10.4, 10.0, 10.9))),
+            "Use desk/cpu alone: the cluster decodes just as fast (ratio 1.04), and one is simpler.",
+        ),
+        (
+            replace(COMPARISON, cluster=replace(CLUSTER, decode=FAST.decode), single_on="desk/cpu"),
+            "Use desk/cpu alone: no split over several was predicted to be faster.",
+        ),
+        (
+            replace(COMPARISON, cluster=replace(CLUSTER, decode=SLOW.decode), single_on="[pi]/cpu"),
+            "Use desk/cpu alone, although the plan is [pi]/cpu: no split over several was predicted to be faster.",
+        ),
     ],
 )
 def test_the_verdict_says_which_to_use(comparison: Comparison, verdict: str) -> None:
