@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from orchestrator.engine.build import build_engine, local_platform
-from orchestrator.engine.install import ensure_on_host
+from orchestrator.engine.install import ensure_on_host, prove_here
 from orchestrator.engine.store import Engine, find_engine
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
@@ -68,14 +68,10 @@ async def prepare(
 
 
 async def prepare_engine(hosts: OpenHosts, folders: Folders, report: Report) -> tuple[Engine, dict[str, str]]:
-    """The controller's engine, built when it is not there yet, and a smoke-tested copy on every host."""
+    """The controller's engine, built when it is not there yet, and a copy on every host; each smoke-tested there."""
     report.step("Checking the engine")
-    engine = find_engine(folders.cache, "cpu", hosts.controller.facts.platform)
-    if engine is None:
-        report.step("Building the engine (once, several minutes)")
-        engine = await build_engine(
-            folders.cache, "cpu", lambda label, done, total: report.progress(label, done, total)
-        )
+    engine = await local_engine(folders, report)
+    engine = await prove_here(hosts.controller.shell, hosts.controller.facts, engine)
     report.step("Putting the engine on every host")
     answers = await each_host(
         {
