@@ -18,7 +18,7 @@ from orchestrator.plan.pools import Candidate, find_candidates
 from orchestrator.plan.single import fits, run_alone
 from orchestrator.plan.values import Plan
 from orchestrator.prepare import Prepared
-from orchestrator.processes import Started, log_path
+from orchestrator.processes import BENCH_LOGS, Started, log_path
 from orchestrator.report import Report
 from orchestrator.survey.gather import default_threads
 from orchestrator.view.sizes import bytes_text
@@ -135,7 +135,7 @@ def _same_as_alone(comparison: Comparison, device: str) -> Comparison:
 async def _together(
     prepared: Prepared, plan: Plan, hosts: OpenHosts, size: BenchSize, started: Started, report: Report
 ) -> Measured:
-    workers = await start_workers(prepared, plan, hosts, started, report)
+    workers = await start_workers(prepared, plan, hosts, started, report, logs=BENCH_LOGS)
     report.step(f"Measuring the cluster (mode {plan.mode})")
     placement = placement_of(prepared, plan, workers)
     host = hosts.of_head(plan.head)
@@ -184,7 +184,7 @@ async def _bench(
         host.shell,
         host.agent,
         words,
-        log=log_path(host, prepared.inventory.cluster, "bench-0"),
+        log=log_path(host, f"{prepared.inventory.cluster}{BENCH_LOGS}", "bench-0"),
         environment={**ENVIRONMENT, "LC_ALL": "C"},
         name="llama-bench",
         deadline_s=DEADLINE_S,

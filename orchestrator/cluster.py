@@ -66,7 +66,7 @@ async def bring_up(
 
 
 async def start_workers(
-    prepared: Prepared, plan: Plan, hosts: OpenHosts, started: Started, report: Report
+    prepared: Prepared, plan: Plan, hosts: OpenHosts, started: Started, report: Report, *, logs: str = ""
 ) -> tuple[Worker, ...]:
     """One worker per share, all hosts side by side; none in mode `single`, where the head computes by itself."""
     if plan.mode == "single":
@@ -78,7 +78,7 @@ async def start_workers(
             device.name: start_worker(
                 started,
                 hosts,
-                prepared.inventory.cluster,
+                f"{prepared.inventory.cluster}{logs}",
                 device.name,
                 hosts.by_name[device.host],
                 prepared.engine_folders[device.host],

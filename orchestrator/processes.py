@@ -300,6 +300,10 @@ async def _leash(host: OpenHost, words: tuple[str, ...], cluster: str, name: str
     return await start_leashed(host.shell, host.agent, words, log=log, environment=ENVIRONMENT, name=name)
 
 
+SURVEY_LOGS, BENCH_LOGS = ".survey", ".bench"
+"""Beside the logs of the cluster itself, which may be up meanwhile: added to its name."""
+
+
 def log_path(host: OpenHost, cluster: str, name: str) -> str:
     """Where a process writes: a folder per host, a file per role, the port left out so that old logs are replaced."""
     return f"{host.shell.root}/logs/{cluster}/{host.name}/{name.rpartition('-')[0]}.log"

@@ -12,7 +12,7 @@ from orchestrator.errors import UsageError
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.host_agent import start_link_server
 from orchestrator.hosts import OpenHost, OpenHosts
-from orchestrator.processes import Started, open_link, start_worker
+from orchestrator.processes import SURVEY_LOGS, Started, open_link, start_worker
 from orchestrator.report import Report
 from orchestrator.survey.links import measure_link
 from orchestrator.survey.speeds import (
@@ -126,7 +126,7 @@ async def _measure(
         worker = await start_worker(
             started,
             measuring.hosts,
-            measuring.cluster,
+            f"{measuring.cluster}{SURVEY_LOGS}",
             f"{host.name}/cpu",
             host,
             measuring.engine_folders[host.name],
@@ -144,7 +144,7 @@ async def _measured_link(measuring: Measuring, host: OpenHost) -> Link:
         async with _stopping() as started:
             if host.is_local:
                 return await measure_link(host.name, "loopback", server.port)
-            near = await open_link(started, measuring.hosts, measuring.cluster, host, server.port)
+            near = await open_link(started, measuring.hosts, f"{measuring.cluster}{SURVEY_LOGS}", host, server.port)
             return await measure_link(host.name, "tunnel", near)
     finally:
         await server.close()

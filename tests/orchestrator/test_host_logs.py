@@ -26,6 +26,12 @@ async def test_a_host_has_its_own_logs_and_not_those_of_one_whose_name_begins_li
         log = folders.cache / "logs" / "demo" / host / "worker-cpu.log"
         log.parent.mkdir(parents=True)
         log.write_text(text)
-    assert await host_logs(inventory, folders, "pi", 10) == {"worker-cpu.log": "one"}
+    bench = folders.cache / "logs" / "demo.bench" / "pi" / "worker-cpu.log"
+    bench.parent.mkdir(parents=True)
+    bench.write_text("three\n")
+    assert await host_logs(inventory, folders, "pi", 10) == {
+        "worker-cpu.log": "one",
+        "worker-cpu.log (bench)": "three",
+    }
     with pytest.raises(UsageError, match="controller has no logs of cluster demo"):
         await host_logs(inventory, folders, "controller", 10)
