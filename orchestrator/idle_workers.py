@@ -6,9 +6,7 @@ pipe from here closes, however this process ends.
 
 import asyncio
 import os
-import random
 import signal
-import socket
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from orchestrator.errors import EngineError
+from orchestrator.tunnel import free_local_port
 from workers.engine_commands import ENVIRONMENT, worker_command
 
 _LEASH = """
@@ -29,9 +28,6 @@ kill "$watcher" 2>/dev/null
 wait
 """
 """Ends the worker when the pipe closes, and itself when the worker ends; waits for both, so that no zombie stays."""
-
-_PORTS = range(20_000, 32_000)
-"""Below the range that the kernel takes for outgoing connections."""
 
 _ATTEMPTS = 5
 _READY_DEADLINE_S = 20.0
@@ -52,7 +48,7 @@ async def _idle_worker(engine: Path) -> AsyncIterator[str]:
     """One worker; another port is tried when something else takes the first in between."""
     with tempfile.TemporaryFile() as log:
         for _ in range(_ATTEMPTS):
-            port = _free_port()
+            port = free_local_port()
             async with _leashed(worker_command(str(engine / "ggml-rpc-server"), port=port, threads=1), log) as process:
                 if await _is_ready(process, port):
                     yield f"127.0.0.1:{port}"
@@ -120,14 +116,6 @@ async def _accepts(port: int) -> bool:
     with suppress(ConnectionError):
         await writer.wait_closed()
     return True
-
-
-def _free_port() -> int:
-    for port in random.sample(_PORTS, len(_PORTS)):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise EngineError(f"no port between {_PORTS.start} and {_PORTS.stop} is free on 127.0.0.1")
 
 
 def _tail(log: IO[bytes]) -> str:
