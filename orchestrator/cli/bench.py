@@ -5,13 +5,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.arguments import DEFAULT_INVENTORY, AsJson, Devices, Inventory, Mode, Recalibrate, device_set
+from orchestrator.cli.arguments import (
+    DEFAULT_INVENTORY,
+    AsJson,
+    Devices,
+    Goal,
+    Inventory,
+    KnownHosts,
+    Mode,
+    Recalibrate,
+    Split,
+    read_wishes,
+)
 
 if TYPE_CHECKING:
     from orchestrator.bench import BenchSize, Comparison
     from orchestrator.inventory import Inventory as InventoryValue
     from orchestrator.report import Report
-    from orchestrator.supervisor import Wishes
+    from orchestrator.wishes import Wishes
 
 
 def bench(
@@ -23,6 +34,8 @@ def bench(
     chart: Annotated[Path | None, typer.Option("--chart", help="Also write a bar chart, .png or .svg.")] = None,
     mode: Mode = None,
     devices: Devices = None,
+    split: Split = None,
+    goal: Goal = None,
     recalibrate: Recalibrate = False,
 ) -> None:
     """Measure each device alone, then the cluster, and say which to use.
@@ -33,7 +46,6 @@ def bench(
     from orchestrator.cli.run import answer
     from orchestrator.errors import UsageError
     from orchestrator.inventory_file import load_inventory
-    from orchestrator.supervisor import Wishes
     from orchestrator.view.bench import bench_csv, bench_json, bench_markdown, bench_view, check_chart, write_chart
 
     if json + csv + markdown > 1:
@@ -41,7 +53,9 @@ def bench(
     if chart is not None:
         check_chart(chart)
     wanted = load_inventory(inventory)
-    wishes = Wishes(device_set(devices, wanted), mode, recalibrate)
+    wishes = read_wishes(
+        KnownHosts.of(wanted), mode=mode, devices=devices, split=split, goal=goal, recalibrate=recalibrate
+    )
     comparison = _compare(wanted, QUICK if quick else FULL, wishes)
     if chart is not None:
         write_chart(comparison, chart)
@@ -60,8 +74,7 @@ def _compare(wanted: "InventoryValue", size: "BenchSize", wishes: "Wishes") -> "
     from orchestrator.cli.run import run_shown
     from orchestrator.folders import user_folders
     from orchestrator.hosts import open_hosts
-    from orchestrator.plan.choose import make_plan
-    from orchestrator.prepare import prepare
+    from orchestrator.prepare import prepare_ranking
     from orchestrator.processes import Started
 
     folders = user_folders()
@@ -69,13 +82,10 @@ def _compare(wanted: "InventoryValue", size: "BenchSize", wishes: "Wishes") -> "
     async def work(report: "Report") -> "Comparison":
         report.step("Connecting")
         async with open_hosts(wanted, folders, report) as hosts:
-            prepared = await prepare(wanted, hosts, folders, report, recalibrate=wishes.recalibrate)
-            plan = make_plan(
-                prepared.survey, prepared.memory, goal=wanted.goal, devices=wishes.devices, mode=wishes.mode
-            )
+            prepared, ranking = await prepare_ranking(wanted, hosts, folders, report, wishes)
             started = Started()
             try:
-                return await run_bench(prepared, plan, hosts, size, started, report)
+                return await run_bench(prepared, ranking.chosen, hosts, size, started, report)
             finally:
                 await started.stop()
 
