@@ -18,7 +18,7 @@ from orchestrator.survey.values import Survey
 from orchestrator.view.sizes import bytes_text, duration_text, in_unit, milliseconds_text, tokens_text, unit_for
 
 BAR_CELLS = 16
-DEVICE_COLUMNS = 22
+DEVICE_COLUMNS = 20
 """The widest that a device's name gets before it is folded."""
 
 HOW_KNOWN = {
@@ -79,10 +79,10 @@ def _bars(group: Group, survey: Survey, width: int) -> Table:
     unit, factor = unit_for(max(needed_bytes(share.total_bytes) for share in group.shares) / 10)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("device", overflow="fold", min_width=width, max_width=width)
-    table.add_column("part of the model", no_wrap=True)
+    table.add_column("model", no_wrap=True)
     table.add_column("part" if group.mode == "tensor" else "layers", no_wrap=True)
-    table.add_column(f"needs/budget {unit}", justify="right", no_wrap=True)
-    table.add_column("ms/token", justify="right", no_wrap=True)
+    table.add_column(f"{unit} of budget", justify="right", no_wrap=True)
+    table.add_column("ms/tok", justify="right", no_wrap=True)
     for row in _rows(group, survey, factor):
         table.add_row(*(Text(cell) for cell in row))
     return table
@@ -94,7 +94,7 @@ def _rows(group: Group, survey: Survey, factor: int) -> Iterator[tuple[str, ...]
             share.device,
             _bar(start, end),
             _part_text(group, share),
-            f"{in_unit(needed_bytes(share.total_bytes), factor)}/{in_unit(share.budget_bytes, factor)}",
+            f"{in_unit(needed_bytes(share.total_bytes), factor)} of {in_unit(share.budget_bytes, factor)}",
             milliseconds_text(share.time_s),
         )
     if group.head_bytes:
@@ -103,7 +103,7 @@ def _rows(group: Group, survey: Survey, factor: int) -> Iterator[tuple[str, ...]
             _head_name(group),
             "",
             "in, out" if group.output_on_head else "in",
-            f"{in_unit(needed_bytes(group.head_bytes), factor)}/{available}",
+            f"{in_unit(needed_bytes(group.head_bytes), factor)} of {available}",
             milliseconds_text(group.head_time_s),
         )
 
@@ -159,6 +159,7 @@ def _facts(plan: Plan, survey: Survey) -> Table:
 def _fact_rows(plan: Plan, survey: Survey) -> Iterator[tuple[str, str]]:
     first = plan.fastest
     known = HOW_KNOWN[first.known]
+    yield "goal", plan.goal
     yield "decode", f"{tokens_text(plan.decode_tokens_per_s)}, {milliseconds_text(plan.token_s)} ms per token ({known})"
     yield "prefill", f"{tokens_text(plan.prefill_tokens_per_s)} in micro-batches of {first.micro_batch}"
     yield "first token", f"after {duration_text(plan.first_token_s)} for a prompt of {first.prompt_tokens} tokens"

@@ -50,13 +50,14 @@ def _runners_up(ranking: Ranking) -> RenderableType:
 
 def _runner_up(plan: Plan, name: str, chosen: Plan) -> tuple[str, ...]:
     worse = worse_by(plan, chosen)
+    change = -worse if chosen.goal == "throughput" else worse
     return (
         name,
         _number(plan.decode_tokens_per_s),
         _number(plan.prefill_tokens_per_s),
         duration_text(plan.first_token_s),
         _number(plan.aggregate_tokens_per_s),
-        "equal" if abs(worse) < EQUAL_WITHIN else f"{worse:+.0%}",
+        "equal" if abs(worse) < EQUAL_WITHIN else f"{change:+.0%}",
     )
 
 
