@@ -90,6 +90,8 @@ def check_names(hosts: Collection[str], without: Collection[str], adds: Sequence
         if name not in hosts:
             raise UsageError(f"--without {name}: no such host", hint=f"the hosts are {there}")
     names = [name for name in hosts if name not in without]
+    if not names and not adds:
+        raise UsageError("--without leaves no host at all", hint=f"keep one of {there}, or --add one")
     for one in adds:
         if one.name in names:
             raise UsageError(
