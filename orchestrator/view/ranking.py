@@ -20,10 +20,8 @@ EQUAL_WITHIN = 0.005
 
 def ranking_view(ranking: Ranking, survey: Survey) -> RenderableType:
     """The chosen plan's picture, the best of the others, each unused device's reason, and why this plan."""
-    parts: list[RenderableType] = [picture(ranking.chosen, survey), Text()]
-    if len(ranking.plans) > 1:
-        parts.append(_runners_up(ranking))
-    return Lines(*parts, why(ranking.chosen))
+    others = _runners_up(ranking) if len(ranking.plans) > 1 else Text()
+    return Lines(picture(ranking.chosen, survey), others, why(ranking.chosen))
 
 
 def worse_by(plan: Plan, chosen: Plan) -> float:

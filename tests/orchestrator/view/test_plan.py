@@ -30,7 +30,6 @@ network      2 hops and 2 synchronisations per token; 16.0 KiB up, 16.0 KiB down
 link         nuc/cpu: tunnel, 250 µs, up 110 MiB/s, down 110 MiB/s
 link         [pi]/cpu: wireless tunnel, 3.10 ms, up 12.0 MiB/s, down 12.0 MiB/s
 
-
  runners-up                      decode  prefill  first token  aggregate  worse
  ──────────────────────────────────────────────────────────────────────────────
  tensor desk/cpu 3, [pi]/cpu 1     6.67     64.0       16.1 s       8.00   +20%
