@@ -19,7 +19,8 @@ from orchestrator.cli.arguments import (
 )
 
 if TYPE_CHECKING:
-    from orchestrator.bench import BenchSize, Comparison
+    from orchestrator.bench import Comparison
+    from orchestrator.group_bench import BenchSize
     from orchestrator.inventory import Inventory as InventoryValue
     from orchestrator.report import Report
     from orchestrator.wishes import Wishes
@@ -36,6 +37,7 @@ def bench(
     devices: Devices = None,
     split: Split = None,
     goal: Goal = None,
+    top: Annotated[int, typer.Option("--top", min=0, help="Also measure this many of the best other plans.")] = 0,
     recalibrate: Recalibrate = False,
 ) -> None:
     """Measure each device alone, then the cluster, and say which to use.
@@ -56,7 +58,7 @@ def bench(
     wishes = read_wishes(
         KnownHosts.of(wanted), mode=mode, devices=devices, split=split, goal=goal, recalibrate=recalibrate
     )
-    comparison = _compare(wanted, QUICK if quick else FULL, wishes)
+    comparison = _compare(wanted, QUICK if quick else FULL, wishes, top)
     if chart is not None:
         write_chart(comparison, chart)
     if json:
@@ -69,7 +71,7 @@ def bench(
         answer().print(bench_view(comparison))
 
 
-def _compare(wanted: "InventoryValue", size: "BenchSize", wishes: "Wishes") -> "Comparison":
+def _compare(wanted: "InventoryValue", size: "BenchSize", wishes: "Wishes", top: int) -> "Comparison":
     from orchestrator.bench import run_bench
     from orchestrator.cli.run import run_shown
     from orchestrator.folders import user_folders
@@ -85,7 +87,7 @@ def _compare(wanted: "InventoryValue", size: "BenchSize", wishes: "Wishes") -> "
             prepared, ranking = await prepare_ranking(wanted, hosts, folders, report, wishes)
             started = Started()
             try:
-                return await run_bench(prepared, ranking.chosen, hosts, size, started, report)
+                return await run_bench(prepared, ranking, hosts, size, started, report, top=top)
             finally:
                 await started.stop()
 
