@@ -1,0 +1,98 @@
+"""The slices of a model that devices are timed on: which depths, where they lie, what their layers weigh."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.plan.costs import LAST_BLOCK_PREFILL
+from quant.errors import SliceError
+from quant.gguf_file import read_model
+from quant.model import Model, hidden_bytes, layer_bytes, logits_bytes, output_bytes
+from quant.slice import shape_digest, slice_depths, write_slice
+from quant.synthetic import like_shape, write_random_model
+from workers.budget import MIB
+
+BESIDE_LAYERS_BYTES = 48 * MIB
+"""What a worker takes beside layers and output layer while it is timed: itself, buffers, the cache of a few tokens."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A model file of the first layers. `source` is "slice", "model" (all layers) or "synthetic"."""
+
+    path: Path
+    layers: int
+    layers_bytes: tuple[int, ...]
+    source: str
+
+    @property
+    def decode_bytes(self) -> int:
+        return sum(self.layers_bytes)
+
+    def pass_bytes(self, tokens: int) -> int:
+        """The weights that a prompt of `tokens` works through: of the last block only a part (`LAST_BLOCK_PREFILL`)."""
+        if tokens == 1:
+            return self.decode_bytes
+        return self.decode_bytes - int((1 - LAST_BLOCK_PREFILL) * self.layers_bytes[-1])
+
+
+@dataclass(frozen=True)
+class Slices:
+    """A shallow and a deep slice, and what of the model counts beside its layers; bytes per token where not said."""
+
+    shallow: Slice
+    deep: Slice
+    output_bytes: int
+    output_tied: bool
+    hidden_bytes: int
+    logits_bytes: int
+    digest: str
+
+
+class SliceStore:
+    """Writes slices of one model into a folder, each once; the deepest may be the model's own file."""
+
+    def __init__(self, model: Model, folder: Path) -> None:
+        self._model = model
+        self._folder = folder
+        self._digest = shape_digest(model)
+
+    @property
+    def digest(self) -> str:
+        return self._digest
+
+    def slices(self, available_bytes: int | None = None) -> Slices | None:
+        """The slices for a device with this much memory (None: no limit); None when it holds not even the smallest."""
+        model, output = self._model, output_bytes(self._model)
+        room = None if available_bytes is None else available_bytes - output - BESIDE_LAYERS_BYTES
+        shallow, deep = slice_depths(model, room)
+        if room is not None and sum(layer_bytes(model)[:deep]) > room:
+            return None
+        return Slices(
+            shallow=self._slice(shallow),
+            deep=self._slice(deep),
+            output_bytes=output,
+            output_tied=model.output_tied,
+            hidden_bytes=hidden_bytes(model),
+            logits_bytes=logits_bytes(model),
+            digest=self._digest,
+        )
+
+    def needed_bytes(self) -> int:
+        """What a device must have for the smallest pair of slices."""
+        return sum(layer_bytes(self._model)[:2]) + output_bytes(self._model) + BESIDE_LAYERS_BYTES
+
+    def _slice(self, layers: int) -> Slice:
+        model = self._model
+        if layers == model.block_count and len(model.shards) == 1:
+            return Slice(model.path, layers, layer_bytes(model), "model")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"{self._digest}-{layers}.gguf"
+        synthetic = self._folder / f"{self._digest}-{layers}-synthetic.gguf"
+        if not path.exists() and not synthetic.exists():
+            try:
+                write_slice(model, layers, path)
+            except (SliceError, ValueError):
+                write_random_model(synthetic, like_shape(model, layers), model.quantisation)
+        if path.exists():
+            return Slice(path, layers, layer_bytes(model)[:layers], "slice")
+        return Slice(synthetic, layers, layer_bytes(read_model(synthetic)), "synthetic")

@@ -1,0 +1,103 @@
+"""Time layers cut across several devices, on slices over the links that will be used: mode `tensor` is all exchange."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from orchestrator.errors import EngineError, MeshctlError
+from orchestrator.fanout import all_or_raise, each_host
+from orchestrator.hosts import OpenHost
+from orchestrator.plan.tensor import GRAPH_BYTES, TensorSet
+from orchestrator.processes import Worker, start_worker
+from orchestrator.report import Report
+from orchestrator.survey.gather import default_threads
+from orchestrator.survey.slices import Slice, Slices
+from orchestrator.survey.speeds import DECODE, passes_for
+from orchestrator.survey.timing import Measuring, stopping, time_passes
+from orchestrator.survey.values import Device, PassTime, Survey, TensorTime
+from workers.engine_commands import Placement
+from workers.pass_bench import Timed
+
+
+async def measure_tensor(
+    measuring: Measuring, survey: Survey, sets: Sequence[TensorSet], report: Report
+) -> tuple[tuple[TensorTime, ...], str]:
+    """The times of these sets of devices, one after the other, and why the engine refuses ("" when it does not)."""
+    times = []
+    for one in sets:
+        report.say(f"timing layers cut across {', '.join(one.devices)}")
+        try:
+            times.append(await _measure_set(measuring, survey, one))
+        except MeshctlError as error:
+            report.warn(f"mode tensor over {', '.join(one.devices)}: {error}")
+            if isinstance(error, EngineError) and not times:
+                return (), _reason(error)
+    return tuple(times), ""
+
+
+async def _measure_set(measuring: Measuring, survey: Survey, one: TensorSet) -> TensorTime:
+    by_name = {device.name: device for device in survey.devices}
+    devices = [by_name[name] for name in one.devices]
+    room = min(measuring.hosts.by_name[device.host].facts.memory_available_bytes for device in devices)
+    slices = await asyncio.to_thread(measuring.slices.slices, room)
+    if slices is None:
+        raise EngineError("its devices have too little memory for slices of the model")
+    passes = passes_for(measuring.parallel)
+    shallow = await _time(measuring, devices, one.parts, slices, slices.shallow, passes)
+    deep = await _time(measuring, devices, one.parts, slices, slices.deep, passes)
+    quadratic_s = sum(GRAPH_BYTES / device.link.up_bytes_per_s for device in devices)
+    return TensorTime(
+        devices=one.devices,
+        parts=one.parts,
+        passes=tuple(_pass_time(slices, shallow, deep, tokens, quadratic_s) for tokens in passes),
+        output_s=0.0,
+        spread=max(shallow[DECODE].spread, deep[DECODE].spread),
+        quadratic_s=quadratic_s,
+    )
+
+
+async def _time(
+    measuring: Measuring,
+    devices: Sequence[Device],
+    parts: tuple[int, ...],
+    slices: Slices,
+    one: Slice,
+    passes: Sequence[int],
+) -> Mapping[int, Timed]:
+    """With fresh workers: a worker that has been used may read memory that nobody wrote in this mode."""
+    controller = measuring.hosts.controller
+    async with stopping() as started:
+
+        async def start(device: Device) -> Worker:
+            host: OpenHost = measuring.hosts.by_name[device.host]
+            engine = measuring.engine_folders[host.name]
+            return await start_worker(
+                started, measuring.hosts, measuring.logs, device.name, host, engine, device.threads
+            )
+
+        workers = all_or_raise(await each_host({device.name: start(device) for device in devices}))
+        endpoints = tuple(workers[device.name].endpoint for device in devices)
+        placement = Placement(endpoints, parts, False, slices.output_tied, mode="tensor")
+        threads = default_threads(controller.facts)
+        return await time_passes(measuring, controller, one, passes, threads, placement, "tensor")
+
+
+def _pass_time(
+    slices: Slices, shallow: Mapping[int, Timed], deep: Mapping[int, Timed], tokens: int, quadratic_s: float
+) -> PassTime:
+    """The line through both depths, graphs' bytes taken off; what is left at no layer is the output layer and more."""
+    pairs = ((slices.shallow, shallow), (slices.deep, deep))
+    at_bytes = tuple(one.pass_bytes(tokens) for one, _ in pairs)
+    at_s = tuple(max(0.1 * t[tokens].seconds, t[tokens].seconds - quadratic_s * one.layers**2) for one, t in pairs)
+    if at_s[1] <= at_s[0]:
+        at_s = (at_s[1] * at_bytes[0] / at_bytes[1], at_s[1])
+    slope_s = (at_s[1] - at_s[0]) / (at_bytes[1] - at_bytes[0])
+    return PassTime(tokens, max(0.0, at_s[0] - slope_s * at_bytes[0]), at_bytes, at_s)
+
+
+def _reason(error: MeshctlError) -> str:
+    """The engine's own words where it says any: the first line of its log that is an error."""
+    details = getattr(error, "details", "")
+    lines = [
+        line.strip() for line in details.splitlines() if "error" in line.lower() or "not supported" in line.lower()
+    ]
+    return lines[0] if lines else str(error)
