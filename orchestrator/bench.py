@@ -11,15 +11,12 @@ from dataclasses import dataclass, replace
 from orchestrator.errors import MeshctlError
 from orchestrator.group_bench import Bench, BenchSize, Predicted, Rate, Rates, measure_groups, predicted_of
 from orchestrator.hosts import OpenHosts
-from orchestrator.plan.costs import needed_bytes
-from orchestrator.plan.pools import find_candidates
-from orchestrator.plan.single import find_singles
-from orchestrator.plan.values import Group, ModelMemory, Plan, Ranking
+from orchestrator.plan.pools import find_candidates, why_unusable
+from orchestrator.plan.single import find_singles, why_not_alone
+from orchestrator.plan.values import Group, Plan, Ranking
 from orchestrator.prepare import Prepared
 from orchestrator.processes import Started
 from orchestrator.report import Report
-from orchestrator.survey.values import Device
-from orchestrator.view.sizes import bytes_text
 
 CLUSTER = "cluster"
 EQUAL_WITHIN = 0.05
@@ -172,14 +169,6 @@ def how_text(groups: Sequence[Group]) -> str:
     return " + ".join(parts)
 
 
-def why_not_alone(device: Device, memory: ModelMemory) -> str:
-    """What keeps a device that is no candidate for mode `single` from being measured alone."""
-    needs, has = needed_bytes(memory.total_bytes), device.budget.usable_bytes
-    if needs > has:
-        return f"does not fit: needs {bytes_text(needs)}, budget {bytes_text(has)}"
-    return device.note or "its native speed could not be measured"
-
-
 @dataclass(frozen=True)
 class _Alone:
     line: Measured
@@ -188,14 +177,18 @@ class _Alone:
 
 def _devices_alone(prepared: Prepared, size: BenchSize) -> list[_Alone]:
     """A line for every device, and its group where it holds the model."""
-    candidates = find_candidates(prepared.survey, None)
-    singles = find_singles(prepared.survey, prepared.memories, candidates)
-    by_device = {group.shares[0].device: group for group in singles}
+    candidates = {one.device.name: one for one in find_candidates(prepared.survey, None)}
+    singles = find_singles(prepared.survey, prepared.memories, tuple(candidates.values()))
+    groups = {group.shares[0].device: group for group in singles}
     found = []
     for device in prepared.survey.devices:
-        group = by_device.get(device.name)
-        line = Measured(device.name, "alone", note="" if group else why_not_alone(device, prepared.memory))
-        found.append(_Alone(replace(line, predicted=predicted_of([group], size.prompt)) if group else line, group))
+        if group := groups.get(device.name):
+            line = Measured(device.name, "alone", predicted=predicted_of([group], size.prompt))
+        else:
+            candidate = candidates.get(device.name)
+            why = why_not_alone(prepared.memory, candidate) if candidate else why_unusable(device)
+            line = Measured(device.name, "alone", note=why)
+        found.append(_Alone(line, group))
     return found
 
 
