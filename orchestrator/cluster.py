@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from orchestrator.errors import MeshctlError
+from orchestrator.experience_store import remember
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
 from orchestrator.group_commands import (
@@ -26,6 +27,8 @@ from orchestrator.head_checks import Answer, HeadSpeed, check_answer, measure_he
 from orchestrator.hosts import OpenHosts
 from orchestrator.leash import Leashed
 from orchestrator.model_copies import model_on_host
+from orchestrator.plan.experience import Measured
+from orchestrator.plan.uncorrected import uncorrected
 from orchestrator.plan.values import Group, Plan
 from orchestrator.prepare import Prepared
 from orchestrator.processes import Head, Started, Worker, start_head, start_worker
@@ -110,6 +113,8 @@ async def bring_up(
         await compare_memory(one.group, one.head, one.workers, report)
     report.step("Measuring its speed")
     heads = [await _measured(one, answers[one.place.name], plan, started, report) for one in loading]
+    for running in heads:
+        _remember(prepared, folders, running)
     return Running(plan, tuple(heads))
 
 
@@ -298,6 +303,19 @@ async def _measured(one: _Loading, answer: Answer, plan: Plan, started: Started,
     running = RunningGroup(one.group, one.place.name, one.head, one.workers, answer, speed)
     compare_speed(running, report)
     return running
+
+
+def _remember(prepared: Prepared, folders: Folders, running: RunningGroup) -> None:
+    """Keep what was measured, for the plans to come."""
+    speed = running.speed
+    remember(
+        folders,
+        prepared.inventory.cluster,
+        prepared.model,
+        prepared.engine.manifest.engine,
+        uncorrected(running.group, prepared.experience),
+        Measured(speed.token_s, speed.step_s, speed.prefill_s),
+    )
 
 
 async def _all(items: Mapping[str, Awaitable[T]]) -> dict[str, T]:
