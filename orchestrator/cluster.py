@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from orchestrator.errors import MeshctlError
-from orchestrator.experience_store import remember
+from orchestrator.experience_store import circumstances_of, remember
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
 from orchestrator.group_commands import (
@@ -28,7 +28,6 @@ from orchestrator.hosts import OpenHosts
 from orchestrator.leash import Leashed
 from orchestrator.model_copies import model_on_host
 from orchestrator.plan.experience import Measured
-from orchestrator.plan.uncorrected import uncorrected
 from orchestrator.plan.values import Group, Plan
 from orchestrator.prepare import Prepared
 from orchestrator.processes import Head, Started, Worker, start_head, start_worker
@@ -113,8 +112,7 @@ async def bring_up(
         await compare_memory(one.group, one.head, one.workers, report)
     report.step("Measuring its speed")
     heads = [await _measured(one, answers[one.place.name], plan, started, report) for one in loading]
-    for running in heads:
-        _remember(prepared, folders, running)
+    _remember(prepared, folders, heads)
     return Running(plan, tuple(heads))
 
 
@@ -305,17 +303,13 @@ async def _measured(one: _Loading, answer: Answer, plan: Plan, started: Started,
     return running
 
 
-def _remember(prepared: Prepared, folders: Folders, running: RunningGroup) -> None:
+def _remember(prepared: Prepared, folders: Folders, heads: Iterable[RunningGroup]) -> None:
     """Keep what was measured, for the plans to come."""
-    speed = running.speed
-    remember(
-        folders,
-        prepared.inventory.cluster,
-        prepared.model,
-        prepared.engine.manifest.engine,
-        uncorrected(running.group, prepared.experience),
-        Measured(speed.token_s, speed.step_s, speed.prefill_s),
-    )
+    engine_id = prepared.engine.manifest.engine
+    circumstances = circumstances_of(prepared.model, engine_id, prepared.survey, prepared.inventory)
+    for one in heads:
+        measured = Measured(one.speed.token_s, one.speed.step_s, one.speed.prefill_s)
+        remember(folders, circumstances, one.group, measured, prepared.experience)
 
 
 async def _all(items: Mapping[str, Awaitable[T]]) -> dict[str, T]:
