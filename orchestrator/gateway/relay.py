@@ -19,7 +19,7 @@ from orchestrator.gateway.api_error import ApiError, unavailable
 from orchestrator.gateway.events import Answer, error_event, whole_events
 from orchestrator.gateway.fields import Body
 from orchestrator.gateway.head import HEAD_DOWN, Head, lost, read_answer
-from orchestrator.gateway.routing import Router, read_question
+from orchestrator.gateway.routing import Router, Ticket, read_question
 from orchestrator.gateway.state import Counters
 
 FAREWELL_S = 1.0
@@ -88,7 +88,7 @@ class Relay(Response):
             while True:
                 ticket = self._router.choose(question, monotonic(), without=down)
                 assert ticket is not None, "the last head that is down has raised"
-                stack.callback(lambda ticket=ticket: self._router.release(ticket, answer.tokens.timings))
+                stack.callback(self._release, ticket, answer)
                 asking = self._heads[ticket.head].ask(self._path, self._question)
                 try:
                     response = await stack.enter_async_context(asking)
@@ -99,6 +99,10 @@ class Relay(Response):
                 else:
                     yield ticket.head, response
                     return
+
+    def _release(self, ticket: Ticket, answer: Answer) -> None:
+        """At the end of the request, when its timings are known."""
+        self._router.release(ticket, answer.tokens.timings)
 
     async def _stream(self, name: str, response: httpx.Response, out: "_Out", answer: Answer) -> None:
         await out.begin_stream({ANSWERED_BY: name})

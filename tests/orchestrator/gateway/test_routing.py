@@ -10,7 +10,7 @@ from orchestrator.gateway.server import serve
 from tests.orchestrator.gateway.heads import HEAD_KEY, FakeHead, gateway_at, json_answer
 
 FAST = HeadAddress("fast", "", "", parallel=2, token_s=0.1, prefill_token_s=0.01)
-SLOW = HeadAddress("slow", "", "", parallel=2, token_s=0.3, prefill_token_s=0.03)
+SLOW = HeadAddress("slow", "", "", parallel=2, token_s=0.25, prefill_token_s=0.025)
 
 
 def asked(*messages: str, new_tokens: int = 100) -> Question:
@@ -25,7 +25,7 @@ def head_of(ticket: Ticket | None) -> str:
 
 
 def test_the_fast_head_is_taken_until_the_slow_one_would_be_done_first() -> None:
-    """Alone 10 s against 30 s; a second conversation on the fast one takes 20 s; a third has to wait for a slot."""
+    """Alone 10 s against 25 s; a second conversation on the fast one takes 20 s; a third has to wait for a slot."""
     router = Router([SLOW, FAST])
     assert [head_of(router.choose(asked(name), 0.0)) for name in ("a", "b", "c")] == ["fast", "fast", "slow"]
 
