@@ -196,6 +196,7 @@ def head_addresses(heads: Iterable[RunningGroup]) -> tuple[HeadAddress, ...]:
             key=one.head.key,
             parallel=one.group.parallel,
             token_s=one.speed.token_s,
+            step_s=one.speed.step_s,
             prefill_token_s=one.speed.prefill_s / one.group.prompt_tokens,
         )
         for one in heads
