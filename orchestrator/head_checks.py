@@ -6,7 +6,7 @@ Every question has a deadline, and a failure comes with the log of what has ende
 import asyncio
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -27,9 +27,8 @@ LONG_TEXT = (
 
 DECODE_TOKENS = 32
 DECODE_S = 4.0
-PREFILL_S = 4.0
+PREFILL_S = 3.0
 REPETITIONS = 3
-PROMPT_REPETITIONS = 2
 ROOM_TOKENS = 16
 """Cells of a conversation that a measured prompt leaves free."""
 
@@ -109,11 +108,11 @@ async def measure_head(head: Head, started: Started, group: Group, context: int)
         seconds = await _timing_s(head, started, {"prompt": tokens, "n_predict": 1}, "prompt_ms", patience_s)
         return seconds * prompt_scale(group, len(tokens))
 
-    token_s = statistics.median([await per_token_s() for _ in range(REPETITIONS)])
+    token_s = await _median_of_runs(per_token_s, DECODE_S)
     step_s = token_s
     if group.parallel > 1:
         step_s = statistics.median(await asyncio.gather(*(per_token_s() for _ in range(group.parallel))))
-    return HeadSpeed(token_s, step_s, statistics.median([await prefill_s() for _ in range(PROMPT_REPETITIONS)]))
+    return HeadSpeed(token_s, step_s, await _median_of_runs(prefill_s, PREFILL_S))
 
 
 def decode_tokens(group: Group) -> int:
@@ -147,6 +146,14 @@ async def head_failed(head: Head, what: str) -> BringUpError:
     """The error for a head, with the last lines of its own log."""
     tail = plain_log(await head.process.log_tail(lines=30))
     return BringUpError(f"{head.host}: the head {what}", hint=f"whole log: `meshctl logs {head.host}`", details=tail)
+
+
+async def _median_of_runs(run: Callable[[], Awaitable[float]], enough_s: float) -> float:
+    """The median of up to `REPETITIONS` runs, no further one after `enough_s` seconds."""
+    began, results = monotonic(), [await run()]
+    while len(results) < REPETITIONS and monotonic() - began < enough_s:
+        results.append(await run())
+    return statistics.median(results)
 
 
 async def _tokens(head: Head, started: Started, count: int) -> list[int]:

@@ -178,7 +178,7 @@ async def test_a_head_is_measured_alone_with_all_conversations_and_with_a_prompt
         await started.stop()
     assert speed == HeadSpeed(token_s=0.1, step_s=0.1, prefill_s=0.85)
     prompts = [body["prompt"] for body in asked]
-    assert [len(prompt) for prompt in prompts if isinstance(prompt, list)] == [1024, 1024]
+    assert [len(prompt) for prompt in prompts if isinstance(prompt, list)] == [1024, 1024, 1024]
     assert len([prompt for prompt in prompts if isinstance(prompt, str)]) == 3 + 3
     assert all(body["ignore_eos"] and not body["cache_prompt"] for body in asked)
 
@@ -189,7 +189,7 @@ def test_a_slow_head_generates_fewer_tokens(token_s: float, tokens: int) -> None
 
 
 @pytest.mark.parametrize(
-    ("prefill_s", "context", "tokens"), [(2.0, 4096, 1024), (2.0, 512, 496), (16.0, 4096, 256), (900.0, 4096, 128)]
+    ("prefill_s", "context", "tokens"), [(2.0, 4096, 1024), (2.0, 512, 496), (16.0, 4096, 192), (900.0, 4096, 128)]
 )
 def test_a_prompt_is_cut_to_whole_micro_batches_of_a_few_seconds(prefill_s: float, context: int, tokens: int) -> None:
     """Two at least, so that the stages have something to overlap."""
