@@ -10,7 +10,7 @@ from pathlib import Path
 from orchestrator.engine.build import build_engine, local_platform
 from orchestrator.engine.install import ensure_on_host, prove_here
 from orchestrator.engine.store import Engine, find_engine
-from orchestrator.experience_store import forget, load_experience
+from orchestrator.experience_store import circumstances_of, load_experience
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
 from orchestrator.hosts import OpenHosts
@@ -18,7 +18,7 @@ from orchestrator.inventory import Inventory
 from orchestrator.memory import count_memory
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.choose import rank_plans
-from orchestrator.plan.experience import Experience
+from orchestrator.plan.experience import NO_EXPERIENCE, Experience
 from orchestrator.plan.pools import find_candidates
 from orchestrator.plan.tensor import finalists
 from orchestrator.plan.values import ModelMemory, Ranking
@@ -100,10 +100,8 @@ async def prepare(
     sets = finalists(survey, memories, find_candidates(survey, None))
     times, refused = await measure_tensor(measuring, survey, sets, report)
     survey = replace(survey, tensor=times, tensor_refused=refused)
-    engine_name = engine.manifest.engine
-    if recalibrate:
-        forget(folders, inventory.cluster, model, engine_name)
-    experience = load_experience(folders, inventory.cluster, model, engine_name)
+    circumstances = circumstances_of(model, engine.manifest.engine, survey, inventory)
+    experience = NO_EXPERIENCE if recalibrate else load_experience(folders, circumstances)
     return Prepared(inventory, engine, engine_folders, model, memories, survey, experience)
 
 

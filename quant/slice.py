@@ -1,4 +1,4 @@
-"""Write a model cut to its first layers: what devices are timed on, so that types, shapes and kernels are the real ones.
+"""Write a model cut to its first layers: devices are timed on it, so that types, shapes and kernels are the real ones.
 
 Tensors are copied as they are, a map of the file at a time; the metadata says how many layers there are now.
 """
@@ -38,11 +38,8 @@ def slice_depths(model: Model, available_bytes: int | None = None) -> tuple[int,
     most = _layers_within(sizes, available_bytes)
     if most < 2 or model.block_count < 2:
         return 1, max(1, min(2, most))
-    if sizes[0] > LARGE_LAYER_BYTES:
-        deep = 3
-    else:
-        deep = max(DEEP, 1 + _layers_within(sizes, CACHE_GOAL_BYTES))
-    deep = min(deep, most, model.block_count)
+    wanted = 3 if sizes[0] > LARGE_LAYER_BYTES else max(DEEP, 1 + _layers_within(sizes, CACHE_GOAL_BYTES))
+    deep = min(wanted, most, model.block_count)
     return max(1, min(deep - 1, max(SHALLOW, deep // 3))), deep
 
 

@@ -52,11 +52,11 @@ def calibration_shape(layers: int) -> Shape:
 
 ONE_BILLION = Shape(layers=16, embedding=2048, feed_forward=8192, heads=32, kv_heads=8, vocabulary=32000)
 THREE_BILLION = Shape(layers=28, embedding=3072, feed_forward=8192, heads=24, kv_heads=8, vocabulary=32000)
-"""The proportions of Llama 3.2's 1 B and 3 B models, with a smaller vocabulary: 1.2 and 3.0 thousand million weights."""
+"""The proportions of Llama 3.2's 1 B and 3 B models, with a smaller vocabulary: 1.2 and 3.0 billion weights."""
 
 
 def like_shape(model: Model, layers: int) -> Shape:
-    """The shape of a llama model with this model's widths, for one that cannot be cut; widths in whole K-quant blocks."""
+    """The shape of a llama model with this model's widths, for one that cannot be cut; widths in whole blocks."""
     feed_forward = max((t.shape[-1] for t in model.tensors if ".ffn_up" in t.name), default=4 * model.embedding_length)
     heads = max(1, model.head_count)
     return Shape(

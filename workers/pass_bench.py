@@ -18,7 +18,7 @@ REPETITIONS = 3
 
 @dataclass(frozen=True)
 class Timed:
-    """One pass: the fastest of its repetitions in seconds (others only add to it), and (slowest - fastest) / fastest."""
+    """One pass: its fastest repetition in seconds, since noise only adds, and (slowest - fastest) / fastest."""
 
     seconds: float
     spread: float

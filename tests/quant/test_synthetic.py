@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 from gguf import GGUFReader
 
-from quant.synthetic import Shape, calibration_shape, write_calibration_model, write_random_model
+from quant.synthetic import Shape, calibration_shape, write_random_model
 
 TINY = Shape(layers=2, embedding=256, feed_forward=512, heads=4, kv_heads=2, vocabulary=32)
 
 
 def test_calibration_model_has_the_asked_layers_and_type(tmp_path: Path) -> None:
     path = tmp_path / "calibration.gguf"
-    write_calibration_model(path, layers=2, tensor_type="Q4_0")
+    write_random_model(path, calibration_shape(2), "Q4_0")
     reader = GGUFReader(path)
     matrices = [tensor for tensor in reader.tensors if len(tensor.shape) == 2]
     assert {tensor.tensor_type.name for tensor in matrices} == {"Q4_0"}
