@@ -92,7 +92,7 @@ def distribute(heads: Sequence[Head], conversations: int, *, first_used: bool = 
     rates = np.stack([head.rates(conversations) for head in heads])
     if first_used:
         rates[0, 0] = -np.inf
-    counts = best_counts(rates)
+    counts = best_counts(rates) or (0,) * len(heads)
     groups = [head.groups[count] for head, count in zip(heads, counts, strict=True) if count]
     return tuple(sorted(groups, key=lambda group: (group.token_s, group_key(group))))
 
