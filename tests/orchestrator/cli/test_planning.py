@@ -156,7 +156,7 @@ def counted() -> tuple[ModelMemory, ...]:
 
 
 def test_a_saved_survey_is_planned_from_without_any_host(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    planning.plan(saved / "inventory.yaml", survey=saved / "survey.json")
+    planning.plan(saved / "inventory.yaml", survey=saved / "survey.json", mode="layers")
     shown = capsys.readouterr().out
     assert shown.startswith("llama.gguf: layers over 2 devices")
     assert "left/cpu" in shown
