@@ -51,10 +51,9 @@ def rank_plans(
     best, *others = in_order(allowed, asked.goal)
     compared = [*others, *in_order([plan for plan in every if plan not in allowed], asked.goal)]
     why = reasons_for(survey, memories[0], candidates, best, compared, asked)
-    explained = [replace(best, reasons=why), *(replace(one, reasons=runner_up_reasons(one, best)) for one in others)]
-    return Ranking(
-        tuple(replace(plan, left_out=left_out_of(survey, memories[0], plan, asked.only_devices)) for plan in explained)
-    )
+    left_out = left_out_of(survey, memories[0], best, asked.only_devices)
+    chosen = replace(best, reasons=why, left_out=left_out)
+    return Ranking((chosen, *(replace(one, reasons=runner_up_reasons(one, best)) for one in others)))
 
 
 def in_order(plans: Sequence[Plan], goal: str) -> tuple[Plan, ...]:

@@ -4,6 +4,7 @@ Pure arithmetic; every formula that planning uses is here or in its mode's own m
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,10 +83,11 @@ def layers_s(speed: Speed, layers_bytes: Bytes, tokens: int) -> Seconds:
     below, above, share = _between(speed.passes, tokens)
     seconds = _pass_s(below, layers_bytes)
     if above is not below:
-        seconds = (1 - share) * seconds + share * _pass_s(above, layers_bytes)
+        seconds = seconds + share * (_pass_s(above, layers_bytes) - seconds)
     elif tokens > below.tokens:
         seconds = seconds * (tokens / below.tokens)
-    return np.where(layers_bytes > 0, seconds, 0.0)
+    found: Seconds = np.where(layers_bytes > 0, seconds, 0.0)
+    return found
 
 
 def layers_seconds(speed: Speed, layers_bytes: int, tokens: int) -> float:
@@ -160,7 +162,7 @@ def _between(passes: tuple[PassTime, ...], tokens: int) -> tuple[PassTime, PassT
     """The measured passes around this many tokens, and how far it is from the first to the second (0 to 1)."""
     if tokens <= passes[0].tokens:
         return passes[0], passes[0], 0.0
-    for below, above in zip(passes, passes[1:], strict=False):
+    for below, above in pairwise(passes):
         if tokens <= above.tokens:
             return below, above, (tokens - below.tokens) / (above.tokens - below.tokens)
     return passes[-1], passes[-1], 0.0
@@ -168,7 +170,8 @@ def _between(passes: tuple[PassTime, ...], tokens: int) -> tuple[PassTime, PassT
 
 def _pass_s(one: PassTime, layers_bytes: Bytes) -> Seconds:
     at_bytes, at_s = (0, *one.layers_bytes), (one.fixed_s, *one.layers_s)
-    seconds: Seconds = np.interp(layers_bytes, at_bytes, at_s)
+    seconds: Seconds = np.interp(layers_bytes, at_bytes, at_s).astype(np.float64)
     slope = (at_s[-1] - at_s[-2]) / (at_bytes[-1] - at_bytes[-2])
-    beyond: Seconds = at_s[-1] + slope * (layers_bytes - at_bytes[-1])
-    return np.where(layers_bytes > at_bytes[-1], beyond, seconds)
+    beyond = at_s[-1] + slope * (layers_bytes - at_bytes[-1])
+    found: Seconds = np.where(layers_bytes > at_bytes[-1], beyond, seconds)
+    return found

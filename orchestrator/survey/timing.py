@@ -1,4 +1,4 @@
-"""Run the engine's bench over slices, on a host natively or on the controller through workers; leaves nothing behind."""
+"""Run the engine's bench over slices, natively on a host or on the controller through workers; leaves nothing."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence

@@ -1,0 +1,153 @@
+"""The winner that `meshctl tune` found for a cluster: its form, where it is kept, and how it becomes a plan again.
+
+It holds for the inventory, model, engine and goal that it was found with; anything else, or a file that cannot be
+read, is as if nothing had been tuned.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from orchestrator.errors import PlanError
+from orchestrator.folders import ClusterFolder, Folders
+from orchestrator.memory import count_memory
+from orchestrator.plan.asked import Asked
+from orchestrator.plan.choose import rank_plans
+from orchestrator.plan.experience import Experience, Measured
+from orchestrator.plan.values import ModelMemory, Plan, PlanMode, Ranking, plan_key
+from orchestrator.state import write_private
+from orchestrator.survey.values import Survey
+from quant.model import Model
+
+
+@dataclass(frozen=True)
+class Valid:
+    """What a winner holds for: digests of the inventory file and of the model's shapes, the engine, and the goal."""
+
+    inventory_sha256: str
+    shape: str
+    engine_id: str
+    goal: str
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A winner. `plan` is its `plan_key`.
+
+    `split` has the layers of each device (mode `tensor`: its part), `threads` those of its workers or native head;
+    `measured` is what each group took, in the order of the plan.
+    """
+
+    valid: Valid
+    plan: str
+    mode: PlanMode
+    devices: tuple[str, ...]
+    split: Mapping[str, int]
+    micro_batch: int
+    threads: Mapping[str, int]
+    measured: tuple[Measured, ...]
+
+
+_FILE = TypeAdapter(Tuned)
+
+
+def tuned_of(plan: Plan, threads: Mapping[str, int], valid: Valid) -> Tuned:
+    """A measured plan as a winner; its groups all have one micro-batch."""
+    devices = tuple(share.device for share in plan.shares)
+    return Tuned(
+        valid=valid,
+        plan=plan_key(plan),
+        mode=plan.mode,
+        devices=devices,
+        split={share.device: share.part or share.layers for share in plan.shares},
+        micro_batch=plan.groups[0].micro_batch,
+        threads={device: threads[device] for device in devices},
+        measured=tuple(Measured(group.token_s, group.step_s, group.prefill_s) for group in plan.groups),
+    )
+
+
+def save_tuned(folder: ClusterFolder, tuned: Tuned) -> None:
+    """Replace the winner kept for a cluster."""
+    folder.prepare()
+    write_private(_path(folder), _FILE.dump_json(tuned, indent=2).decode())
+
+
+def load_tuned(folder: ClusterFolder, valid: Valid) -> Tuned | None:
+    """The winner kept for a cluster, if it holds here."""
+    try:
+        tuned = _FILE.validate_json(_path(folder).read_bytes())
+    except (OSError, ValidationError):
+        return None
+    return tuned if tuned.valid == valid else None
+
+
+def with_threads(survey: Survey, threads: Mapping[str, int]) -> Survey:
+    """The survey of devices that run with these numbers of threads; those that are not named keep theirs.
+
+    Their speeds stay as they were timed: what another number of threads does is known by measurements only.
+    """
+    hosts = tuple(
+        replace(
+            host,
+            devices=tuple(replace(one, threads=threads.get(one.name, one.threads)) for one in host.devices),
+        )
+        for host in survey.hosts
+    )
+    return replace(survey, hosts=hosts)
+
+
+def find_plan(
+    survey: Survey,
+    memories: tuple[ModelMemory, ...],
+    key: str,
+    *,
+    goal: str,
+    mode: PlanMode,
+    devices: Collection[str],
+    experience: Experience,
+) -> Plan | None:
+    """The plan with this `plan_key`; None when it does not fit, or is not worth considering any more."""
+    try:
+        ranking = rank_plans(survey, memories, Asked(goal, frozenset(devices), mode), experience)
+    except PlanError:
+        return None
+    return next((plan for plan in ranking.plans if plan_key(plan) == key), None)
+
+
+def tuned_plan(survey: Survey, memory: ModelMemory, tuned: Tuned, experience: Experience) -> Plan | None:
+    """The winner as a plan; `memory` is counted at its micro-batch (`memory_at`). None when it does not fit now."""
+    return find_plan(
+        survey,
+        (memory,),
+        tuned.plan,
+        goal=tuned.valid.goal,
+        mode=tuned.mode,
+        devices=tuned.devices,
+        experience=experience,
+    )
+
+
+def prefer(ranking: Ranking, plan: Plan) -> Ranking:
+    """The ranking with this plan first."""
+    others = tuple(one for one in ranking.plans if plan_key(one) != plan_key(plan))
+    reasons = (*plan.reasons, "`meshctl tune` measured it to be the best of those it ran")
+    return Ranking((replace(plan, reasons=reasons), *others))
+
+
+async def memory_at(micro_batch: int, memory: ModelMemory, engine: Path, model: Model, folders: Folders) -> ModelMemory:
+    """What `memory` counts, at another micro-batch; `engine` is the folder of the engine that is asked."""
+    counted = await count_memory(
+        engine,
+        model,
+        context=memory.context,
+        parallel=memory.parallel,
+        micro_batch=micro_batch,
+        cache=folders.cache / "memory",
+    )
+    return replace(counted, model=memory.model)
+
+
+def _path(folder: ClusterFolder) -> Path:
+    return folder.path / "tuned.json"
