@@ -63,7 +63,7 @@ def _compared(plan: Plan, other: Plan) -> str:
     ours, theirs = _figure(plan), _figure(other)
     named = f"{other.mode} ({' + '.join(_names(group) for group in other.groups)}): {_speeds(other)}"
     if abs(theirs / ours - 1) <= ORDER_NOISE:
-        return f"{named}, as fast within {ORDER_NOISE:.0%}; {_tie(plan, other)}"
+        return f"{named}, as fast within {ORDER_NOISE:.0%}{_tie(plan, other)}"
     if theirs > ours:
         return f"{named}; this is {theirs / ours:.2f} times as fast"
     return f"{named}, {ours / theirs:.2f} times as fast as this"
@@ -73,8 +73,10 @@ def _tie(plan: Plan, other: Plan) -> str:
     faster, slower = sorted((plan, other), key=lambda one: one.prefill_tokens_per_s, reverse=True)
     apart = faster.prefill_tokens_per_s / slower.prefill_tokens_per_s - 1
     if apart > ORDER_NOISE and "replicas" not in (plan.mode, other.mode):
-        return f"{faster.mode} reads prompts {apart:.0%} faster"
-    return f"{min(plan, other, key=lambda one: MODES.index(one.mode)).mode} is simpler"
+        return f"; {faster.mode} ({_names(faster.fastest)}) reads prompts {apart:.0%} faster"
+    if plan.mode == other.mode:
+        return ""
+    return f"; {min(plan, other, key=lambda one: MODES.index(one.mode)).mode} is simpler"
 
 
 def _figure(plan: Plan) -> float:

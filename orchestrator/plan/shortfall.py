@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 from orchestrator.errors import PlanError
 from orchestrator.plan.conversations import with_kv
-from orchestrator.plan.costs import needed_bytes
+from orchestrator.plan.costs import needed_bytes, share_bytes
 from orchestrator.plan.layers import Rules, place_layers
 from orchestrator.plan.left_out import holds_no_layer
 from orchestrator.plan.pools import Candidate, Pooled, pool_budgets, why_unusable
@@ -88,8 +89,7 @@ def no_forced_split(
     if len(split) > ENGINE_DEVICES:
         lines.append(f"the engine splits over at most {ENGINE_DEVICES} devices, these are {len(split)}")
     if len(lines) == 1:
-        budgets = {one.device.name: one.budget_bytes for one in candidates if one.device.name in split}
-        lines += [f"the budgets do not hold it: {parts_text(budgets)}", *_head_shortfall(survey, memory)]
+        lines += [*_too_small_for_split(memory, candidates, split), *_head_shortfall(survey, memory)]
     return PlanError("\n".join(lines), hint="change --split, or leave it out and let meshctl choose")
 
 
@@ -119,6 +119,21 @@ def no_split(
         ),
         hint=_hint(memory, fits, *more),
     )
+
+
+def _too_small_for_split(memory: ModelMemory, candidates: Sequence[Candidate], split: Mapping[str, int]) -> list[str]:
+    """Each device whose layers do not fit; the output layer may be on the head."""
+    budgets = {one.device.name: one.budget_bytes for one in candidates}
+    firsts = accumulate(split.values(), initial=0)
+    needs = {
+        name: needed_bytes(share_bytes(memory, first, count, output=False).total_bytes)
+        for (name, count), first in zip(split.items(), firsts, strict=False)
+    }
+    return [
+        f"{name} needs {bytes_text(needed)} for {split[name]} layers and has {bytes_text(budgets[name])}"
+        for name, needed in needs.items()
+        if needed > budgets[name]
+    ] or [f"the budgets do not hold it beside the output layer and the head: {parts_text(budgets)}"]
 
 
 def _unusable(survey: Survey, names: Collection[str] | None) -> list[str]:
