@@ -32,7 +32,7 @@ def make_plan(
 def rank_plans(
     survey: Survey, memories: Sequence[ModelMemory], asked: Asked, experience: Experience = NO_EXPERIENCE
 ) -> Ranking:
-    """Every plan worth considering, best first.
+    """Every plan worth considering, best first, each with its reasons; the best also with what it leaves out.
 
     Goal "latency": the least predicted time per token of one conversation; "throughput": the most tokens per second of
     all conversations together. Of plans within `ORDER_NOISE` of the best the one that reads prompts faster comes first,
@@ -49,7 +49,8 @@ def rank_plans(
     if not allowed:
         raise _no_plan(survey, memories[0], candidates, asked)
     best, *others = in_order(allowed, asked.goal)
-    compared = [*others, *in_order([plan for plan in every if plan not in allowed], asked.goal)]
+    not_asked_for = [plan for plan in every if asked.only_mode not in (None, plan.mode)]
+    compared = [*others, *in_order(not_asked_for, asked.goal)]
     why = reasons_for(survey, memories[0], candidates, best, compared, asked)
     left_out = left_out_of(survey, memories[0], best, asked.only_devices)
     chosen = replace(best, reasons=why, left_out=left_out)
