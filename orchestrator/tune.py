@@ -5,7 +5,7 @@ nothing; whatever was started is ended. A trial that fails is noted, and the nex
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.errors import EngineError, MeshctlError
@@ -22,8 +22,20 @@ from orchestrator.prepare import Prepared, prepare_ranking
 from orchestrator.processes import Started
 from orchestrator.report import Report
 from orchestrator.state import inventory_digest
+from orchestrator.survey.gather import default_threads
 from orchestrator.survey.values import Survey
-from orchestrator.tuned import Tuned, Valid, find_plan, memory_at, save_tuned, tuned_of, with_threads
+from orchestrator.tuned import (
+    Tuned,
+    Valid,
+    asked_again,
+    find_plan,
+    memory_at,
+    save_tuned,
+    split_of,
+    tuned_of,
+    with_micro_batch,
+    with_threads,
+)
 from orchestrator.wishes import Wishes
 from quant.slice import shape_digest
 
@@ -33,6 +45,8 @@ SIZE = BenchSize(prompt=PROMPT_TOKENS, generate=32, repetitions=3)
 MICRO_BATCHES = (32, 64, 128, 256)
 BETTER = 0.98
 """A variant counts as better when it takes less than this part of the time: the rest is noise."""
+
+NO_ROOM = "does not fit"
 
 
 @dataclass(frozen=True)
@@ -91,14 +105,15 @@ def thread_profiles(inventory: Inventory, survey: Survey, devices: Sequence[str]
     """
     fixed = {host.name for host in inventory.hosts if host.threads is not None}
     known = {device.name: device for device in survey.devices}
-    cores = {name: _cores(survey, known[name].host) for name in devices}
+    cores = {host.name: default_threads(host.facts) for host in survey.hosts}
     free = [name for name in devices if known[name].kind == "cpu" and known[name].host not in fixed]
     now = {name: known[name].threads for name in devices}
-    wanted = [
-        {**now, **{name: max(1, reduced(cores[name])) for name in free}}
-        for reduced in (lambda count: count, lambda count: count - 1, lambda count: count // 2)
-    ]
+    wanted = [{**now, **{name: _reduced(cores[known[name].host])[which] for name in free}} for which in range(3)]
     return tuple(one for number, one in enumerate(wanted) if one != now and one not in wanted[:number])
+
+
+def _reduced(cores: int) -> tuple[int, int, int]:
+    return cores, max(1, cores - 1), max(1, cores // 2)
 
 
 class _Tuning:
@@ -126,7 +141,7 @@ class _Tuning:
         ran = dict[str, Trial]()
         for number, plan in enumerate(plans, 1):
             self._bench.report.step(f"Running plan {number} of {len(plans)}: {plan_key(plan)}")
-            trial = await self._try("plan", plan, _of(threads, plan))
+            trial = await self._try("plan", plan, {share.device: threads[share.device] for share in plan.shares})
             if trial.measured is not None:
                 ran[plan_key(plan)] = trial
                 self._keep(_first(ran, self._goal))
@@ -139,7 +154,7 @@ class _Tuning:
         for threads in thread_profiles(self._prepared.inventory, self._prepared.survey, devices):
             self._bench.report.step(f"Running it with threads {threads_text(threads)}")
             trial = await self._try("threads", best.plan, threads)
-            best = self._better(best, trial, seconds_per_token)
+            best = self._better(best, trial, _seconds_per_token)
         return best
 
     async def _best_micro_batch(self, best: Trial) -> Trial:
@@ -151,28 +166,22 @@ class _Tuning:
             self._bench.report.step(f"Running it with micro-batches of {micro_batch} tokens")
             plan = await self._at_micro_batch(started_with, micro_batch)
             if plan is None:
-                self._trials.append(Trial("micro-batch", _named(started_with, micro_batch), best.threads, note=NO_ROOM))
+                unfit = with_micro_batch(started_with, micro_batch)
+                self._trials.append(Trial("micro-batch", unfit, best.threads, note=NO_ROOM))
                 continue
             trial = await self._try("micro-batch", plan, best.threads)
-            best = self._better(best, trial, seconds_per_prompt)
+            best = self._better(best, trial, _seconds_per_prompt)
         return best
 
     async def _at_micro_batch(self, plan: Plan, micro_batch: int) -> Plan | None:
+        """As the planner has it, with the bytes that this micro-batch takes; None when it does not fit."""
         prepared = self._prepared
         memory = await memory_at(micro_batch, prepared.memory, prepared.engine.folder, prepared.model, self._folders)
-        devices = [share.device for share in plan.shares]
-        key = plan_key(_named(plan, micro_batch))
-        return find_plan(
-            prepared.survey,
-            (memory,),
-            key,
-            goal=self._goal,
-            mode=plan.mode,
-            devices=devices,
-            experience=prepared.experience,
-        )
+        asked = asked_again(self._goal, plan.mode, split_of(plan))
+        key = plan_key(with_micro_batch(plan, micro_batch))
+        return find_plan(prepared.survey, (memory,), asked, key, prepared.experience)
 
-    def _better(self, best: Trial, trial: Trial, seconds_of: "SecondsOf") -> Trial:
+    def _better(self, best: Trial, trial: Trial, seconds_of: Callable[[Plan], float]) -> Trial:
         """The better one, which is kept at once."""
         if trial.measured is None or best.measured is None:
             return best
@@ -218,3 +227,22 @@ class _Tuning:
     @property
     def _prepared(self) -> Prepared:
         return self._bench.prepared
+
+
+def threads_text(threads: Mapping[str, int]) -> str:
+    """Such as "a/cpu 4, b/cpu 3"."""
+    return ", ".join(f"{device} {count}" for device, count in threads.items())
+
+
+def _first(ran: Mapping[str, Trial], goal: str) -> Trial:
+    best = in_order([trial.measured for trial in ran.values() if trial.measured is not None], goal)[0]
+    return ran[plan_key(best)]
+
+
+def _seconds_per_token(plan: Plan) -> float:
+    """Of one conversation, or of all together, by the plan's goal."""
+    return plan.token_s if plan.goal == "latency" else 1 / plan.aggregate_tokens_per_s
+
+
+def _seconds_per_prompt(plan: Plan) -> float:
+    return plan.fastest.prefill_s

@@ -4,7 +4,7 @@ It holds for the inventory, model, engine and goal that it was found with; anyth
 read, is as if nothing had been tuned.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,7 +37,7 @@ class Tuned:
     """A winner. `plan` is its `plan_key`.
 
     `split` has the layers of each device (mode `tensor`: its part), `threads` those of its workers or native head;
-    `measured` is what each group took, in the order of the plan.
+    `micro_batch` is that of the first group, `measured` what each group took, in the order of the plan.
     """
 
     valid: Valid
@@ -54,18 +54,23 @@ _FILE = TypeAdapter(Tuned)
 
 
 def tuned_of(plan: Plan, threads: Mapping[str, int], valid: Valid) -> Tuned:
-    """A measured plan as a winner; its groups all have one micro-batch."""
+    """A measured plan as a winner."""
     devices = tuple(share.device for share in plan.shares)
     return Tuned(
         valid=valid,
         plan=plan_key(plan),
         mode=plan.mode,
         devices=devices,
-        split={share.device: share.part or share.layers for share in plan.shares},
+        split=split_of(plan),
         micro_batch=plan.groups[0].micro_batch,
         threads={device: threads[device] for device in devices},
         measured=tuple(Measured(group.token_s, group.step_s, group.prefill_s) for group in plan.groups),
     )
+
+
+def split_of(plan: Plan) -> dict[str, int]:
+    """The layers of each device, or its part of all of them, in the order of the plan."""
+    return {share.device: share.part or share.layers for share in plan.shares}
 
 
 def save_tuned(folder: ClusterFolder, tuned: Tuned) -> None:
@@ -98,35 +103,40 @@ def with_threads(survey: Survey, threads: Mapping[str, int]) -> Survey:
     return replace(survey, hosts=hosts)
 
 
+def with_micro_batch(plan: Plan, micro_batch: int) -> Plan:
+    """The same processes but for their micro-batch; bytes and times stay those of `plan`: for its `plan_key`."""
+    return replace(plan, groups=tuple(replace(group, micro_batch=micro_batch) for group in plan.groups))
+
+
 def find_plan(
-    survey: Survey,
-    memories: tuple[ModelMemory, ...],
-    key: str,
-    *,
-    goal: str,
-    mode: PlanMode,
-    devices: Collection[str],
-    experience: Experience,
+    survey: Survey, memories: tuple[ModelMemory, ...], asked: Asked, key: str, experience: Experience
 ) -> Plan | None:
-    """The plan with this `plan_key`; None when it does not fit, or is not worth considering any more."""
+    """The plan with this `plan_key` among what was asked for; None when it does not fit or is not worth considering."""
     try:
-        ranking = rank_plans(survey, memories, Asked(goal, frozenset(devices), mode), experience)
+        ranking = rank_plans(survey, memories, asked, experience)
     except PlanError:
         return None
+    return _of_key(ranking, key)
+
+
+def tuned_plan(
+    ranking: Ranking, survey: Survey, memory: ModelMemory, tuned: Tuned, experience: Experience
+) -> Plan | None:
+    """The winner as a plan, from the ranking or, for a micro-batch that is not in it, made anew.
+
+    `memory` is counted at the winner's micro-batch (`memory_at`). None when it does not fit now.
+    """
+    asked = asked_again(tuned.valid.goal, tuned.mode, tuned.split)
+    return _of_key(ranking, tuned.plan) or find_plan(survey, (memory,), asked, tuned.plan, experience)
+
+
+def asked_again(goal: str, mode: PlanMode, split: Mapping[str, int]) -> Asked:
+    """What to ask for to be given a plan of these devices; a split in mode `layers` is forced."""
+    return Asked(goal, frozenset(split), mode, split if mode == "layers" else None)
+
+
+def _of_key(ranking: Ranking, key: str) -> Plan | None:
     return next((plan for plan in ranking.plans if plan_key(plan) == key), None)
-
-
-def tuned_plan(survey: Survey, memory: ModelMemory, tuned: Tuned, experience: Experience) -> Plan | None:
-    """The winner as a plan; `memory` is counted at its micro-batch (`memory_at`). None when it does not fit now."""
-    return find_plan(
-        survey,
-        (memory,),
-        tuned.plan,
-        goal=tuned.valid.goal,
-        mode=tuned.mode,
-        devices=tuned.devices,
-        experience=experience,
-    )
 
 
 def prefer(ranking: Ranking, plan: Plan) -> Ranking:
