@@ -57,7 +57,8 @@ THREE_BILLION = Shape(layers=28, embedding=3072, feed_forward=8192, heads=24, kv
 
 def like_shape(model: Model, layers: int) -> Shape:
     """The shape of a llama model with this model's widths, for one that cannot be cut; widths in whole blocks."""
-    feed_forward = max((t.shape[-1] for t in model.tensors if ".ffn_up" in t.name), default=4 * model.embedding_length)
+    ups = (t.shape[1] for t in model.tensors if ".ffn_up" in t.name and len(t.shape) > 1)
+    feed_forward = max(ups, default=4 * model.embedding_length)
     heads = max(1, model.head_count)
     return Shape(
         layers=layers,
