@@ -15,29 +15,28 @@ from orchestrator.group_bench import Bench, BenchSize, Rates, bench_prompt, meas
 from orchestrator.head_checks import prompt_scale
 from orchestrator.hosts import open_hosts
 from orchestrator.inventory import Inventory
+from orchestrator.plan.asked import Asked
 from orchestrator.plan.choose import in_order
 from orchestrator.plan.experience import Experience, Measured, record_of
 from orchestrator.plan.values import PROMPT_TOKENS, Group, Plan, Ranking, group_key, plan_key
 from orchestrator.prepare import Prepared, prepare_ranking
 from orchestrator.processes import Started
 from orchestrator.report import Report
-from orchestrator.state import inventory_digest
 from orchestrator.survey.gather import default_threads
 from orchestrator.survey.values import Survey
 from orchestrator.tuned import (
     Tuned,
-    Valid,
     asked_again,
     find_plan,
     memory_at,
     save_tuned,
     split_of,
     tuned_of,
+    valid_for,
     with_micro_batch,
     with_threads,
 )
 from orchestrator.wishes import Wishes
-from quant.slice import shape_digest
 
 SIZE = BenchSize(prompt=PROMPT_TOKENS, generate=32, repetitions=3)
 """Whole prompts, since how well stages overlap depends on their length."""
@@ -81,7 +80,8 @@ async def tune(inventory: Inventory, folders: Folders, report: Report, wishes: W
         prepared, ranking = await prepare_ranking(inventory, hosts, folders, report, wishes)
         started = Started()
         try:
-            tuning = _Tuning(Bench(prepared, hosts, SIZE, started, report), folders, ranking.chosen.goal)
+            asked = Asked(ranking.chosen.goal, wishes.devices, wishes.mode)
+            tuning = _Tuning(Bench(prepared, hosts, SIZE, started, report), folders, asked)
             return await tuning.run(ranking, top)
         finally:
             await asyncio.shield(started.stop())
@@ -119,15 +119,14 @@ def _reduced(cores: int) -> tuple[int, int, int]:
 class _Tuning:
     """The trials made so far, and the best of them."""
 
-    def __init__(self, bench: Bench, folders: Folders, goal: str) -> None:
+    def __init__(self, bench: Bench, folders: Folders, asked: Asked) -> None:
         self._bench = bench
         self._folders = folders
-        self._goal = goal
+        self._goal = asked.goal
         self._trials = list[Trial]()
         self._measured = dict[tuple[str, tuple[int, ...]], Group]()
-        inventory, engine = bench.prepared.inventory, bench.prepared.engine.manifest.engine
-        shape = shape_digest(bench.prepared.model)
-        self._valid = Valid(inventory_digest(inventory.path), shape, engine, goal)
+        prepared = bench.prepared
+        self._valid = valid_for(prepared.inventory, prepared.model, prepared.engine.manifest.engine, asked)
 
     async def run(self, ranking: Ranking, top: int) -> TuneResult:
         best = await self._best_plan(ranking.plans[:top])

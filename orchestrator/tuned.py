@@ -1,7 +1,7 @@
-"""The winner that `meshctl tune` found for a cluster: its form, where it is kept, and how it becomes a plan again.
+"""The winners that `meshctl tune` found for a cluster: their form, where they are kept, how one becomes a plan again.
 
-It holds for the inventory, model, engine and goal that it was found with; anything else, or a file that cannot be
-read, is as if nothing had been tuned.
+A winner holds for the inventory, model and engine that it was found with and for what was asked of the plans: the best
+of one mode is not the best of all. Anything else, or a file that cannot be read, is as if nothing had been tuned.
 """
 
 from collections.abc import Mapping
@@ -12,24 +12,31 @@ from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.errors import PlanError
 from orchestrator.folders import ClusterFolder, Folders
+from orchestrator.inventory import Inventory
 from orchestrator.memory import count_memory
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.choose import rank_plans
 from orchestrator.plan.experience import Experience, Measured
 from orchestrator.plan.values import ModelMemory, Plan, PlanMode, Ranking, plan_key
-from orchestrator.state import write_private
+from orchestrator.state import inventory_digest, write_private
 from orchestrator.survey.values import Survey
 from quant.model import Model
+from quant.slice import shape_digest
 
 
 @dataclass(frozen=True)
 class Valid:
-    """What a winner holds for: digests of the inventory file and of the model's shapes, the engine, and the goal."""
+    """What a winner holds for: digests of the inventory file and of the model's shapes, the engine, and what was asked.
+
+    `mode` and `devices` are those that the plans were limited to; None: they were not.
+    """
 
     inventory_sha256: str
     shape: str
     engine_id: str
     goal: str
+    mode: str | None = None
+    devices: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,13 @@ class Tuned:
     measured: tuple[Measured, ...]
 
 
-_FILE = TypeAdapter(Tuned)
+_FILE = TypeAdapter(tuple[Tuned, ...])
+
+
+def valid_for(inventory: Inventory, model: Model, engine_id: str, asked: Asked) -> Valid:
+    """What a winner must hold for to be used now, or will hold for; `asked` forces no split."""
+    devices = None if asked.devices is None else tuple(sorted(asked.devices))
+    return Valid(inventory_digest(inventory.path), shape_digest(model), engine_id, asked.goal, asked.mode, devices)
 
 
 def tuned_of(plan: Plan, threads: Mapping[str, int], valid: Valid) -> Tuned:
@@ -74,18 +87,19 @@ def split_of(plan: Plan) -> dict[str, int]:
 
 
 def save_tuned(folder: ClusterFolder, tuned: Tuned) -> None:
-    """Replace the winner kept for a cluster."""
+    """Keep a winner in place of the one for the same; those of other inventories are dropped."""
     folder.prepare()
-    write_private(_path(folder), _FILE.dump_json(tuned, indent=2).decode())
+    others = [
+        one
+        for one in _read(folder)
+        if one.valid != tuned.valid and one.valid.inventory_sha256 == tuned.valid.inventory_sha256
+    ]
+    write_private(_path(folder), _FILE.dump_json((*others, tuned), indent=2).decode())
 
 
 def load_tuned(folder: ClusterFolder, valid: Valid) -> Tuned | None:
-    """The winner kept for a cluster, if it holds here."""
-    try:
-        tuned = _FILE.validate_json(_path(folder).read_bytes())
-    except (OSError, ValidationError):
-        return None
-    return tuned if tuned.valid == valid else None
+    """The winner kept for a cluster that holds for just this."""
+    return next((tuned for tuned in _read(folder) if tuned.valid == valid), None)
 
 
 def with_threads(survey: Survey, threads: Mapping[str, int]) -> Survey:
@@ -157,6 +171,13 @@ async def memory_at(micro_batch: int, memory: ModelMemory, engine: Path, model: 
         cache=folders.cache / "memory",
     )
     return replace(counted, model=memory.model)
+
+
+def _read(folder: ClusterFolder) -> tuple[Tuned, ...]:
+    try:
+        return _FILE.validate_json(_path(folder).read_bytes())
+    except (OSError, ValidationError):
+        return ()
 
 
 def _path(folder: ClusterFolder) -> Path:

@@ -28,9 +28,12 @@ def tune_view(result: TuneResult) -> RenderableType:
 
 def winner_text(result: TuneResult) -> str:
     """What is used from now on."""
+    valid = result.tuned.valid
+    mode = f" --mode {valid.mode}" if valid.mode else ""
+    devices = f" --devices {','.join(valid.devices)}" if valid.devices else ""
     return (
-        f"Kept: {result.tuned.plan}, threads {threads_text(result.tuned.threads)}. `meshctl up` uses it for this "
-        "inventory and model, unless --mode, --devices, --split or --goal ask for something else."
+        f"Kept: {result.tuned.plan}, threads {threads_text(result.tuned.threads)}: for goal {valid.goal}, as long as "
+        f"inventory, model and engine stay as they are, to be used by `meshctl up{mode}{devices}`."
     )
 
 

@@ -47,13 +47,16 @@ class Tuning:
     speed_of: Speeds
     stopped: int = 0
 
-    def run(self, top: int = 2) -> TuneResult:
-        return asyncio.run(tuning.tune(self.inventory, self.folders, silent(), Wishes(), top=top))
+    def run(self, top: int = 2, wishes: Wishes | None = None) -> TuneResult:
+        wishes = wishes or Wishes()
+        return asyncio.run(tuning.tune(self.inventory, self.folders, silent(), wishes, top=top))
 
     @property
     def kept(self) -> dict[str, Any]:
-        told: dict[str, Any] = json.loads((self.folders.cluster("demo").path / "tuned.json").read_text())
-        return told
+        """The only winner."""
+        told: list[dict[str, Any]] = json.loads((self.folders.cluster("demo").path / "tuned.json").read_text())
+        (winner,) = told
+        return winner
 
 
 @pytest.fixture
@@ -139,6 +142,12 @@ def test_threads_and_micro_batch_of_the_best_are_varied_and_what_is_faster_is_ke
     assert {trial.plan.groups[0].micro_batch for trial in result.trials[3:]} <= {32, 64, 128, 256}
     assert set(made.kept["threads"].values()) == {7}
     assert made.kept["micro_batch"] == 128
+
+
+def test_the_best_of_one_mode_is_not_kept_as_the_best_of_all(make_tuning: Callable[[Speeds], Tuning]) -> None:
+    made = make_tuning(lambda bench, group: 1.0)
+    result = made.run(top=1, wishes=Wishes(mode="single"))
+    assert result.tuned.valid.mode == made.kept["valid"]["mode"] == "single"
 
 
 def test_a_variant_within_noise_changes_nothing(make_tuning: Callable[[Speeds], Tuning]) -> None:

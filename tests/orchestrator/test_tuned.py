@@ -43,11 +43,32 @@ def test_a_winner_comes_back_where_it_holds(tmp_path: Path) -> None:
     assert load_tuned(folder, HERE) == TUNED
 
 
-@pytest.mark.parametrize("field", ["inventory_sha256", "shape", "engine_id", "goal"])
-def test_a_winner_holds_nowhere_else(tmp_path: Path, field: str) -> None:
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(HERE, inventory_sha256="another"),
+        replace(HERE, shape="another"),
+        replace(HERE, engine_id="another"),
+        replace(HERE, goal="throughput"),
+        replace(HERE, mode="single"),
+        replace(HERE, devices=("a/cpu",)),
+    ],
+)
+def test_a_winner_holds_nowhere_else(tmp_path: Path, other: Valid) -> None:
     folder = ClusterFolder(tmp_path / "demo")
     save_tuned(folder, TUNED)
-    assert load_tuned(folder, replace(HERE, **{field: "another"})) is None
+    assert load_tuned(folder, other) is None
+
+
+def test_winners_of_other_questions_stay_and_those_of_an_older_inventory_go(tmp_path: Path) -> None:
+    folder = ClusterFolder(tmp_path)
+    single = replace(TUNED, valid=replace(HERE, mode="single"))
+    newer = replace(TUNED, valid=replace(HERE, inventory_sha256="changed"))
+    save_tuned(folder, TUNED)
+    save_tuned(folder, single)
+    assert [load_tuned(folder, one.valid) for one in (TUNED, single)] == [TUNED, single]
+    save_tuned(folder, newer)
+    assert [load_tuned(folder, one.valid) for one in (TUNED, single, newer)] == [None, None, newer]
 
 
 def test_a_winner_that_cannot_be_read_is_none(tmp_path: Path) -> None:
