@@ -28,6 +28,7 @@ from orchestrator.survey.slices import SliceStore
 from orchestrator.survey.tensor_times import measure_tensor
 from orchestrator.survey.timing import Measuring
 from orchestrator.survey.values import Survey
+from orchestrator.tuned import load_tuned, memory_at, prefer, tuned_plan, valid_for, with_threads
 from orchestrator.view.sizes import bytes_text
 from orchestrator.wishes import Wishes
 from quant.catalogue import CATALOGUE
@@ -65,15 +66,44 @@ class Prepared:
 async def prepare_ranking(
     inventory: Inventory, hosts: OpenHosts, folders: Folders, report: Report, wishes: Wishes
 ) -> tuple[Prepared, Ranking]:
-    """Measure, then rank every way to run the model. PlanError with every shortfall when there is none."""
-    prepared = await prepare(inventory, hosts, folders, report, recalibrate=wishes.recalibrate)
+    """Measure, then rank every way to run the model, a tuned winner first. PlanError with every shortfall when there is
+    no way."""
+    wants_tensor = wishes.split is None and wishes.mode in (None, "tensor")
+    prepared = await prepare(
+        inventory, hosts, folders, report, recalibrate=wishes.recalibrate, time_tensor=wants_tensor
+    )
     report.step("Planning")
     asked = Asked(wishes.goal or inventory.goal, wishes.devices, wishes.mode, wishes.split)
+    tuned = await _tuned(prepared, folders, asked)
+    if tuned is not None:
+        return tuned
     return prepared, rank_plans(prepared.survey, prepared.memories, asked, prepared.experience)
 
 
+async def _tuned(prepared: Prepared, folders: Folders, asked: Asked) -> tuple[Prepared, Ranking] | None:
+    """The ranking with the winner of `meshctl tune` first, at its threads; None when there is none that still fits."""
+    inventory, engine_id = prepared.inventory, prepared.engine.manifest.engine
+    valid = valid_for(inventory, prepared.model, engine_id, asked)
+    tuned = None if asked.split else load_tuned(folders.cluster(inventory.cluster), valid)
+    if tuned is None:
+        return None
+    survey = with_threads(prepared.survey, tuned.threads)
+    experience = load_experience(folders, circumstances_of(prepared.model, engine_id, survey, inventory))
+    run = replace(prepared, survey=survey, experience=experience)
+    ranking = rank_plans(survey, run.memories, asked, experience)
+    memory = await memory_at(tuned.micro_batch, run.memory, run.engine.folder, run.model, folders)
+    plan = tuned_plan(ranking, survey, memory, tuned, experience)
+    return None if plan is None else (run, prefer(ranking, plan))
+
+
 async def prepare(
-    inventory: Inventory, hosts: OpenHosts, folders: Folders, report: Report, *, recalibrate: bool = False
+    inventory: Inventory,
+    hosts: OpenHosts,
+    folders: Folders,
+    report: Report,
+    *,
+    recalibrate: bool = False,
+    time_tensor: bool = True,
 ) -> Prepared:
     """Run every step up to the survey, the model first: a wrong one shall cost no host a transfer.
 
@@ -97,7 +127,7 @@ async def prepare(
         recalibrate=recalibrate,
     )
     survey = await gather_survey(measuring, report, datetime.now(UTC))
-    sets = finalists(survey, memories, find_candidates(survey, None))
+    sets = finalists(survey, memories, find_candidates(survey, None)) if time_tensor else ()
     times, refused = await measure_tensor(measuring, survey, sets, report)
     survey = replace(survey, tensor=times, tensor_refused=refused)
     circumstances = circumstances_of(model, engine.manifest.engine, survey, inventory)

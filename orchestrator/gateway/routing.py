@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 CHARACTERS_PER_TOKEN = 4
@@ -37,7 +37,7 @@ class HeadAddress:
 
     name: str
     url: str
-    key: str
+    key: str = field(repr=False)
     parallel: int = 1
     token_s: float = 0.1
     prefill_token_s: float = 0.01

@@ -1,7 +1,12 @@
 """Time layers cut across several devices, on slices over the links that will be used: mode `tensor` is all exchange."""
 
 import asyncio
+import hashlib
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.errors import EngineError, MeshctlError
 from orchestrator.fanout import all_or_raise, each_host
@@ -9,6 +14,7 @@ from orchestrator.hosts import OpenHost
 from orchestrator.plan.tensor import GRAPH_BYTES, TensorSet
 from orchestrator.processes import Worker, start_worker
 from orchestrator.report import Report
+from orchestrator.state import write_private
 from orchestrator.survey.gather import default_threads
 from orchestrator.survey.slices import Slice, Slices
 from orchestrator.survey.speeds import DECODE, passes_for
@@ -17,6 +23,8 @@ from orchestrator.survey.values import Device, PassTime, Survey, TensorTime
 from workers.engine_commands import Placement
 from workers.pass_bench import Timed
 
+_TIME = TypeAdapter(TensorTime)
+
 
 async def measure_tensor(
     measuring: Measuring, survey: Survey, sets: Sequence[TensorSet], report: Report
@@ -24,9 +32,8 @@ async def measure_tensor(
     """The times of these sets of devices, one after the other, and why the engine refuses ("" when it does not)."""
     times = []
     for one in sets:
-        report.say(f"timing layers cut across {', '.join(one.devices)}")
         try:
-            times.append(await _measure_set(measuring, survey, one))
+            times.append(await _kept_or_measured(measuring, survey, one, report))
         except MeshctlError as error:
             report.warn(f"mode tensor over {', '.join(one.devices)}: {error}")
             if isinstance(error, EngineError) and not times:
@@ -34,9 +41,37 @@ async def measure_tensor(
     return tuple(times), ""
 
 
-async def _measure_set(measuring: Measuring, survey: Survey, one: TensorSet) -> TensorTime:
+async def _kept_or_measured(measuring: Measuring, survey: Survey, one: TensorSet, report: Report) -> TensorTime:
+    """As it was timed before, if nothing that counts has changed since."""
     by_name = {device.name: device for device in survey.devices}
     devices = [by_name[name] for name in one.devices]
+    kept = measuring.kept / f"tensor-{_key(measuring, devices, one.parts)}.json"
+    if not measuring.recalibrate:
+        with suppress(FileNotFoundError, ValidationError):
+            return _TIME.validate_json(kept.read_bytes())
+    report.say(f"timing layers cut across {', '.join(one.devices)}")
+    time = await _measure_set(measuring, devices, one)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_private(kept, _TIME.dump_json(time, indent=2).decode())
+    return time
+
+
+def _key(measuring: Measuring, devices: Sequence[Device], parts: tuple[int, ...]) -> str:
+    """What a time is good for: these processors, threads, links to a factor of two, engine, model and passes."""
+    facts = [measuring.engine.manifest.engine, measuring.slices.digest, str(passes_for(measuring.parallel)), str(parts)]
+    for device in devices:
+        host = measuring.hosts.by_name[device.host]
+        about = (device.link.round_trip_s * 1e6, device.link.up_bytes_per_s)
+        facts += [device.name, host.facts.hostname, host.facts.cpu_name, str(host.facts.cpu_quota), str(device.threads)]
+        facts += [
+            *host.host.run_with,
+            device.link.kind,
+            *(str(round(math.log2(max(1.0, value)) / 2)) for value in about),
+        ]
+    return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
+
+
+async def _measure_set(measuring: Measuring, devices: Sequence[Device], one: TensorSet) -> TensorTime:
     room = min(measuring.hosts.by_name[device.host].facts.memory_available_bytes for device in devices)
     slices = await asyncio.to_thread(measuring.slices.slices, room)
     if slices is None:
