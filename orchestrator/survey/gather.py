@@ -19,6 +19,7 @@ from orchestrator.survey.speeds import (
     native_speed,
     passes_for,
     rpc_speed,
+    rpc_speed_without_output,
     speed_key,
 )
 from orchestrator.survey.timing import Measuring, stopping, time_passes
@@ -27,6 +28,9 @@ from orchestrator.view.sizes import bytes_text
 from workers.budget import MIB, Budget, budget
 from workers.engine_commands import Placement
 from workers.facts import HostFacts
+
+SHORT_PROMPT = 64
+"""The longest pass on devices with little memory."""
 
 BESIDE_MODEL_BYTES = 32 * MIB
 """A device whose budget is less than the weights and this cannot hold the whole model: it is not timed natively."""
@@ -126,7 +130,7 @@ async def _measure(
         return _Paths(link, NOT_MEASURED, NOT_MEASURED, note)
     speed = await _through_rpc(measuring, host, threads, slices, head, link, report)
     native = NOT_MEASURED
-    if budgeted.usable_bytes >= measuring.model_bytes + BESIDE_MODEL_BYTES:
+    if slices.output_fits and budgeted.usable_bytes >= measuring.model_bytes + BESIDE_MODEL_BYTES:
         native = await _native(measuring, host, threads, slices, report)
     return _Paths(link, speed, native, "")
 
@@ -148,6 +152,8 @@ async def _through_rpc(
     measuring: Measuring, host: OpenHost, threads: int, slices: Slices, head: Speed, link: Link, report: Report
 ) -> Speed:
     passes = passes_for(measuring.parallel)
+    if not slices.output_fits:
+        passes = tuple(tokens for tokens in passes if tokens <= SHORT_PROMPT)
     key = speed_key(host, f"rpc {link.kind}", threads, measuring.engine.manifest.engine, slices, passes)
     if not measuring.recalibrate and (kept := kept_speed(measuring.kept, key)):
         report.say(f"{host.name}: speed known from an earlier calibration")
@@ -159,10 +165,14 @@ async def _through_rpc(
         one = Placement((worker.endpoint,), (1,), output_on_head=False, output_tied=slices.output_tied)
         on_head = Placement((worker.endpoint,), (1,), output_on_head=True, output_tied=slices.output_tied)
         own = default_threads(controller.facts)
-        shallow = await time_passes(measuring, controller, slices.shallow, passes, own, one, host.name)
-        deep = await time_passes(measuring, controller, slices.deep, passes, own, one, host.name)
-        apart = await time_passes(measuring, controller, slices.shallow, (DECODE,), own, on_head, host.name)
-    speed = rpc_speed(slices, shallow, deep, apart[DECODE], head, link)
+        placed = one if slices.output_fits else on_head
+        shallow = await time_passes(measuring, controller, slices.shallow, passes, own, placed, host.name)
+        deep = await time_passes(measuring, controller, slices.deep, passes, own, placed, host.name)
+        if slices.output_fits:
+            apart = await time_passes(measuring, controller, slices.shallow, (DECODE,), own, on_head, host.name)
+            speed = rpc_speed(slices, shallow, deep, apart[DECODE], head, link)
+        else:
+            speed = rpc_speed_without_output(slices, shallow, deep, head, link)
     keep_speed(measuring.kept, key, speed)
     return speed
 

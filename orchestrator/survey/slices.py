@@ -11,8 +11,11 @@ from quant.slice import shape_digest, slice_depths, write_slice
 from quant.synthetic import like_shape, write_random_model
 from workers.budget import MIB
 
-BESIDE_LAYERS_BYTES = 48 * MIB
+BESIDE_LAYERS_BYTES = 24 * MIB
 """What a worker takes beside layers and output layer while it is timed: itself, buffers, the cache of a few tokens."""
+
+LEAST_LAYERS = 4
+"""A device that holds fewer layers beside the output layer is timed with that on the head, and short prompts only."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Slices:
     hidden_bytes: int
     logits_bytes: int
     digest: str
+    output_fits: bool = True
 
 
 class SliceStore:
@@ -61,9 +65,15 @@ class SliceStore:
         return self._digest
 
     def slices(self, available_bytes: int | None = None) -> Slices | None:
-        """The slices for a device with this much memory (None: no limit); None when it holds not even the smallest."""
+        """The slices for a device with this much memory (None: no limit); None when it holds not even the smallest.
+
+        While a tensor is loaded the worker holds it twice, and the output layer is the largest one.
+        """
         model, output = self._model, output_bytes(self._model)
-        room = None if available_bytes is None else available_bytes - output - BESIDE_LAYERS_BYTES
+        room = None if available_bytes is None else available_bytes - 2 * output - BESIDE_LAYERS_BYTES
+        output_fits = room is None or room >= sum(layer_bytes(model)[:LEAST_LAYERS])
+        if available_bytes is not None and not output_fits:
+            room = available_bytes - BESIDE_LAYERS_BYTES
         shallow, deep = slice_depths(model, room)
         if room is not None and sum(layer_bytes(model)[:deep]) > room:
             return None
@@ -75,11 +85,12 @@ class SliceStore:
             hidden_bytes=hidden_bytes(model),
             logits_bytes=logits_bytes(model),
             digest=self._digest,
+            output_fits=output_fits,
         )
 
     def needed_bytes(self) -> int:
         """What a device must have for the smallest pair of slices."""
-        return sum(layer_bytes(self._model)[:2]) + output_bytes(self._model) + BESIDE_LAYERS_BYTES
+        return sum(layer_bytes(self._model)[:2]) + BESIDE_LAYERS_BYTES
 
     def _slice(self, layers: int) -> Slice:
         model = self._model

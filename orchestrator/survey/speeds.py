@@ -68,6 +68,20 @@ def rpc_speed(
     return _speed(slices, passes, output_s, shallow, deep)
 
 
+def rpc_speed_without_output(
+    slices: Slices, shallow: Mapping[int, Timed], deep: Mapping[int, Timed], head: Speed, link: Link
+) -> Speed:
+    """Of a worker too small for the output layer, timed with that on the head: taken to cost there what layers cost."""
+    head_s = head.output_s * slices.output_bytes / head.output_bytes if head.output_bytes else head.output_s
+
+    def beside_s(tokens: int) -> float:
+        return transfer_s(link, slices.hidden_bytes * tokens, slices.hidden_bytes * tokens)
+
+    passes = tuple(_pass_time(slices, shallow, deep, tokens, head_s, beside_s(tokens)) for tokens in sorted(shallow))
+    output_s = _Line(slices, shallow, deep, DECODE).slope_s * slices.output_bytes
+    return _speed(slices, passes, output_s, shallow, deep)
+
+
 class _Line:
     """The line through the two depths of one pass."""
 

@@ -74,8 +74,8 @@ def _key(measuring: Measuring, devices: Sequence[Device], parts: tuple[int, ...]
 async def _measure_set(measuring: Measuring, devices: Sequence[Device], one: TensorSet) -> TensorTime:
     room = min(measuring.hosts.by_name[device.host].facts.memory_available_bytes for device in devices)
     slices = await asyncio.to_thread(measuring.slices.slices, room)
-    if slices is None:
-        raise EngineError("its devices have too little memory for slices of the model")
+    if slices is None or not slices.output_fits:
+        raise MeshctlError("its devices have too little memory for slices of the model")
     passes = passes_for(measuring.parallel)
     shallow = await _time(measuring, devices, one.parts, slices, slices.shallow, passes)
     deep = await _time(measuring, devices, one.parts, slices, slices.deep, passes)
