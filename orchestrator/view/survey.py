@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.survey.values import Device, HostSurvey, Link, PassTime, Speed, Survey
+from orchestrator.survey.values import Device, HostSurvey, Link, Speed, Survey
 from orchestrator.view.sizes import bytes_text, duration_text, rate_text
 from workers.budget import Budget
 
@@ -15,7 +15,7 @@ from workers.budget import Budget
 def survey_view(survey: Survey) -> RenderableType:
     """A head line, the controller's memory, and one row of a few lines per device.
 
-    Decode speed is weight bytes per second, prefill speed weight bytes times tokens per second.
+    Decode speed is weight bytes per second, prefill speed weight bytes times tokens per second, both through RPC.
     """
     facts = survey.controller
     available = f"{bytes_text(facts.memory_available_bytes)} of {bytes_text(facts.memory_total_bytes)} available"
@@ -48,7 +48,7 @@ def _host_rows(host: HostSurvey) -> Iterator[tuple[str, ...]]:
             f"{device.name}{here}\n{_description(device)}",
             _budget_text(device.budget),
             _link_text(device.link),
-            _speed_text(device),
+            _speed_text(device.speed),
         )
 
 
@@ -69,26 +69,15 @@ def _budget_text(budget: Budget) -> str:
 
 def _link_text(link: Link) -> str:
     return (
-        f"{link.kind}{f', {link.medium}' if link.medium else ''} {duration_text(link.round_trip_s)}\n"
+        f"{link.kind} {duration_text(link.round_trip_s)}\n"
         f"up {rate_text(link.up_bytes_per_s)}\n"
         f"down {rate_text(link.down_bytes_per_s)}"
     )
 
 
-def _speed_text(device: Device) -> str:
-    """Both paths; a speed is weight bytes worked through per second, of a prompt times its tokens."""
-    lines = [*_path_lines("RPC", device.speed), *_path_lines("native", device.native)]
-    return "\n".join(lines) or device.note or "not measured"
-
-
-def _path_lines(path: str, speed: Speed) -> Iterator[str]:
-    """Such as "RPC decode 5.9 GiB/s" and "prefill 12 GiB/s, spread 3%", by the deepest slice."""
-    if not speed.measured:
-        return
-    decode, prompt = speed.passes[0], speed.passes[-1]
-    yield f"{path} decode {rate_text(_bytes_per_s(decode))}"
-    yield f"prefill {rate_text(prompt.tokens * _bytes_per_s(prompt))}, spread {speed.spread:.0%}"
-
-
-def _bytes_per_s(one: PassTime) -> float:
-    return one.layers_bytes[-1] / one.layers_s[-1]
+def _speed_text(speed: Speed) -> str:
+    return (
+        f"decode {rate_text(speed.decode_bytes_per_s)}\n"
+        f"prefill {rate_text(speed.prefill_bytes_per_s)}\n"
+        f"spread {speed.spread:.0%}"
+    )
