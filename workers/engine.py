@@ -46,7 +46,6 @@ PROGRAMS = (
     "llama-fit-params",
     "llama-quantize",
     "llama-gguf-split",
-    "llama-perplexity",
 )
 
 
