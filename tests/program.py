@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,3 +89,11 @@ def processes_with(word: str) -> list[str]:
         if word in line:
             found.append(line.strip())
     return found
+
+
+def left_after(word: str, seconds: float) -> list[str]:
+    """`processes_with(word)` as soon as there are none, or what is still there after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while (left := processes_with(word)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
