@@ -4,8 +4,8 @@ import json
 import os
 import signal
 import subprocess
-import time
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
