@@ -91,9 +91,9 @@ def processes_with(word: str) -> list[str]:
     return found
 
 
-def left_after(word: str, seconds: float) -> list[str]:
-    """`processes_with(word)` as soon as there are none, or what is still there after `seconds`."""
+def left_after(word: str, seconds: float, but: str = "\0") -> list[str]:
+    """`processes_with(word)`, without those that contain `but`: as soon as there are none, else after `seconds`."""
     deadline = time.monotonic() + seconds
-    while (left := processes_with(word)) and time.monotonic() < deadline:
+    while (left := [line for line in processes_with(word) if but not in line]) and time.monotonic() < deadline:
         time.sleep(0.1)
     return left

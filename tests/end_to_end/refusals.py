@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from lab_hosts import Lab, RunningHost
-from tests.program import Meshctl, Outcome, processes_with
+from tests.program import Meshctl, Outcome, left_after
 
 HALF_MARKS = (".part", ".partial", ".tar.gz", ".tmp-", ".old-")
 """Parts of the names of files and folders that are not, or not yet, what they are for."""
@@ -48,7 +48,7 @@ def assert_nothing_left(meshctl: Meshctl, lab: Lab | None = None) -> None:
         assert [program for _, _, program in host.listening()] == ["sshd"]
         assert [name for name in files_of(host) if any(mark in name for mark in HALF_MARKS)] == []
     assert {state["phase"] for state in meshctl.states()} <= {"failed"}
-    assert [line for line in processes_with(str(meshctl.folder)) if "lab_enter.sh" not in line] == []
+    assert left_after(str(meshctl.folder), 10, but="lab_enter.sh") == []  # a supervisor ends just after it has told why
 
 
 def files_of(host: RunningHost) -> list[str]:
