@@ -91,9 +91,11 @@ def processes_with(word: str) -> list[str]:
     return found
 
 
-def left_after(word: str, seconds: float, but: str = "\0") -> list[str]:
-    """`processes_with(word)`, without those that contain `but`: as soon as there are none, else after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while (left := [line for line in processes_with(word) if but not in line]) and time.monotonic() < deadline:
+def left_after(word: str, deadline_s: float, *, but: str | None = None) -> list[str]:
+    """`processes_with(word)`, without those that contain `but`, once there are none or the deadline has passed."""
+    end = time.monotonic() + deadline_s
+    while True:
+        left = [line for line in processes_with(word) if but is None or but not in line]
+        if not left or time.monotonic() > end:
+            return left
         time.sleep(0.1)
-    return left

@@ -12,6 +12,9 @@ from tests.program import Meshctl, Outcome, left_after
 HALF_MARKS = (".part", ".partial", ".tar.gz", ".tmp-", ".old-")
 """Parts of the names of files and folders that are not, or not yet, what they are for."""
 
+IDLE_PROCESSES = 1
+"""An idle lab host runs its sshd listener."""
+
 
 def error_of(outcome: Outcome) -> str:
     """Everything from `error: ` on, of a command that must have failed with exit status 1 and printed no answer."""
@@ -44,7 +47,7 @@ def change(path: Path, changes: Mapping[str, Mapping[str, object]], *, only: Ite
 def assert_nothing_left(meshctl: Meshctl, lab: Lab | None = None) -> None:
     """No process and no listener on any host, no half file there; here no process, and every cluster has failed."""
     for host in lab.hosts if lab else ():
-        _wait_idle(host)
+        wait_idle(host, deadline_s=20)
         assert [program for _, _, program in host.listening()] == ["sshd"]
         assert [name for name in files_of(host) if any(mark in name for mark in HALF_MARKS)] == []
     assert {state["phase"] for state in meshctl.states()} <= {"failed"}
@@ -53,13 +56,14 @@ def assert_nothing_left(meshctl: Meshctl, lab: Lab | None = None) -> None:
 
 def files_of(host: RunningHost) -> list[str]:
     """What lies in our folder on a lab host, relative to it, as the host's own processes see it."""
-    _wait_idle(host)
+    wait_idle(host, deadline_s=20)
     root = Path(f"/proc/{host.processes()[0].pid}/root/root/.cache/meshctl")
     return sorted(str(path.relative_to(root)) for path in root.rglob("*"))
 
 
-def _wait_idle(host: RunningHost, deadline_s: float = 20) -> None:
+def wait_idle(host: RunningHost, *, deadline_s: float) -> None:
+    """Until nothing but the listener runs there."""
     end = time.monotonic() + deadline_s
-    while len(processes := host.processes()) > 1:
+    while len(processes := host.processes()) > IDLE_PROCESSES:
         assert time.monotonic() < end, processes
         time.sleep(0.1)

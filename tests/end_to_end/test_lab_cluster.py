@@ -16,6 +16,7 @@ from lab_running import RunningHost
 from orchestrator.engine.store import Engine
 from tests.end_to_end.answers import answers, plain_head
 from tests.end_to_end.inventories import free_port
+from tests.end_to_end.refusals import wait_idle
 from tests.lab_fixture import MakeLab
 from tests.program import Meshctl
 
@@ -23,8 +24,6 @@ pytestmark = [pytest.mark.engine, pytest.mark.lab]
 
 MIB = 1024 * 1024
 HOST_MEMORY_BYTES = 90 * MIB
-IDLE_PROCESSES = 1
-"""An idle lab host runs its sshd listener."""
 
 
 def three_small_hosts(make_lab: MakeLab, meshctl: Meshctl) -> tuple[Lab, str]:
@@ -113,14 +112,6 @@ def ports_of(state: dict[str, Any]) -> set[tuple[str, int]]:
     names = [str(process["name"]) for process in state["processes"]]
     ports = [int(name.rpartition("-")[2]) for name in names if name.startswith("head-")]
     return {(address, port) for port in ports for address in ("0.0.0.0", "*", "[::]")}
-
-
-def wait_idle(host: RunningHost, *, deadline_s: float) -> None:
-    """Until nothing but the listener runs there."""
-    end = time.monotonic() + deadline_s
-    while len(processes := host.processes()) > IDLE_PROCESSES:
-        assert time.monotonic() < end, processes
-        time.sleep(0.1)
 
 
 def wait_for_no_worker(host: RunningHost, *, deadline_s: float) -> None:
