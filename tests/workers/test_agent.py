@@ -193,7 +193,7 @@ def test_a_port_in_use_is_passed_over() -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         taken = server.getsockname()[1]
-        assert agent.free_ports(1, taken, taken + 2, seed=0) != [taken]
+        assert agent.free_ports(1, taken, taken + 20, seed=0) != [taken]
         with pytest.raises(agent.AgentError, match="only 0 of 1 ports are free"):
             agent.free_ports(1, taken, taken + 1, seed=0)
 
