@@ -1,67 +1,53 @@
-"""The honest comparison: every device alone, natively, against the cluster's plan, all by `llama-bench`.
+"""The honest comparison: every device alone, natively, against the cluster's plan, all by the engine's own programs.
 
 "Alone, natively" is what a user would run instead of a cluster: the engine on that machine by itself, with the
 kernels that only exist without RPC. A device that cannot hold the model says so; that is an answer too. The bench
 starts workers of its own and ends them; a cluster that runs is left alone.
 """
 
-import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.cluster import model_on_host, placement_of, start_workers
-from orchestrator.errors import EngineError, MeshctlError
-from orchestrator.hosts import OpenHost, OpenHosts
-from orchestrator.leash import run_leashed
-from orchestrator.plan.costs import needed_bytes
-from orchestrator.plan.pools import Candidate, find_candidates
-from orchestrator.plan.single import fits, run_alone
-from orchestrator.plan.values import Plan
+from orchestrator.errors import MeshctlError
+from orchestrator.group_bench import Bench, BenchSize, Predicted, Rate, Rates, measure_groups, predicted_of
+from orchestrator.hosts import OpenHosts
+from orchestrator.plan.pools import find_candidates, why_unusable
+from orchestrator.plan.single import find_singles, why_not_alone
+from orchestrator.plan.values import Group, Plan, Ranking
 from orchestrator.prepare import Prepared
-from orchestrator.processes import BENCH_LOGS, Started, log_path
+from orchestrator.processes import Started
 from orchestrator.report import Report
-from orchestrator.survey.gather import default_threads
-from orchestrator.view.sizes import bytes_text
-from workers.bench_output import BenchRow, read_bench
-from workers.engine_commands import ENVIRONMENT, Placement, bench_command
 
-DEADLINE_S = 1800.0
 CLUSTER = "cluster"
 EQUAL_WITHIN = 0.05
 """A difference smaller than this is not told from noise."""
 
-
-@dataclass(frozen=True)
-class BenchSize:
-    """Tokens of prefill and decode, and how often each is repeated."""
-
-    prompt: int
-    generate: int
-    repetitions: int
-
-
-QUICK = BenchSize(prompt=128, generate=32, repetitions=3)
-FULL = BenchSize(prompt=512, generate=128, repetitions=5)
-
-
-@dataclass(frozen=True)
-class Rate:
-    """Tokens per second: the median of the repetitions, the slowest and the fastest."""
-
-    median: float
-    lowest: float
-    highest: float
+QUICK = BenchSize(prompt=256, generate=32, repetitions=3)
+FULL = BenchSize(prompt=1024, generate=128, repetitions=5)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One line of the comparison: a device alone or the cluster. Rates are None when `note` says why."""
+    """One line of the comparison: a device alone or a plan. Without `rates`, `note` says why."""
 
     name: str
     how: str
-    prefill: Rate | None
-    decode: Rate | None
+    rates: Rates | None = None
+    predicted: Predicted | None = None
     note: str = ""
+
+    @property
+    def decode(self) -> Rate | None:
+        return self.rates.decode if self.rates else None
+
+    @property
+    def prefill(self) -> Rate | None:
+        return self.rates.prefill if self.rates else None
+
+    @property
+    def aggregate(self) -> Rate | None:
+        """All conversations at once; with only one that is its decoding."""
+        return (self.rates.aggregate or self.rates.decode) if self.rates else None
 
 
 @dataclass(frozen=True)
@@ -70,139 +56,169 @@ class Comparison:
 
     model: str
     size: BenchSize
+    goal: str
+    parallel: int
     alone: tuple[Measured, ...]
     cluster: Measured
-    predicted_decode_tokens_per_s: float
+    others: tuple[Measured, ...] = ()  # further plans of the ranking, best predicted first
     single_on: str = ""  # the device of a plan of mode `single`, which is then no other measurement than its own
 
     @property
+    def lines(self) -> tuple[Measured, ...]:
+        return (*self.alone, self.cluster, *self.others)
+
+    @property
     def decode_ratio(self) -> float | None:
-        return _ratio(self.cluster.decode, (one.decode for one in self.alone))
+        return self._ratio(lambda one: one.decode)
 
     @property
     def prefill_ratio(self) -> float | None:
-        return _ratio(self.cluster.prefill, (one.prefill for one in self.alone))
+        return self._ratio(lambda one: one.prefill)
+
+    @property
+    def aggregate_ratio(self) -> float | None:
+        return self._ratio(lambda one: one.aggregate)
 
     @property
     def best_alone(self) -> Measured | None:
-        """The single device that decodes fastest."""
-        fit = [one for one in self.alone if one.decode is not None]
-        return max(fit, key=lambda one: one.decode.median if one.decode else 0.0, default=None)
+        """The single device that is best for the goal."""
+        return max((one for one in self.alone if one.rates), key=self._worth, default=None)
 
     @property
     def verdict(self) -> str:
         """One plain sentence: which to use."""
-        best, ratio = self.best_alone, self.decode_ratio
+        best = self.best_alone
+        ratio = self.aggregate_ratio if self._for_all else self.decode_ratio
+        if self.cluster.rates is None:
+            return f"The cluster was not measured: {self.cluster.note}"
         if best is None or ratio is None:
             return "Use the cluster: no single device holds this model."
         if self.single_on:
             better = "" if best.name == self.single_on else f", although the plan is {self.single_on}"
-            return f"Use {best.name} alone{better}: no split over several was predicted to be faster."
+            return f"Use {best.name} alone{better}: no plan with several was predicted to be faster."
+        does = f"answers {self.parallel} conversations" if self._for_all else "decodes"
         if abs(ratio - 1) < EQUAL_WITHIN:
-            return f"Use {best.name} alone: the cluster decodes just as fast (ratio {ratio:.2f}), and one is simpler."
+            return f"Use {best.name} alone: the cluster {does} just as fast (ratio {ratio:.2f}), and one is simpler."
         if ratio > 1:
-            return f"Use the cluster: it decodes {ratio:.2f} times as fast as {best.name} alone."
-        return f"Use {best.name} alone: it decodes {1 / ratio:.2f} times as fast as the cluster."
+            return f"Use the cluster: it {does} {ratio:.2f} times as fast as {best.name} alone."
+        return f"Use {best.name} alone: it {does} {1 / ratio:.2f} times as fast as the cluster."
+
+    @property
+    def _for_all(self) -> bool:
+        return self.goal == "throughput" and self.parallel > 1
+
+    def _worth(self, one: Measured) -> float:
+        rate = one.aggregate if self._for_all else one.decode
+        return rate.median if rate else 0.0
+
+    def _ratio(self, rate_of: Callable[[Measured], Rate | None]) -> float | None:
+        rates = [rate for one in self.alone if (rate := rate_of(one)) is not None]
+        mine = rate_of(self.cluster)
+        return mine.median / max(rate.median for rate in rates) if rates and mine else None
 
 
 async def run_bench(
-    prepared: Prepared, plan: Plan, hosts: OpenHosts, size: BenchSize, started: Started, report: Report
+    prepared: Prepared,
+    ranking: Ranking,
+    hosts: OpenHosts,
+    size: BenchSize,
+    started: Started,
+    report: Report,
+    *,
+    top: int = 0,
 ) -> Comparison:
-    """Measure all devices alone, one after the other, then the plan; the caller stops `started`."""
-    alone = []
-    for candidate in find_candidates(prepared.survey, None):
-        report.step(f"Measuring {candidate.device.name} alone, natively")
-        alone.append(await _alone(prepared, candidate, hosts, size, report))
+    """Measure all devices alone, one after the other, then the chosen plan, then the `top` best other ones.
+
+    The caller stops `started`.
+    """
+    bench = Bench(prepared, hosts, size, started, report)
+    alone = [await _alone(bench, one) for one in _devices_alone(prepared, size)]
+    plan = ranking.chosen
     comparison = Comparison(
-        model=prepared.memory.model,
+        model=plan.model,
         size=size,
+        goal=plan.goal,
+        parallel=plan.parallel,
         alone=tuple(alone),
-        cluster=Measured(CLUSTER, f"single on {plan.shares[0].device}", None, None),
-        predicted_decode_tokens_per_s=plan.decode_tokens_per_s,
+        cluster=_line(CLUSTER, plan, size),
     )
     if plan.mode == "single":
-        return _same_as_alone(comparison, plan.shares[0].device)
-    return replace(comparison, cluster=await _together(prepared, plan, hosts, size, started, report))
+        comparison = _same_as_alone(comparison, plan.shares[0].device)
+    else:
+        report.step("Measuring the cluster")
+        comparison = replace(comparison, cluster=await _measured(bench, comparison.cluster, plan.groups))
+    others = []
+    for number, other in enumerate(other_plans(ranking, top), 2):
+        line = _line(f"plan {number}", other, size)
+        report.step(f"Measuring {line.name}: {line.how}")
+        others.append(await _or_note(bench, line, other.groups))
+    return replace(comparison, others=tuple(others))
+
+
+def other_plans(ranking: Ranking, top: int) -> tuple[Plan, ...]:
+    """The best plans beside the chosen one; those of one device alone are measured in any case."""
+    return tuple(plan for plan in ranking.plans[1:] if plan.mode != "single")[:top]
+
+
+def how_text(groups: Sequence[Group]) -> str:
+    """Such as "layers on 2", or "single on a/cpu + layers on 2"."""
+    parts = [
+        f"single on {group.shares[0].device}" if group.mode == "single" else f"{group.mode} on {len(group.shares)}"
+        for group in groups
+    ]
+    return " + ".join(parts)
+
+
+@dataclass(frozen=True)
+class _Alone:
+    line: Measured
+    group: Group | None
+
+
+def _devices_alone(prepared: Prepared, size: BenchSize) -> list[_Alone]:
+    """A line for every device, and its group where it holds the model."""
+    candidates = {one.device.name: one for one in find_candidates(prepared.survey, None)}
+    singles = find_singles(prepared.survey, prepared.memories, tuple(candidates.values()))
+    groups = {group.shares[0].device: group for group in singles}
+    found = []
+    for device in prepared.survey.devices:
+        if group := groups.get(device.name):
+            line = Measured(device.name, "alone", predicted=predicted_of([group], size.prompt))
+        else:
+            candidate = candidates.get(device.name)
+            why = why_not_alone(prepared.memory, candidate) if candidate else why_unusable(device)
+            line = Measured(device.name, "alone", note=why)
+        found.append(_Alone(line, group))
+    return found
+
+
+async def _alone(bench: Bench, one: _Alone) -> Measured:
+    if one.group is None:
+        return one.line
+    bench.report.step(f"Measuring {one.line.name} alone, natively")
+    return await _or_note(bench, one.line, [one.group])
+
+
+async def _or_note(bench: Bench, line: Measured, groups: Sequence[Group]) -> Measured:
+    """A measurement beside the cluster's own that fails is noted: the rest of the comparison is still worth having."""
+    try:
+        return await _measured(bench, line, groups)
+    except MeshctlError as error:
+        bench.report.warn(str(error))
+        await bench.started.stop()
+        return replace(line, note=f"could not be measured: {error}")
+
+
+async def _measured(bench: Bench, line: Measured, groups: Sequence[Group]) -> Measured:
+    return replace(line, rates=await measure_groups(bench, groups))
+
+
+def _line(name: str, plan: Plan, size: BenchSize) -> Measured:
+    return Measured(name, how_text(plan.groups), predicted=predicted_of(plan.groups, size.prompt))
 
 
 def _same_as_alone(comparison: Comparison, device: str) -> Comparison:
     """A plan of mode `single` is that device alone: measuring it again would only compare noise."""
     alone = next(one for one in comparison.alone if one.name == device)
-    cluster = replace(comparison.cluster, prefill=alone.prefill, decode=alone.decode, note=alone.note)
+    cluster = replace(comparison.cluster, rates=alone.rates, note=alone.note)
     return replace(comparison, cluster=cluster, single_on=device)
-
-
-async def _together(
-    prepared: Prepared, plan: Plan, hosts: OpenHosts, size: BenchSize, started: Started, report: Report
-) -> Measured:
-    workers = await start_workers(prepared, plan, hosts, started, report, logs=BENCH_LOGS)
-    report.step(f"Measuring the cluster (mode {plan.mode})")
-    placement = placement_of(prepared, plan, workers)
-    host = hosts.of_head(plan.head)
-    rows = await _bench(prepared, host, size, plan.micro_batch, placement, report)
-    return Measured(CLUSTER, f"{plan.mode} on {len(plan.shares)}", _rate(rows[0]), _rate(rows[1]))
-
-
-async def _alone(
-    prepared: Prepared, candidate: Candidate, hosts: OpenHosts, size: BenchSize, report: Report
-) -> Measured:
-    device = candidate.device
-    alone = run_alone(prepared.memory, candidate)
-    if not fits(alone):
-        needs, has = bytes_text(needed_bytes(alone.share.total_bytes)), bytes_text(candidate.budget_bytes)
-        return Measured(device.name, "alone", None, None, f"does not fit: needs {needs}, budget {has}")
-    host = hosts.by_name[device.host]
-    try:
-        rows = await _bench(prepared, host, size, prepared.memory.micro_batch, None, report)
-    except MeshctlError as error:
-        report.warn(str(error))
-        return Measured(device.name, "alone", None, None, f"could not be measured: {error}")
-    return Measured(device.name, "alone", _rate(rows[0]), _rate(rows[1]))
-
-
-async def _bench(
-    prepared: Prepared,
-    host: OpenHost,
-    size: BenchSize,
-    micro_batch: int,
-    placement: Placement | None,
-    report: Report,
-) -> tuple[BenchRow, BenchRow]:
-    model = await model_on_host(prepared, host, report)
-    folder = prepared.engine_folders.get(host.name, str(prepared.engine.folder))
-    words = bench_command(
-        f"{folder}/llama-bench",
-        models=[model],
-        prompt=size.prompt,
-        generate=size.generate,
-        repetitions=size.repetitions,
-        threads=host.host.threads or default_threads(host.facts),
-        micro_batch=micro_batch,
-        placement=placement,
-    )
-    done = await run_leashed(
-        host.shell,
-        host.agent,
-        words,
-        log=log_path(host, f"{prepared.inventory.cluster}{BENCH_LOGS}", "bench-0"),
-        environment={**ENVIRONMENT, "LC_ALL": "C"},
-        name="llama-bench",
-        deadline_s=DEADLINE_S,
-    )
-    if done.status != 0:
-        raise EngineError(
-            f"{host.name}: llama-bench ended with status {done.status}",
-            hint="not enough memory is the usual reason; lower `context` or `memory` in inventory.yaml",
-            details=done.stderr.decode(errors="replace")[-2000:],
-        )
-    return read_bench(done.stdout)
-
-
-def _rate(row: BenchRow) -> Rate:
-    rates = row.tokens_per_s
-    return Rate(statistics.median(rates), min(rates), max(rates))
-
-
-def _ratio(cluster: Rate | None, alone: Iterable[Rate | None]) -> float | None:
-    best = max((rate.median for rate in alone if rate is not None), default=None)
-    return None if best is None or cluster is None else cluster.median / best

@@ -1,31 +1,40 @@
-"""Bring a plan up: workers, links, head, checks. Whatever is started is in `Started`, so that a failure ends it all."""
+"""Bring a plan up: workers, links, heads, checks. Whatever is started is in `Started`, so that a failure ends it all.
 
-import hashlib
+All groups of a plan come up side by side. Every load gets fresh worker processes: a head that cuts layers across a
+worker that served another one before reads memory that was never written.
+"""
+
 import secrets
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TypeVar
 
+from orchestrator.errors import MeshctlError
+from orchestrator.experience_store import circumstances_of, remember
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
-from orchestrator.hosts import OpenHost, OpenHosts
-from orchestrator.plan.values import Plan
-from orchestrator.prepare import Prepared
-from orchestrator.processes import (
-    Answer,
-    Head,
-    Started,
-    Worker,
-    check_answer,
-    start_head,
-    start_worker,
-    wait_loaded,
+from orchestrator.group_commands import (
+    HeadPlace,
+    devices_of,
+    head_names,
+    head_place,
+    head_settings,
+    key_path,
+    placement_of,
+    worker_devices,
 )
+from orchestrator.head_checks import Answer, HeadSpeed, check_answer, measure_head, wait_loaded
+from orchestrator.hosts import OpenHosts
+from orchestrator.leash import Leashed
+from orchestrator.model_copies import model_on_host
+from orchestrator.plan.experience import Measured
+from orchestrator.plan.values import Group, Plan
+from orchestrator.prepare import Prepared
+from orchestrator.processes import Head, Started, Worker, start_head, start_worker
 from orchestrator.report import Report
 from orchestrator.state import write_private
-from orchestrator.survey.gather import default_threads
-from orchestrator.survey.values import Device, Link
-from workers.engine_commands import HeadSettings, Placement
+from orchestrator.survey.values import Link
+from workers.engine_commands import HeadSettings
 from workers.head_log import read_buffers
 
 MIB = 1024 * 1024
@@ -38,41 +47,83 @@ MEMORY_TOLERANCE = 0.05
 MEMORY_SLACK_BYTES = 8 * MIB
 SLOW_PART = 0.5
 LOG_LINES = 20_000
+ALL_DEVICES = "Meta()"
+"""What the engine calls the devices that it cuts layers across, all of them together."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RunningGroup:
+    """A head that answers, its workers in the order of the engine's devices, and what it showed after its start."""
+
+    group: Group
+    name: str
+    head: Head
+    workers: tuple[Worker, ...]
+    answer: Answer
+    speed: HeadSpeed
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        return 1 / self.speed.token_s
+
+    @property
+    def aggregate_tokens_per_s(self) -> float:
+        """All conversations of this head together."""
+        return self.group.parallel / self.speed.step_s
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        return self.group.prompt_tokens / self.speed.prefill_s
 
 
 @dataclass(frozen=True)
 class Running:
-    """A cluster that answers: its head, its workers in pipeline order, and the check's own answer."""
+    """A cluster that answers; `heads` in the order of the plan's groups."""
 
     plan: Plan
+    heads: tuple[RunningGroup, ...]
+
+
+@dataclass(frozen=True)
+class _Loading:
+    """A group whose head has been started."""
+
+    group: Group
+    place: HeadPlace
     head: Head
     workers: tuple[Worker, ...]
-    answer: Answer
 
 
 async def bring_up(
     prepared: Prepared, plan: Plan, hosts: OpenHosts, folders: Folders, started: Started, report: Report
 ) -> Running:
     """Start everything the plan names and check it; on any error the caller stops `started`."""
-    workers = await start_workers(prepared, plan, hosts, started, report)
-    report.step("Starting the head and loading the model")
-    head = await start_planned_head(prepared, plan, hosts, folders, started, workers, report)
-    await _load(prepared, plan, head, workers, started, report)
+    if any(group.workers for group in plan.groups):
+        report.step("Starting workers and links")
+    workers = await start_workers(prepared, plan.groups, hosts, started)
+    report.step("Starting the head and loading the model" if len(plan.groups) == 1 else _HEADS_STEP)
+    loading = await _start_heads(prepared, plan, hosts, folders, started, workers, report)
+    await _load(prepared, loading, started, report)
     report.step("Checking an answer and the memory")
-    answer = await check_answer(head, started, deadline_s=ANSWER_PATIENCE_S + 40 * plan.token_s)
-    await compare_memory(plan, head, workers, report)
-    compare_speed(plan, answer, report)
-    return Running(plan, head, workers, answer)
+    answers = await _check_answers(loading, started)
+    for one in loading:
+        await compare_memory(one.group, one.head, one.workers, report)
+    report.step("Measuring its speed")
+    heads = [await _measured(one, answers[one.place.name], plan, started, report) for one in loading]
+    _remember(prepared, folders, heads)
+    return Running(plan, tuple(heads))
+
+
+_HEADS_STEP = "Starting the heads and loading the model"
 
 
 async def start_workers(
-    prepared: Prepared, plan: Plan, hosts: OpenHosts, started: Started, report: Report, *, logs: str = ""
-) -> tuple[Worker, ...]:
-    """One worker per share, all hosts side by side; none in mode `single`, where the head computes by itself."""
-    if plan.mode == "single":
-        return ()
-    report.step("Starting workers and links")
-    devices = devices_of(prepared, plan)
+    prepared: Prepared, groups: Iterable[Group], hosts: OpenHosts, started: Started, *, logs: str = ""
+) -> dict[str, Worker]:
+    """A fresh worker, with its link, for every device that needs one, all side by side; by the device's name."""
+    devices = [device for group in groups for device in worker_devices(prepared, group)]
     answers = await each_host(
         {
             device.name: start_worker(
@@ -87,80 +138,7 @@ async def start_workers(
             for device in devices
         }
     )
-    workers = all_or_raise(answers)
-    return tuple(workers[device.name] for device in devices)
-
-
-def devices_of(prepared: Prepared, plan: Plan) -> tuple[Device, ...]:
-    """The plan's devices in pipeline order."""
-    by_name = {device.name: device for device in prepared.survey.devices}
-    return tuple(by_name[share.device] for share in plan.shares)
-
-
-def placement_of(prepared: Prepared, plan: Plan, workers: Iterable[Worker]) -> Placement | None:
-    """What the engine is told about where layers go; None when the head computes natively."""
-    if plan.mode == "single":
-        return None
-    return Placement(
-        endpoints=tuple(worker.endpoint for worker in workers),
-        tensor_split=plan.tensor_split,
-        output_on_head=plan.output_on_head,
-        output_tied=prepared.memory.output_tied,
-    )
-
-
-async def start_planned_head(
-    prepared: Prepared,
-    plan: Plan,
-    hosts: OpenHosts,
-    folders: Folders,
-    started: Started,
-    workers: tuple[Worker, ...],
-    report: Report,
-) -> Head:
-    """The head of the plan, on the controller or on the one host of mode `single`, with a key made for this start."""
-    host = hosts.of_head(plan.head)
-    key = secrets.token_urlsafe(32)
-    key_file = await _put_key(prepared.inventory.cluster, host, folders, key)
-    model = await model_on_host(prepared, host, report)
-
-    def settings(port: int) -> HeadSettings:
-        return HeadSettings(
-            model=model,
-            alias=prepared.memory.model,
-            port=port,
-            key_file=key_file,
-            context=plan.context,
-            parallel=plan.parallel,
-            micro_batch=plan.micro_batch,
-            threads=host.host.threads or default_threads(host.facts),
-        )
-
-    engine = prepared.engine_folders[plan.head] if plan.head else str(prepared.engine.folder)
-    placement = placement_of(prepared, plan, workers)
-    return await start_head(started, hosts, prepared.inventory.cluster, host, engine, settings, placement, key)
-
-
-async def model_on_host(prepared: Prepared, host: OpenHost, report: Report) -> str:
-    """The path of the model on that host; all its shards are put there first when it is not the controller."""
-    if host.is_local:
-        return str(prepared.model.path)
-    folder = remote_model_folder(host.shell.root, prepared.model.shards)
-    for shard in prepared.model.shards:
-        target = f"{folder}/{shard.name}"
-        seen = await host.shell.run(("test", "-f", target), deadline_s=30, check=False)
-        if seen.status != 0:
-            await host.shell.put(shard, target, progress=report.bytes_of(f"{host.name}: {shard.name}"))
-    return f"{folder}/{prepared.model.path.name}"
-
-
-def remote_model_folder(root: str, shards: Iterable[Path]) -> str:
-    """A folder for exactly these files: another size or time of change leads to another one.
-
-    Files appear there whole or not at all, so that one which is there is the right one.
-    """
-    facts = [f"{shard.name} {shard.stat().st_size} {shard.stat().st_mtime_ns}" for shard in shards]
-    return f"{root}/models/{hashlib.sha256(chr(10).join(facts).encode()).hexdigest()[:12]}"
+    return all_or_raise(answers)
 
 
 def load_deadline_s(weights_bytes: int, links: Iterable[Link]) -> float:
@@ -169,27 +147,34 @@ def load_deadline_s(weights_bytes: int, links: Iterable[Link]) -> float:
     return LOAD_PATIENCE_S + max(on_the_way_s, weights_bytes / SLOWEST_READ_BYTES_PER_S)
 
 
-async def compare_memory(plan: Plan, head: Head, workers: tuple[Worker, ...], report: Report) -> None:
-    """Set what the engine says it allocated beside the plan; a warning for each device that holds more than planned."""
+async def compare_memory(group: Group, head: Head, workers: Sequence[Worker], report: Report) -> None:
+    """Set what the engine says it allocated beside the plan; a warning where that is more.
+
+    Mode `tensor` knows one sum only. What a native head holds the engine does not tell: it counts weights twice that
+    it has laid out anew.
+    """
     buffers = read_buffers((await head.process.log_tail(lines=LOG_LINES)).splitlines())
-    for share, worker in zip(plan.shares, workers, strict=True) if workers else ():
-        held = buffers.get(worker.endpoint)
-        if held is None:
-            report.warn(f"{share.device}: the engine has not said what it holds there")
-            continue
-        sizes = f"engine reports {held.total_bytes / MIB:.0f} MiB, planned {share.total_bytes / MIB:.0f} MiB"
-        text = f"{share.device}: {sizes}"
-        if held.total_bytes > share.total_bytes * (1 + MEMORY_TOLERANCE) + MEMORY_SLACK_BYTES:
-            report.warn(f"{text}: more than planned")
-        else:
-            report.say(text)
+    if group.mode == "tensor":
+        names = " and ".join(share.device for share in group.shares)
+        planned = {ALL_DEVICES: (names, sum(share.total_bytes for share in group.shares))}
+    else:
+        shares = zip(group.workers, workers, strict=True)
+        planned = {worker.endpoint: (share.device, share.total_bytes) for share, worker in shares}
+    for name, (device, planned_bytes) in planned.items():
+        held = buffers.get(name)
+        _compare_bytes(device, None if held is None else held.total_bytes, planned_bytes, report)
 
 
-def compare_speed(plan: Plan, answer: Answer, report: Report) -> None:
-    """Set the measured speed beside the prediction; a warning with the likely causes when it is far below."""
-    measured, predicted = answer.decode_tokens_per_s, plan.decode_tokens_per_s
-    text = f"decode {measured:.1f} tokens/s measured, {predicted:.1f} predicted"
-    if measured >= SLOW_PART * predicted:
+def compare_speed(running: RunningGroup, report: Report) -> None:
+    """Set the measured speeds beside the predicted ones; a warning with the likely causes when one is far below."""
+    group = running.group
+    pairs = {
+        "decode": (running.decode_tokens_per_s, group.decode_tokens_per_s),
+        "prefill": (running.prefill_tokens_per_s, group.prefill_tokens_per_s),
+    }
+    texts = [f"{what} {real:.1f} tokens/s measured, {hoped:.1f} predicted" for what, (real, hoped) in pairs.items()]
+    text = f"{running.name} on {running.head.host}: {'; '.join(texts)}"
+    if all(real >= SLOW_PART * hoped for real, hoped in pairs.values()):
         report.say(text)
         return
     report.warn(
@@ -198,26 +183,139 @@ def compare_speed(plan: Plan, answer: Answer, report: Report) -> None:
     )
 
 
-async def _put_key(cluster: str, host: OpenHost, folders: Folders, key: str) -> str:
-    if host.is_local:
-        path = folders.cluster(cluster).head_key
+def _compare_bytes(device: str, held_bytes: int | None, planned_bytes: int, report: Report) -> None:
+    if held_bytes is None:
+        report.warn(f"{device}: the engine has not said what it holds there")
+        return
+    text = f"{device}: engine reports {held_bytes / MIB:.0f} MiB, planned {planned_bytes / MIB:.0f} MiB"
+    if held_bytes > planned_bytes * (1 + MEMORY_TOLERANCE) + MEMORY_SLACK_BYTES:
+        report.warn(f"{text}: more than planned")
+    else:
+        report.say(text)
+
+
+async def _start_heads(
+    prepared: Prepared,
+    plan: Plan,
+    hosts: OpenHosts,
+    folders: Folders,
+    started: Started,
+    workers: Mapping[str, Worker],
+    report: Report,
+) -> list[_Loading]:
+    """One head per group, after the model has been put on every host that needs it."""
+    names = head_names(plan)
+    places = [head_place(prepared, hosts, group, name) for group, name in zip(plan.groups, names, strict=True)]
+    needing = {place.host.name: place.host for place in places}
+    copies = {name: model_on_host(prepared.model, host, report) for name, host in needing.items()}
+    models = all_or_raise(await each_host(copies))
+    starts = {
+        place.name: _start_head(
+            prepared,
+            plan,
+            group,
+            place,
+            models[place.host.name],
+            hosts,
+            folders,
+            started,
+            tuple(workers[device.name] for device in worker_devices(prepared, group)),
+        )
+        for group, place in zip(plan.groups, places, strict=True)
+    }
+    return list((await _all(starts)).values())
+
+
+async def _start_head(
+    prepared: Prepared,
+    plan: Plan,
+    group: Group,
+    place: HeadPlace,
+    model: str,
+    hosts: OpenHosts,
+    folders: Folders,
+    started: Started,
+    workers: tuple[Worker, ...],
+) -> _Loading:
+    """The head of one group with a key made for this start."""
+    key = secrets.token_urlsafe(32)
+    key_file = await _put_key(prepared, folders, place, key)
+
+    def settings(port: int) -> HeadSettings:
+        return head_settings(prepared, plan, group, place, model=model, key_file=key_file, port=port)
+
+    placement = placement_of(prepared, group, [worker.endpoint for worker in workers])
+    cluster = prepared.inventory.cluster
+    head = await start_head(started, hosts, cluster, place.host, place.engine, settings, placement, key, place.name)
+    return _Loading(group, place, head, workers)
+
+
+async def _put_key(prepared: Prepared, folders: Folders, place: HeadPlace, key: str) -> str:
+    path = key_path(prepared, folders, place)
+    if place.host.is_local:
         write_private(path, key + "\n")
-        return str(path)
-    target = f"{host.shell.root}/clusters/{cluster}/head.key"
-    await host.shell.put_bytes(f"{key}\n".encode(), target, mode=0o600)
-    return target
+    else:
+        await place.host.shell.put_bytes(f"{key}\n".encode(), str(path), mode=0o600)
+    return str(path)
 
 
-async def _load(
-    prepared: Prepared, plan: Plan, head: Head, workers: tuple[Worker, ...], started: Started, report: Report
-) -> None:
-    """Wait for the model; progress is what the processes that hold the weights have grown to."""
-    links = [device.link for device in devices_of(prepared, plan)]
-    weights = sum(share.weights_bytes for share in plan.shares)
-    holders = [worker.process for worker in workers] or [head.process]
+async def _load(prepared: Prepared, loading: Sequence[_Loading], started: Started, report: Report) -> None:
+    """Wait for every head's model; progress is what the processes that hold the weights have grown to."""
+    weights = sum(share.weights_bytes for one in loading for share in one.group.shares)
+    holders = [process for one in loading for process in _holders(one)]
 
     def on_wait(passed_s: float) -> None:
         held = sum(process.rss_bytes or 0 for process in holders)
         report.progress("weights", min(held, weights), weights, "bytes")
 
-    await wait_loaded(head, started, deadline_s=load_deadline_s(weights, links), on_wait=on_wait)
+    waits = {}
+    for one in loading:
+        links = [device.link for device in devices_of(prepared, one.group)]
+        group_weights = sum(share.weights_bytes for share in one.group.shares)
+        deadline_s = load_deadline_s(group_weights, links)
+        waits[one.place.name] = wait_loaded(one.head, started, deadline_s=deadline_s, on_wait=on_wait)
+    await _all(waits)
+
+
+def _holders(one: _Loading) -> list[Leashed]:
+    """The processes that a group's weights go to."""
+    native = any(share.native for share in one.group.shares)
+    return [*(worker.process for worker in one.workers), *([one.head.process] if native else [])]
+
+
+async def _check_answers(loading: Sequence[_Loading], started: Started) -> dict[str, Answer]:
+    """Every head's answer to the known prompt, by the head's name."""
+    return await _all(
+        {
+            one.place.name: check_answer(
+                one.head, started, deadline_s=ANSWER_PATIENCE_S + 40 * one.group.token_s * len(loading)
+            )
+            for one in loading
+        }
+    )
+
+
+async def _measured(one: _Loading, answer: Answer, plan: Plan, started: Started, report: Report) -> RunningGroup:
+    """One head after the other, so that none slows another down."""
+    speed = await measure_head(one.head, started, one.group, plan.context)
+    running = RunningGroup(one.group, one.place.name, one.head, one.workers, answer, speed)
+    compare_speed(running, report)
+    return running
+
+
+def _remember(prepared: Prepared, folders: Folders, heads: Iterable[RunningGroup]) -> None:
+    """Keep what was measured, for the plans to come."""
+    engine_id = prepared.engine.manifest.engine
+    circumstances = circumstances_of(prepared.model, engine_id, prepared.survey, prepared.inventory)
+    for one in heads:
+        measured = Measured(one.speed.token_s, one.speed.step_s, one.speed.prefill_s)
+        remember(folders, circumstances, one.group, measured, prepared.experience)
+
+
+async def _all(items: Mapping[str, Awaitable[T]]) -> dict[str, T]:
+    """What every head gave, all waited for at once; one error when they all fail from the same cause."""
+    answers = await each_host(items, limit=len(items))
+    errors = {str(answer): answer for answer in answers.values() if isinstance(answer, MeshctlError)}
+    if len(errors) == 1:
+        raise next(iter(errors.values()))
+    return all_or_raise(answers)

@@ -1,22 +1,24 @@
 """The exact commands that `up` would run, without running them: ports are those the first free choice would give."""
 
 import shlex
+from collections.abc import Iterator
 
-from orchestrator.cluster import devices_of, placement_of, remote_model_folder
 from orchestrator.folders import Folders
-from orchestrator.hosts import OpenHosts, open_hosts
+from orchestrator.group_commands import head_names, head_place, head_settings, key_path, placement_of, worker_devices
+from orchestrator.hosts import OpenHost, OpenHosts, open_hosts
 from orchestrator.inventory import Inventory
-from orchestrator.plan.choose import make_plan
-from orchestrator.plan.values import Plan
-from orchestrator.prepare import Prepared, prepare
+from orchestrator.model_copies import remote_model
+from orchestrator.plan.values import Group, Plan
+from orchestrator.prepare import Prepared, prepare_ranking
 from orchestrator.report import Report
-from orchestrator.supervisor import Wishes
-from orchestrator.survey.gather import default_threads
 from orchestrator.tunnel import tunnel_command
-from workers.engine_commands import HeadSettings, Placement, head_command, worker_command
+from orchestrator.wishes import Wishes
+from workers.engine_commands import head_command, worker_command
 
 FIRST_PORT = 20000
-"""Shown in place of the port that is chosen at start."""
+"""Shown in place of the port that is chosen at start, upwards for one process after the other."""
+
+Command = tuple[str, tuple[str, ...]]
 
 
 async def planned_commands(
@@ -25,51 +27,60 @@ async def planned_commands(
     """(where, command line) for every process, in the order they would start."""
     report.step("Connecting")
     async with open_hosts(inventory, folders, report) as hosts:
-        prepared = await prepare(inventory, hosts, folders, report, recalibrate=wishes.recalibrate)
-        plan = make_plan(
-            prepared.survey, prepared.memory, goal=inventory.goal, devices=wishes.devices, mode=wishes.mode
+        prepared, ranking = await prepare_ranking(inventory, hosts, folders, report, wishes)
+        return tuple(
+            (where, shlex.join(words)) for where, words in commands_of(prepared, ranking.chosen, hosts, folders)
         )
-        return tuple((where, shlex.join(words)) for where, words in _commands(prepared, plan, hosts, folders))
 
 
-def _commands(prepared: Prepared, plan: Plan, hosts: OpenHosts, folders: Folders) -> list[tuple[str, tuple[str, ...]]]:
-    commands: list[tuple[str, tuple[str, ...]]] = []
-    endpoints = []
-    for index, device in enumerate(devices_of(prepared, plan) if plan.mode == "layers" else ()):
-        host = hosts.by_name[device.host]
-        port = FIRST_PORT + index
-        program = f"{prepared.engine_folders[device.host]}/ggml-rpc-server"
-        commands.append((f"{device.host}: worker", worker_command(program, port=port, threads=device.threads)))
-        if not host.is_local:
-            near = FIRST_PORT + 100 + index
-            commands.append((f"controller: link to {host.name}", tunnel_command(host.host, hosts.ssh, near, port)))
-            port = near
-        endpoints.append(f"127.0.0.1:{port}")
-    commands.append(_head(prepared, plan, hosts, folders, tuple(endpoints)))
+def commands_of(prepared: Prepared, plan: Plan, hosts: OpenHosts, folders: Folders) -> list[Command]:
+    """Workers and links of all groups, then their heads, each with what the host's `run_with` puts before it."""
+    ports = iter(range(FIRST_PORT, FIRST_PORT + 10_000))
+    commands: list[Command] = []
+    endpoints = [list(_workers(prepared, group, hosts, ports, commands)) for group in plan.groups]
+    for group, name, reached in zip(plan.groups, head_names(plan), endpoints, strict=True):
+        _head(prepared, plan, group, name, hosts, folders, reached, ports, commands)
     return commands
 
 
+def _workers(
+    prepared: Prepared, group: Group, hosts: OpenHosts, ports: Iterator[int], commands: list[Command]
+) -> Iterator[str]:
+    """The endpoints of a group's workers, whose commands are added."""
+    for device in worker_devices(prepared, group):
+        host, port = hosts.by_name[device.host], next(ports)
+        words = worker_command(
+            f"{prepared.engine_folders[host.name]}/ggml-rpc-server", port=port, threads=device.threads
+        )
+        commands.append((f"{host.name}: worker", (*host.host.run_with, *words)))
+        yield f"127.0.0.1:{_near(host, hosts, port, ports, commands)}"
+
+
+def _near(host: OpenHost, hosts: OpenHosts, port: int, ports: Iterator[int], commands: list[Command]) -> int:
+    """The port on the controller that leads to one on the host, with the link that it takes."""
+    if host.is_local:
+        return port
+    near = next(ports)
+    commands.append((f"controller: link to {host.name}", tunnel_command(host.host, hosts.ssh, near, port)))
+    return near
+
+
 def _head(
-    prepared: Prepared, plan: Plan, hosts: OpenHosts, folders: Folders, endpoints: tuple[str, ...]
-) -> tuple[str, tuple[str, ...]]:
-    host = hosts.of_head(plan.head)
-    engine = prepared.engine_folders[plan.head] if plan.head else str(prepared.engine.folder)
-    local = host.is_local
-    settings = HeadSettings(
-        model=str(prepared.model.path) if local else _remote_model(prepared, host.shell.root),
-        alias=prepared.memory.model,
-        port=FIRST_PORT + 200,
-        key_file=str(folders.cluster(prepared.inventory.cluster).head_key) if local else "head.key",
-        context=plan.context,
-        parallel=plan.parallel,
-        micro_batch=plan.micro_batch,
-        threads=host.host.threads or default_threads(host.facts),
-    )
-    placement = placement_of(prepared, plan, ())
-    if placement is not None:
-        placement = Placement(endpoints, placement.tensor_split, placement.output_on_head, placement.output_tied)
-    return (f"{plan.head or 'controller'}: head", head_command(f"{engine}/llama-server", settings, placement))
-
-
-def _remote_model(prepared: Prepared, root: str) -> str:
-    return f"{remote_model_folder(root, prepared.model.shards)}/{prepared.model.path.name}"
+    prepared: Prepared,
+    plan: Plan,
+    group: Group,
+    name: str,
+    hosts: OpenHosts,
+    folders: Folders,
+    endpoints: list[str],
+    ports: Iterator[int],
+    commands: list[Command],
+) -> None:
+    place = head_place(prepared, hosts, group, name)
+    host, port = place.host, next(ports)
+    model = str(prepared.model.path) if host.is_local else remote_model(prepared.model, host.shell.root)
+    key_file = str(key_path(prepared, folders, place))
+    settings = head_settings(prepared, plan, group, place, model=model, key_file=key_file, port=port)
+    words = head_command(f"{place.engine}/llama-server", settings, placement_of(prepared, group, endpoints))
+    commands.append((f"{host.name}: {name}", (*host.host.run_with, *words)))
+    _near(host, hosts, port, ports, commands)

@@ -28,6 +28,7 @@ class Host:
     memory: MemoryCap = DEFAULT_MEMORY
     threads: int | None = None
     link: Literal["tunnel", "direct"] = "tunnel"
+    run_with: tuple[str, ...] = ()  # words before every command of ours there
 
 
 @dataclass(frozen=True)

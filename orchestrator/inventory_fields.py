@@ -5,6 +5,7 @@ file system, because a path that leads nowhere is a mistake in the inventory.
 """
 
 import re
+import shlex
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
@@ -164,6 +165,18 @@ def threads(value: object) -> int | None:
     return None if value == "auto" else _whole(value, THREADS_RANGE, ' or "auto"')
 
 
+def run_with(value: object) -> tuple[str, ...]:
+    """The words before every command on the host; a text is cut as a shell does, but nothing in it is expanded."""
+    ask = 'write a command and its options such as "numactl --cpunodebind=0 --membind=0", as a text or a list of words'
+    words = value if isinstance(value, list) else _split(_text(value, ask), ask)
+    if not words or not all(isinstance(word, str) and word for word in words):
+        wrong = [kind(word) for word in words if not (isinstance(word, str) and word)]
+        raise ValueError(f"is a list with {wrong[0]} in it; {ask}" if wrong else f"is an empty list; {ask}")
+    if any("\0" in word or "\n" in word for word in words):
+        raise ValueError(f"has a line break in it; {ask}")
+    return tuple(words)
+
+
 def port(value: object) -> int:
     return _whole(value, PORT_RANGE)
 
@@ -213,6 +226,13 @@ def _text(value: object, ask: str) -> str:
     if isinstance(value, int | float):
         raise ValueError(f"is {kind(value)} where text is needed; write it in quotes")
     raise ValueError(f"is {kind(value)}; {ask}")
+
+
+def _split(text: str, ask: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"{shown(text)} has a quotation mark without its second one; {ask}") from error
 
 
 def _one_of(value: object, words: tuple[str, ...]) -> str:

@@ -59,6 +59,7 @@ class _HostKeys(_Keys):
     memory: Annotated[MemoryCap, BeforeValidator(fields.memory)] = Host.memory
     threads: Annotated[int | None, BeforeValidator(fields.threads)] = None
     link: Annotated[Literal["tunnel", "direct"], BeforeValidator(fields.link)] = "tunnel"
+    run_with: Annotated[tuple[str, ...], BeforeValidator(fields.run_with)] = ()
 
 
 class _GatewayKeys(_Keys):

@@ -173,10 +173,12 @@ async def start_leashed(
     log_bytes: int = LOG_BYTES,
     heartbeat_s: float = HEARTBEAT_S,
     deadline_s: float = QUESTION_S,
+    may_end: bool = False,
 ) -> Leashed:
     """Start a program on the host; `log` is an absolute path there, started anew.
 
-    BringUpError, with the end of its log, when it cannot start or ends within the first quarter of a second.
+    BringUpError, with the end of its log, when it cannot start or, unless it `may_end`, ends within the first quarter
+    of a second.
     """
     leash = commands.leash_words(
         agent, words, name=name, log=log, log_bytes=log_bytes, heartbeat_s=heartbeat_s, environment=environment
@@ -185,14 +187,15 @@ async def start_leashed(
     leashed = Leashed(shell, agent, process, name=name, log=log, heartbeat_s=heartbeat_s)
     try:
         await leashed.wait_started(deadline_s)
-        await asyncio.wait((leashed.on_exit,), timeout=SETTLE_S)
+        if not may_end:
+            await asyncio.wait((leashed.on_exit,), timeout=SETTLE_S)
     except TimeoutError as error:
         await leashed.abandon()
         raise DeadlineError(shell.host, f"{name} did not start within {deadline_s:g} s") from error
     except BaseException:
         await leashed.abandon()
         raise
-    if not leashed.running:
+    if not leashed.running and not may_end:
         raise _ended_at_once(shell.host, name, await leashed.wait(), log)
     return leashed
 
@@ -209,13 +212,13 @@ async def run_leashed(
 ) -> Finished:
     """Run a program to its end as `Shell.run` does, for one that takes long: it ends with us, however we end.
 
-    Its stderr goes to `log`, its stdout through a file beside that. BringUpError when it ends within the first quarter
-    of a second; DeadlineError when it is late; HostError when it is lost.
+    Its stderr goes to `log`, its stdout through a file beside that. DeadlineError when it is late; HostError when it is
+    lost.
     """
     output = f"{log}.out"
     into_file = ("sh", "-c", 'output=$1; shift; exec "$@" > "$output"', "sh", output, *words)
     try:
-        held = await start_leashed(shell, agent, into_file, log=log, environment=environment, name=name)
+        held = await start_leashed(shell, agent, into_file, log=log, environment=environment, name=name, may_end=True)
         try:
             async with asyncio.timeout(deadline_s):
                 ended = await held.wait()

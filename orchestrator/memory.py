@@ -104,6 +104,7 @@ async def _count(question: _Question) -> ModelMemory:
         compute_head_bytes=compute.head_bytes,
         logits_bytes=logits_bytes(model),
         hidden_bytes=hidden_bytes(model),
+        kv_heads=min((heads for heads in model.head_count_kv if heads), default=1),
     )
 
 
@@ -219,7 +220,7 @@ async def _run(words: tuple[str, ...]) -> bytes:
 def _digest(question: _Question) -> str:
     """Of everything the answer depends on; paths are not among it."""
     model = replace(question.model, path=Path(), shards=())
-    facts = (_build(question.engine), model, question.context, question.parallel, question.micro_batch)
+    facts = ("kv_heads", _build(question.engine), model, question.context, question.parallel, question.micro_batch)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
 
 

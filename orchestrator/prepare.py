@@ -1,6 +1,6 @@
-"""Everything before a plan: engine on every host, model, the engine's memory arithmetic, and the survey.
+"""Everything before a plan: engine on every host, model, the engine's memory arithmetic, the survey; then the ranking.
 
-Nothing is started that outlives these functions; what they put on a host is its own copy of the engine.
+Nothing is started that outlives these functions; what they put on a host is its own copy of the engine, and slices.
 """
 
 from dataclasses import dataclass, replace
@@ -10,40 +10,100 @@ from pathlib import Path
 from orchestrator.engine.build import build_engine, local_platform
 from orchestrator.engine.install import ensure_on_host, prove_here
 from orchestrator.engine.store import Engine, find_engine
+from orchestrator.experience_store import circumstances_of, load_experience
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
 from orchestrator.hosts import OpenHosts
 from orchestrator.inventory import Inventory
 from orchestrator.memory import count_memory
-from orchestrator.plan.values import ModelMemory
+from orchestrator.plan.asked import Asked
+from orchestrator.plan.choose import rank_plans
+from orchestrator.plan.experience import NO_EXPERIENCE, Experience
+from orchestrator.plan.pools import find_candidates
+from orchestrator.plan.tensor import finalists
+from orchestrator.plan.values import ModelMemory, Ranking
 from orchestrator.report import Report
-from orchestrator.survey.gather import Measuring, gather_survey
+from orchestrator.survey.gather import gather_survey
+from orchestrator.survey.slices import SliceStore
+from orchestrator.survey.tensor_times import measure_tensor
+from orchestrator.survey.timing import Measuring
 from orchestrator.survey.values import Survey
+from orchestrator.tuned import load_tuned, memory_at, prefer, tuned_plan, valid_for, with_threads
 from orchestrator.view.sizes import bytes_text
+from orchestrator.wishes import Wishes
 from quant.catalogue import CATALOGUE
 from quant.fetch import fetch_model, find_model
 from quant.gguf_file import read_model
 from quant.model import Model
 
-MICRO_BATCH = 64
-"""Prompt tokens per pass through the pipeline: stages overlap only over several of them (64: 1.73 times one worker at
-1,024 tokens and two equal stages, the engine's default of 512: 1.23 times), and 32 slows each worker by a quarter."""
+MICRO_BATCHES = (64, 256, 512)
+"""Prompt tokens per pass. Stages overlap only over several passes (64: 1.73 times one worker at 1,024 tokens and two
+equal stages, the engine's default of 512: 1.23 times; 32 slows each worker by a quarter); a device alone is faster with
+large ones. Plans are placed with the buffers of the first."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What planning, bringing up and benchmarking start from. `engine_folders` has each host's own copy by name."""
+    """What planning, bringing up and benchmarking start from. `engine_folders` has each host's own copy by name.
+
+    `memories` has the model at each of `MICRO_BATCHES`, `experience` what earlier runs have measured.
+    """
 
     inventory: Inventory
     engine: Engine
     engine_folders: dict[str, str]
     model: Model
-    memory: ModelMemory
+    memories: tuple[ModelMemory, ...]
     survey: Survey
+    experience: Experience
+
+    @property
+    def memory(self) -> ModelMemory:
+        """At the micro-batch that plans are placed with."""
+        return self.memories[0]
+
+
+async def prepare_ranking(
+    inventory: Inventory, hosts: OpenHosts, folders: Folders, report: Report, wishes: Wishes
+) -> tuple[Prepared, Ranking]:
+    """Measure, then rank every way to run the model, a tuned winner first. PlanError with every shortfall when there is
+    no way."""
+    wants_tensor = wishes.split is None and wishes.mode in (None, "tensor")
+    prepared = await prepare(
+        inventory, hosts, folders, report, recalibrate=wishes.recalibrate, time_tensor=wants_tensor
+    )
+    report.step("Planning")
+    asked = Asked(wishes.goal or inventory.goal, wishes.devices, wishes.mode, wishes.split)
+    tuned = await _tuned(prepared, folders, asked)
+    if tuned is not None:
+        return tuned
+    return prepared, rank_plans(prepared.survey, prepared.memories, asked, prepared.experience)
+
+
+async def _tuned(prepared: Prepared, folders: Folders, asked: Asked) -> tuple[Prepared, Ranking] | None:
+    """The ranking with the winner of `meshctl tune` first, at its threads; None when there is none that still fits."""
+    inventory, engine_id = prepared.inventory, prepared.engine.manifest.engine
+    valid = valid_for(inventory, prepared.model, engine_id, asked)
+    tuned = None if asked.split else load_tuned(folders.cluster(inventory.cluster), valid)
+    if tuned is None:
+        return None
+    survey = with_threads(prepared.survey, tuned.threads)
+    experience = load_experience(folders, circumstances_of(prepared.model, engine_id, survey, inventory))
+    run = replace(prepared, survey=survey, experience=experience)
+    ranking = rank_plans(survey, run.memories, asked, experience)
+    memory = await memory_at(tuned.micro_batch, run.memory, run.engine.folder, run.model, folders)
+    plan = tuned_plan(ranking, survey, memory, tuned, experience)
+    return None if plan is None else (run, prefer(ranking, plan))
 
 
 async def prepare(
-    inventory: Inventory, hosts: OpenHosts, folders: Folders, report: Report, *, recalibrate: bool = False
+    inventory: Inventory,
+    hosts: OpenHosts,
+    folders: Folders,
+    report: Report,
+    *,
+    recalibrate: bool = False,
+    time_tensor: bool = True,
 ) -> Prepared:
     """Run every step up to the survey, the model first: a wrong one shall cost no host a transfer.
 
@@ -52,19 +112,27 @@ async def prepare(
     report.step("Reading the model")
     model = await prepare_model(inventory.model, inventory.path.parent, folders, report)
     engine, engine_folders = await prepare_engine(hosts, folders, report)
-    memory = await prepare_memory(inventory, engine, model, folders)
+    memories = await prepare_memories(inventory, engine, model, folders)
     report.step("Measuring links and speeds")
     measuring = Measuring(
         cluster=inventory.cluster,
         hosts=hosts,
         engine=engine,
         engine_folders=engine_folders,
-        tensor_type=model.quantisation,
+        model=display_name(inventory),
+        model_bytes=model.size_bytes,
+        slices=SliceStore(model, folders.cache / "slices"),
+        parallel=inventory.parallel,
         kept=folders.cache / "calibration",
         recalibrate=recalibrate,
     )
     survey = await gather_survey(measuring, report, datetime.now(UTC))
-    return Prepared(inventory, engine, engine_folders, model, memory, survey)
+    sets = finalists(survey, memories, find_candidates(survey, None)) if time_tensor else ()
+    times, refused = await measure_tensor(measuring, survey, sets, report)
+    survey = replace(survey, tensor=times, tensor_refused=refused)
+    circumstances = circumstances_of(model, engine.manifest.engine, survey, inventory)
+    experience = NO_EXPERIENCE if recalibrate else load_experience(folders, circumstances)
+    return Prepared(inventory, engine, engine_folders, model, memories, survey, experience)
 
 
 async def prepare_engine(hosts: OpenHosts, folders: Folders, report: Report) -> tuple[Engine, dict[str, str]]:
@@ -103,17 +171,26 @@ async def prepare_model(name: str, base: Path, folders: Folders, report: Report)
     return model
 
 
-async def prepare_memory(inventory: Inventory, engine: Engine, model: Model, folders: Folders) -> ModelMemory:
-    """The engine's own count of what this model takes at the inventory's context and parallel."""
-    memory = await count_memory(
-        engine.folder,
-        model,
-        context=inventory.context,
-        parallel=inventory.parallel,
-        micro_batch=MICRO_BATCH,
-        cache=folders.cache / "memory",
-    )
-    return replace(memory, model=display_name(inventory))
+async def prepare_memories(
+    inventory: Inventory, engine: Engine, model: Model, folders: Folders
+) -> tuple[ModelMemory, ...]:
+    """The engine's own count of what this model takes at the inventory's context and parallel, by micro-batch."""
+
+    async def count(micro_batch: int) -> ModelMemory:
+        memory = await count_memory(
+            engine.folder,
+            model,
+            context=inventory.context,
+            parallel=inventory.parallel,
+            micro_batch=micro_batch,
+            cache=folders.cache / "memory",
+        )
+        return replace(memory, model=display_name(inventory))
+
+    first, *larger = MICRO_BATCHES
+    fitting = (first, *(size for size in larger if size <= inventory.context))
+    counted = await each_host({f"micro-batch {size}": count(size) for size in fitting})
+    return tuple(all_or_raise(counted).values())
 
 
 def display_name(inventory: Inventory) -> str:

@@ -1,13 +1,10 @@
 """The life of workers, links and heads: each is started under the leash, waited for, and ended in the right order."""
 
 import asyncio
-import math
 import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from time import monotonic
-
-import httpx
 
 from orchestrator.errors import BringUpError, DeadlineError
 from orchestrator.host_agent import Listening, free_ports, listening, log_tail
@@ -142,71 +139,22 @@ async def start_head(
     settings: Callable[[int], HeadSettings],
     placement: Placement | None,
     key: str,
+    name: str = "head",
 ) -> Head:
-    """Start a head, without waiting for its model to load; a remote one is reached through a link."""
+    """Start a head, without waiting for its model to load; a remote one is reached through a link.
+
+    `name` begins with "head": it is stopped before what it talks to.
+    """
     process, port = await _start_on_free_port(
         started,
         host,
         cluster,
-        "head",
+        name,
         lambda port: head_command(f"{engine}/llama-server", settings(port), placement),
         wait=False,
     )
     near = port if host.is_local else await open_link(started, hosts, cluster, host, port)
     return Head(host.name, f"http://127.0.0.1:{near}", key, process)
-
-
-async def wait_loaded(head: Head, started: Started, *, deadline_s: float, on_wait: Callable[[float], None]) -> None:
-    """Wait until the model is loaded; `on_wait` gets the seconds passed.
-
-    BringUpError with the log of what has ended, or with the head's when it is late.
-    """
-    began = monotonic()
-    async with _client(head, timeout_s=5) as client:
-        while not await _is_healthy(client):
-            passed = monotonic() - began
-            if not all(process.running for process in started.processes):
-                raise await ended_by_itself(started, "while the model was loaded")
-            if passed > deadline_s:
-                raise await head_failed(head, f"did not load the model within {deadline_s:.0f} s")
-            on_wait(passed)
-            await asyncio.sleep(POLL_S)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the head made of the known prompt."""
-
-    text: str
-    tokens: int
-    decode_tokens_per_s: float
-
-
-async def check_answer(head: Head, started: Started, *, deadline_s: float, tokens: int = 16) -> Answer:
-    """Ask a known prompt; BringUpError unless it answers in time with finite numbers, and with whatever has ended.
-
-    `null` log-probabilities are how NaN logits show while the status is 200 and the health is green.
-    """
-    prompt = {"prompt": "The capital of France is", "n_predict": tokens, "temperature": 0, "n_probs": 1}
-    fields = {**prompt, "ignore_eos": True, "cache_prompt": False}
-    try:
-        async with _client(head, timeout_s=deadline_s) as client:
-            reply = await client.post("/completion", json=fields)
-    except httpx.HTTPError as error:
-        if not all(process.running for process in started.processes):
-            raise await ended_by_itself(started, "while a test prompt was answered") from error
-        raise await head_failed(head, f"did not answer a test prompt within {deadline_s:.0f} s ({error!r})") from error
-    if reply.status_code != httpx.codes.OK:
-        raise await head_failed(head, f"answered a test prompt with status {reply.status_code}: {reply.text[:200]}")
-    try:
-        body = reply.json()
-        numbers = [entry.get("logprob") for entry in body.get("completion_probabilities", ())]
-        answer = Answer(body["content"], body["tokens_predicted"], body["timings"]["predicted_per_second"])
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise await head_failed(head, f"gave an answer that cannot be read: {reply.text[:200]}") from error
-    if not numbers or not all(isinstance(number, float | int) and math.isfinite(number) for number in numbers):
-        raise await head_failed(head, "answers, but its numbers are not finite: the result would be garbage")
-    return answer
 
 
 async def ended_by_itself(started: Started, when: str) -> BringUpError:
@@ -226,26 +174,6 @@ def first_cause(processes: Iterable[Leashed]) -> Leashed:
     """Of those that have ended, the one to name: the head aborts whenever a worker or link ends, so it comes last."""
     ended = [process for process in processes if not process.running]
     return next((process for process in ended if not process.name.startswith("head")), ended[0])
-
-
-async def head_failed(head: Head, what: str) -> BringUpError:
-    """The error for a head, with the last lines of its own log."""
-    tail = plain_log(await head.process.log_tail(lines=30))
-    return BringUpError(f"{head.host}: the head {what}", hint=f"whole log: `meshctl logs {head.host}`", details=tail)
-
-
-def _client(head: Head, *, timeout_s: float) -> httpx.AsyncClient:
-    """Straight to the head: a proxy of the environment cannot reach our loopback, and would be told the key."""
-    headers = {"Authorization": f"Bearer {head.key}"}
-    return httpx.AsyncClient(base_url=head.url, headers=headers, timeout=timeout_s, trust_env=False)
-
-
-async def _is_healthy(client: httpx.AsyncClient) -> bool:
-    try:
-        reply = await client.get("/health")
-    except httpx.HTTPError:
-        return False
-    return reply.status_code == httpx.codes.OK
 
 
 async def _start_on_free_port(

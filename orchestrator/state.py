@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.errors import ClusterStateError
 from orchestrator.folders import ClusterFolder, Folders
-from orchestrator.plan.values import Plan
+from orchestrator.plan.values import GroupMode, Plan
 
 LOCK_WAIT_S = 1.0
 """Longer than `is_held` of another process takes the lock to look; a supervisor keeps it for its whole life."""
@@ -37,6 +37,21 @@ class ProcessState:
 
 
 @dataclass(frozen=True)
+class GroupSpeed:
+    """One head of the cluster, `host` being its own: predicted tokens per second and those measured after load."""
+
+    name: str
+    host: str
+    mode: GroupMode
+    predicted_decode_tokens_per_s: float
+    measured_decode_tokens_per_s: float
+    predicted_aggregate_tokens_per_s: float
+    measured_aggregate_tokens_per_s: float
+    predicted_prefill_tokens_per_s: float
+    measured_prefill_tokens_per_s: float
+
+
+@dataclass(frozen=True)
 class ClusterState:
     """Everything `status` shows; no secret is ever in here."""
 
@@ -49,7 +64,7 @@ class ClusterState:
     gateway: str = ""  # such as "http://127.0.0.1:11435/v1"
     plan: Plan | None = None
     processes: tuple[ProcessState, ...] = ()
-    decode_tokens_per_s: float | None = None  # measured right after load
+    speeds: tuple[GroupSpeed, ...] = ()  # one per group of the plan, measured right after load
     requests_running: int = 0
     requests_finished: int = 0
     key_file: str = ""  # where the gateway's API key is kept

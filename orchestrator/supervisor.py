@@ -6,43 +6,35 @@ Foreground and `--detach` are this same function; only who listens to the report
 import asyncio
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator.cluster import Running, bring_up
+from orchestrator.cluster import Running, RunningGroup, bring_up
 from orchestrator.folders import ClusterFolder, Folders
 from orchestrator.gateway.app import create_app
 from orchestrator.gateway.keys import ensure_key, read_keys
+from orchestrator.gateway.routing import HeadAddress
 from orchestrator.gateway.server import check_address, serve
 from orchestrator.gateway.state import READY, Counters, GatewayState, Situation
 from orchestrator.hosts import OpenHosts, open_hosts
 from orchestrator.inventory import Inventory
 from orchestrator.leash import Leashed
-from orchestrator.plan.choose import make_plan
 from orchestrator.plan.values import Plan
-from orchestrator.prepare import display_name, prepare
+from orchestrator.prepare import display_name, prepare_ranking
 from orchestrator.processes import Started, ended_by_itself
 from orchestrator.report import Report
-from orchestrator.state import ClusterState, Phase, ProcessState, hold, inventory_digest, write_state
+from orchestrator.state import ClusterState, GroupSpeed, Phase, ProcessState, hold, inventory_digest, write_state
 from orchestrator.survey.values import Survey
 from orchestrator.view.plan import plan_view
+from orchestrator.wishes import Wishes
 
 STATE_EVERY_S = 2.0
 PLAN_WIDTH = 78
 """Two columns less than a terminal's 80: remarks are indented."""
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What the user asked of this `up` beside the inventory."""
-
-    devices: frozenset[str] | None = None
-    mode: str | None = None
-    recalibrate: bool = False
 
 
 class StateKeeper:
@@ -134,9 +126,8 @@ async def _bring_up(
     wishes: Wishes,
     keeper: StateKeeper,
 ) -> Running:
-    prepared = await prepare(inventory, hosts, folders, report, recalibrate=wishes.recalibrate)
-    report.step("Planning")
-    plan = make_plan(prepared.survey, prepared.memory, goal=inventory.goal, devices=wishes.devices, mode=wishes.mode)
+    prepared, ranking = await prepare_ranking(inventory, hosts, folders, report, wishes)
+    plan = ranking.chosen
     for line in plan_lines(plan, prepared.survey):
         report.say(line)
     keeper.update(plan=plan)
@@ -151,12 +142,10 @@ async def _serve(
     ensure_key(key_file)
     gateway_state, counters = GatewayState(READY), Counters()
     app = create_app(
-        running.head.url,
-        running.head.key,
+        head_addresses(running.heads),
         read_keys(key_file),
         display_name(inventory),
         context=inventory.context,
-        parallel=inventory.parallel,
         created=int(datetime.now(UTC).timestamp()),
         state=gateway_state,
         counters=counters,
@@ -167,7 +156,7 @@ async def _serve(
             "answers",
             gateway=f"{server.url}/v1",
             key_file=str(key_file),
-            decode_tokens_per_s=running.answer.decode_tokens_per_s,
+            speeds=tuple(group_speed(one) for one in running.heads),
             processes=process_states(started.processes),
         )
         report.ready(ready_text(inventory.cluster, server.url, key_file))
@@ -196,6 +185,38 @@ async def _watch(started: Started, keeper: StateKeeper, gateway_state: GatewaySt
 def process_states(processes: Iterable[Leashed]) -> tuple[ProcessState, ...]:
     """The processes as the state file shows them."""
     return tuple(ProcessState(process.host, process.name, process.pid, process.rss_bytes) for process in processes)
+
+
+def head_addresses(heads: Iterable[RunningGroup]) -> tuple[HeadAddress, ...]:
+    """What the gateway routes among, each with its measured speed."""
+    return tuple(
+        HeadAddress(
+            name=one.name,
+            url=one.head.url,
+            key=one.head.key,
+            parallel=one.group.parallel,
+            token_s=one.speed.token_s,
+            step_s=one.speed.step_s,
+            prefill_token_s=one.speed.prefill_s / one.group.prompt_tokens,
+        )
+        for one in heads
+    )
+
+
+def group_speed(one: RunningGroup) -> GroupSpeed:
+    """Predicted against measured, as the state file keeps it."""
+    group = one.group
+    return GroupSpeed(
+        name=one.name,
+        host=one.head.host,
+        mode=group.mode,
+        predicted_decode_tokens_per_s=group.decode_tokens_per_s,
+        measured_decode_tokens_per_s=one.decode_tokens_per_s,
+        predicted_aggregate_tokens_per_s=group.aggregate_tokens_per_s,
+        measured_aggregate_tokens_per_s=one.aggregate_tokens_per_s,
+        predicted_prefill_tokens_per_s=group.prefill_tokens_per_s,
+        measured_prefill_tokens_per_s=one.prefill_tokens_per_s,
+    )
 
 
 def plan_lines(plan: Plan, survey: Survey) -> tuple[str, ...]:

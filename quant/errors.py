@@ -3,6 +3,7 @@
 QuantError
 ├── ModelFileError      a file that is not a usable GGUF
 ├── ModelNotFoundError  a name that leads to no model
+├── SliceError          a model that cannot be cut to its first layers
 └── BindingsError       the Python bindings cannot be loaded on an engine
 """
 
@@ -29,3 +30,7 @@ class BindingsError(QuantError):
 
 class ModelFetchError(QuantError):
     """A model of the catalogue that could not be fetched; nothing of it is left behind."""
+
+
+class SliceError(QuantError):
+    """A model that cannot be cut to its first layers; devices are then timed on a synthetic one of like shapes."""

@@ -88,9 +88,13 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """The metadata by key, and the tensors in the file's order."""
+    """The metadata by key, and the tensors in the file's order.
+
+    `places`: where each fact's entry (key, type and value) starts and ends, in bytes from the file's start.
+    """
 
     facts: Mapping[str, Scalar | Array]
+    places: Mapping[str, tuple[int, int]]
     tensors: tuple[TensorInfo, ...]
 
 
@@ -129,14 +133,16 @@ class _HeaderReader:
         tensor_count, fact_count = self._count("tensors", _TENSOR_LIMIT), self._count("metadata entries", _FACT_LIMIT)
         self._part = "the metadata"
         facts: dict[str, Scalar | Array] = {}
+        places: dict[str, tuple[int, int]] = {}
         for _ in range(fact_count):
-            key = self._text(_NAME_LIMIT_BYTES)
+            start, key = self._position, self._text(_NAME_LIMIT_BYTES)
             if key in facts:
                 raise self._damaged(f"{key} is there twice")
             facts[key] = self._value()
+            places[key] = start, self._position
         self._part = "the list of tensors"
         entries = self._tensor_entries(tensor_count)
-        return Header(facts, self._placed(entries, facts))
+        return Header(facts, places, self._placed(entries, facts))
 
     def _check_magic(self) -> None:
         start = self._file.read(64)

@@ -11,12 +11,15 @@ from pathlib import Path
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 
+from quant.model import Model
+
 _FLOAT_FILL = 0x3C
 """0x3C3C3C3C is 0.0115 as F32 and 0x3C3C is 0.0115 as BF16: nowhere near a denormal number, which would be slow."""
 
 _BLOCK_FILL = 0x11
 """0x1111 is 0.0006 as F16: what every scale of a quantised block (and every F16 weight) becomes."""
 
+_BLOCK = 256
 _EPSILON = 1e-5
 _CONTEXT_LENGTH = 131072
 
@@ -47,9 +50,33 @@ def calibration_shape(layers: int) -> Shape:
     return Shape(layers, embedding=1024, feed_forward=4096, heads=16, kv_heads=4, vocabulary=256)
 
 
-def write_calibration_model(path: Path, *, layers: int, tensor_type: str) -> None:
-    """Write `calibration_shape(layers)`; see `write_random_model`."""
-    write_random_model(path, calibration_shape(layers), tensor_type)
+ONE_BILLION = Shape(layers=16, embedding=2048, feed_forward=8192, heads=32, kv_heads=8, vocabulary=32000)
+THREE_BILLION = Shape(layers=28, embedding=3072, feed_forward=8192, heads=24, kv_heads=8, vocabulary=32000)
+"""The proportions of Llama 3.2's 1 B and 3 B models, with a smaller vocabulary: 1.2 and 3.0 billion weights."""
+
+
+def like_shape(model: Model, layers: int) -> Shape:
+    """The shape of a llama model with this model's widths, for one that cannot be cut; widths in whole blocks."""
+    ups = (t.shape[1] for t in model.tensors if ".ffn_up" in t.name and len(t.shape) > 1)
+    feed_forward = max(ups, default=4 * model.embedding_length)
+    heads = max(1, model.head_count)
+    return Shape(
+        layers=layers,
+        embedding=_whole_blocks(model.embedding_length),
+        feed_forward=_whole_blocks(feed_forward),
+        heads=heads if _whole_blocks(model.embedding_length) % heads == 0 else 8,
+        kv_heads=_kv_heads(model, heads),
+        vocabulary=model.vocabulary,
+    )
+
+
+def _kv_heads(model: Model, heads: int) -> int:
+    least = min((count for count in model.head_count_kv if count), default=heads)
+    return least if _whole_blocks(model.embedding_length) % heads == 0 and heads % least == 0 else 8
+
+
+def _whole_blocks(width: int) -> int:
+    return max(_BLOCK, round(width / _BLOCK) * _BLOCK)
 
 
 def write_random_model(path: Path, shape: Shape, tensor_type: str) -> None:

@@ -16,6 +16,7 @@ import fcntl
 import fnmatch
 import glob
 import hashlib
+import ipaddress
 import json
 import os
 import platform
@@ -55,6 +56,10 @@ TEMPORARY_NAMES = ("*.tmp-*", "*.old-*", "*.part", ".*.part", "*.part-*")
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PR_SET_CHILD_SUBREAPER = 36
+
+SIOCGIFADDR = 0x8915  # linux/sockios.h
+ARPHRD_ETHER = "1"  # linux/if_arp.h
+MAC_RADIOS = ("Wi-Fi", "AirPort", "Bluetooth PAN")
 
 
 class AgentError(Exception):
@@ -170,7 +175,8 @@ def read_text(*parts: str) -> str:
 
 def answer_facts(options: argparse.Namespace, words: list[str]) -> None:
     root = os.path.abspath(os.path.expanduser(options.root))
-    say({**system_facts(), **processor_facts(), **memory_and_gpus(), **disk_facts(root), "clock_s": time.time()})
+    measured = {**system_facts(), **processor_facts(), **memory_and_gpus(), **disk_facts(root)}
+    say({**measured, "medium": medium(os.environ.get("SSH_CONNECTION", "")), "clock_s": time.time()})
 
 
 def system_facts() -> dict[str, Any]:
@@ -260,6 +266,69 @@ def disk_facts(root: str) -> dict[str, Any]:
     disk = os.statvfs(folder)
     total, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
     return {"root": root, "disk_total_bytes": total, "disk_free_bytes": free}
+
+
+# the network
+
+
+def medium(connection: str) -> str:
+    """Over what this host is reached: "wired", "wireless", or "" where the system does not tell.
+
+    `connection` is what sshd sets as SSH_CONNECTION: the client's address and port, then this host's (ssh(1)).
+    """
+    words = connection.split()
+    if len(words) != 4:
+        return ""
+    address = words[2].partition("%")[0]
+    if is_mac():
+        return read_mac_medium(address, ask(("ifconfig",)), ask(("networksetup", "-listallhardwareports")))
+    name = interface_of(address)
+    return interface_medium("/", name) if name else ""
+
+
+def interface_of(address: str, root: str = "/") -> str:
+    """The interface that has this address, "" when none does. Source of the format of if_inet6: proc_net(5)."""
+    wanted = ipaddress.ip_address(address)
+    for line in read_text(root, "proc/net/if_inet6").splitlines():
+        words = line.split()
+        if ipaddress.ip_address(bytes.fromhex(words[0])) == wanted:
+            return words[-1]
+    names = (name for _, name in socket.if_nameindex())
+    return next((name for name in names if ipv4_address(name) == str(wanted)), "")
+
+
+def ipv4_address(interface: str) -> str:
+    """The interface's first IPv4 address, "" when it has none (netdevice(7))."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket, contextlib.suppress(OSError):
+        answer = fcntl.ioctl(any_socket, SIOCGIFADDR, struct.pack("256s", interface.encode()))
+        return socket.inet_ntoa(answer[20:24])
+    return ""
+
+
+def interface_medium(root: str, name: str) -> str:
+    """Wireless interfaces have a radio in sysfs; bridges, bonds and VLANs are what lies below them.
+
+    A pair of virtual Ethernet interfaces counts as wired; a VPN's tunnel tells nothing.
+    """
+    folder = os.path.join(root, "sys/class/net", name)
+    entries = os.listdir(folder) if os.path.isdir(folder) else []
+    if "wireless" in entries or "phy80211" in entries:
+        return "wireless"
+    below = {interface_medium(root, entry[len("lower_") :]) for entry in entries if entry.startswith("lower_")}
+    if below:
+        return "wireless" if "wireless" in below else below.pop() if len(below) == 1 else ""
+    return "wired" if read_text(folder, "type").strip() == ARPHRD_ETHER else ""
+
+
+def read_mac_medium(address: str, interfaces: str, hardware_ports: str) -> str:
+    """From `ifconfig` and `networksetup -listallhardwareports`; a VPN is no hardware port and tells nothing."""
+    for block in re.split(r"^(?=\S)", interfaces, flags=re.MULTILINE):
+        if re.search(rf"\sinet6? {re.escape(address)}[%\s]", block):
+            name = block.partition(":")[0]
+            port = re.search(rf"^Hardware Port: (.+)\nDevice: {re.escape(name)}$", hardware_ports, re.MULTILINE)
+            if port:
+                return "wireless" if port.group(1) in MAC_RADIOS else "wired"
+    return ""
 
 
 # processors

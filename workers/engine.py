@@ -46,6 +46,7 @@ PROGRAMS = (
     "llama-fit-params",
     "llama-quantize",
     "llama-gguf-split",
+    "llama-perplexity",
 )
 
 

@@ -7,11 +7,14 @@ device appear only there.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 ENVIRONMENT = {"GGML_NO_BACKTRACE": "1"}
 """For every program of the engine: abort at once instead of calling a debugger first (0.66 s where gdb is there)."""
 
 ALL_LAYERS = "999"
+KV_CELLS = 256
+"""The engine rounds each conversation's part of the KV cache up to a multiple of this many tokens."""
 
 UNTIED_OUTPUT_ON_HEAD = r"^output\.weight=CPU"
 TIED_OUTPUT_ON_HEAD = r"^token_embd\.weight=CPU"
@@ -20,21 +23,31 @@ TIED_OUTPUT_ON_HEAD = r"^token_embd\.weight=CPU"
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the layers go: RPC endpoints ("127.0.0.1:PORT") in pipeline order, items for each, output pattern.
+    """Where the layers go: RPC endpoints ("127.0.0.1:PORT") in pipeline order, an integer for each, output pattern.
 
-    `tensor_split` has one integer per endpoint; they sum to block_count + 1 (the output layer is the last item).
+    Mode "layers": the head computes the first `head_layers` of `block_count` blocks itself; the integers are the items
+    of each endpoint and sum to block_count + 1 - head_layers (the output layer is the last item). Mode "tensor": every
+    layer is cut in parts of these proportions; the engine refuses to move single tensors then.
     """
 
     endpoints: tuple[str, ...]
     tensor_split: tuple[int, ...]
     output_on_head: bool
     output_tied: bool
+    mode: Literal["layers", "tensor"] = "layers"
+    block_count: int = 0
+    head_layers: int = 0
 
     @property
     def output_pattern(self) -> str | None:
-        if not self.output_on_head:
+        if not self.output_on_head or self.mode == "tensor":
             return None
         return TIED_OUTPUT_ON_HEAD if self.output_tied else UNTIED_OUTPUT_ON_HEAD
+
+    @property
+    def gpu_layers(self) -> str:
+        """For `--n-gpu-layers`: the engine counts from the last layer, so what is left out are the first ones."""
+        return str(self.block_count + 1 - self.head_layers) if self.head_layers else ALL_LAYERS
 
 
 @dataclass(frozen=True)
@@ -66,7 +79,7 @@ def head_command(program: str, settings: HeadSettings, placement: Placement | No
         *("--ubatch-size", str(settings.micro_batch), "--threads", str(settings.threads)),
         *("--cache-type-k", "f16", "--cache-type-v", "f16", "--cache-ram", "0", "--fit", "off"),
         *("--no-ui", "--metrics", "--log-verbosity", "4", "--log-jsonl", "--sse-ping-interval", "5"),
-        *(_native() if placement is None else _placed(placement)),
+        *placement_words(placement),
     )
 
 
@@ -90,21 +103,53 @@ def bench_command(
         *(word for model in models for word in ("--model", model)),
         *("--n-prompt", str(prompt), "--n-gen", str(generate), "--repetitions", str(repetitions)),
         *("--threads", str(threads), "--ubatch-size", str(micro_batch), "--output", "json"),
-        *(("--n-gpu-layers", "0") if placement is None else _placed(placement, "/")),
+        *(("--n-gpu-layers", "0") if placement is None else placement_words(placement, "/")),
     )
 
 
-def _native() -> tuple[str, ...]:
-    return ("--device", "none", "--n-gpu-layers", "0")
+def batched_bench_command(
+    program: str,
+    *,
+    model: str,
+    prompt: int,
+    generate: int,
+    conversations: int,
+    repetitions: int,
+    threads: int,
+    micro_batch: int,
+    placement: Placement | None,
+) -> tuple[str, ...]:
+    """`llama-batched-bench` with a JSON line per repetition: `conversations` at once, each with this many tokens.
+
+    Each conversation has its own part of the KV cache, as in the head, which the engine rounds up to 256 tokens.
+    """
+    cells = -(-(prompt + generate) // KV_CELLS) * KV_CELLS
+    return (
+        *(program, "--model", model, "--output-format", "jsonl"),
+        *("-npp", str(prompt), "-ntg", str(generate), "-npl", ",".join([str(conversations)] * repetitions)),
+        *("--ctx-size", str(cells * conversations), "--no-kv-unified", "--ubatch-size", str(micro_batch)),
+        *("--threads", str(threads), "--cache-type-k", "f16", "--cache-type-v", "f16", "--fit", "off"),
+        *placement_words(placement),
+    )
 
 
-def _placed(placement: Placement, separator: str = ",") -> tuple[str, ...]:
-    """`llama-bench` separates items by "/", since a comma means another test there."""
+def placement_words(placement: Placement | None, separator: str = ",") -> tuple[str, ...]:
+    """The flags of a placement, for every program alike; None: natively on the CPU.
+
+    `llama-bench` separates items by "/", since a comma means another test there.
+    """
+    if placement is None:
+        return ("--device", "none", "--n-gpu-layers", "0")
     names = separator.join(f"RPC{index}" for index in range(len(placement.endpoints)))
     split = separator.join(str(count) for count in placement.tensor_split)
     pattern = placement.output_pattern
     return (
-        *("--rpc", ",".join(placement.endpoints), "--device", names),
-        *("--n-gpu-layers", ALL_LAYERS, "--split-mode", "layer", "--tensor-split", split),
+        *("--rpc", ",".join(placement.endpoints), "--device", names, "--n-gpu-layers", placement.gpu_layers),
+        *(
+            ("--split-mode", "tensor", "--flash-attn", "on")
+            if placement.mode == "tensor"
+            else ("--split-mode", "layer")
+        ),
+        *("--tensor-split", split),
         *(() if pattern is None else ("--override-tensor", pattern)),
     )

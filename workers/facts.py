@@ -53,6 +53,7 @@ class HostFacts:
     clock_s: float
     compiler: str  # such as "c++ (Debian 12.2.0) 12.2.0", "" when there is none
     gpus: tuple[Gpu, ...]
+    medium: str = ""  # "wired" or "wireless": over what the SSH connection came in; "" where the host does not tell
 
     @property
     def platform(self) -> str:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from workers.budget import MIB
-from workers.engine_commands import ALL_LAYERS, Placement
+from workers.engine_commands import Placement, placement_words
 from workers.errors import FactsError
 
 HOST = "Host"
@@ -38,22 +38,22 @@ def fit_command(
         *(program, "--model", model, "--fit-print", "on"),
         *("--ctx-size", str(context * parallel), "--parallel", str(parallel), "--ubatch-size", str(micro_batch)),
         *("--cache-type-k", "f16", "--cache-type-v", "f16"),
-        *(("--device", "none", "--n-gpu-layers", "0") if placement is None else _placed(placement)),
+        *placement_words(placement),
     )
 
 
-def _placed(placement: Placement) -> tuple[str, ...]:
-    pattern = placement.output_pattern
-    return (
-        *("--rpc", ",".join(placement.endpoints), "--n-gpu-layers", ALL_LAYERS, "--split-mode", "layer"),
-        *("--device", ",".join(f"RPC{index}" for index in range(len(placement.endpoints)))),
-        *("--tensor-split", ",".join(str(count) for count in placement.tensor_split)),
-        *(() if pattern is None else ("--override-tensor", pattern)),
-    )
+def device_rows(placement: Placement | None) -> int:
+    """How many rows stand before the host's: one per endpoint, or in mode `tensor` one that sums them up."""
+    if placement is None:
+        return 0
+    return 1 if placement.mode == "tensor" else len(placement.endpoints)
 
 
 def read_fit_table(stdout: bytes, devices: int) -> tuple[FitRow, ...]:
-    """The rows of `devices` devices in their order and the host's last; FactsError when that is not what is there."""
+    """The rows of `devices` devices in their order and the host's last; FactsError when that is not what is there.
+
+    `devices` is what `device_rows` says of the placement that was asked about.
+    """
     lines = stdout.decode(errors="replace").splitlines()
     matches = [match for line in lines if (match := _ROW.fullmatch(line))]
     rows = tuple(FitRow(m["name"], int(m["model"]), int(m["context"]), int(m["compute"])) for m in matches)

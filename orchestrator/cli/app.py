@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from orchestrator import __version__
-from orchestrator.cli import bench, chat, cluster, engine, hosts, models, planning
+from orchestrator.cli import bench, chat, cluster, engine, hosts, models, planning, tuning
 
 app = typer.Typer(
     name="meshctl",
@@ -37,6 +37,7 @@ app.command("up", rich_help_panel=RUN)(cluster.up)
 app.command("down", rich_help_panel=RUN)(cluster.down)
 app.command("chat", rich_help_panel=RUN)(chat.chat)
 app.command("bench", rich_help_panel=RUN)(bench.bench)
+app.command("tune", rich_help_panel=RUN)(tuning.tune)
 app.command("status", rich_help_panel=LOOK)(cluster.status)
 app.command("logs", rich_help_panel=LOOK)(cluster.logs)
 app.command("survey", rich_help_panel=LOOK)(planning.survey)

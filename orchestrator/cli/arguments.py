@@ -1,5 +1,8 @@
-"""Arguments and options that several commands take, said once."""
+"""Arguments and options that several commands take, said once, and what they ask of the planner."""
 
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -7,38 +10,128 @@ import typer
 
 if TYPE_CHECKING:
     from orchestrator.inventory import Inventory as InventoryValue
+    from orchestrator.wishes import Wishes
 
 Inventory = Annotated[Path, typer.Argument(help="The inventory file.", show_default=True)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")]
 Cluster = Annotated[str | None, typer.Option("--cluster", help="Which cluster, when more than one runs.")]
 Recalibrate = Annotated[bool, typer.Option("--recalibrate", help="Measure speeds again even where they are known.")]
-Mode = Annotated[Literal["single", "layers"] | None, typer.Option("--mode", help="Force a mode.")]
+Mode = Annotated[
+    Literal["single", "layers", "tensor", "replicas"] | None, typer.Option("--mode", help="Only plans of this mode.")
+]
 Devices = Annotated[
     str | None, typer.Option("--devices", help="Use only these devices, separated by commas: desktop/cpu,laptop/cpu.")
+]
+Split = Annotated[
+    str | None,
+    typer.Option("--split", help="Exactly these layers on these devices, in this order: desktop/cpu=20,laptop/cpu=12."),
+]
+Goal = Annotated[
+    Literal["latency", "throughput"] | None,
+    typer.Option("--goal", help="Plan for one conversation's speed or for all of them; else as the inventory says."),
 ]
 
 DEFAULT_INVENTORY = Path("inventory.yaml")
 
+_DEVICE = re.compile(r"[^/]+/(cpu|(cuda|metal|vulkan)[0-9]+)")
 
-def device_set(devices: str | None, inventory: "InventoryValue | None") -> frozenset[str] | None:
-    """The names in a comma-separated list; None when the option was not given.
 
-    UsageError when it has no name, or names of hosts that `inventory` does not have: said before any host is measured.
-    `inventory` is None where its hosts do not matter, since a saved survey has its own.
-    """
+@dataclass(frozen=True)
+class KnownHosts:
+    """The hosts whose devices options may name, and where they are from: a file's name, for messages."""
+
+    names: tuple[str, ...]
+    place: str
+
+    @staticmethod
+    def of(inventory: "InventoryValue") -> "KnownHosts":
+        return KnownHosts(tuple(host.name for host in inventory.hosts), str(inventory.path))
+
+
+def read_wishes(
+    hosts: KnownHosts,
+    *,
+    mode: str | None,
+    devices: str | None,
+    split: str | None,
+    goal: str | None,
+    recalibrate: bool,
+) -> "Wishes":
+    """What the options ask of a plan for these hosts; UsageError for what cannot be meant, before a host is reached."""
+    from orchestrator.wishes import Wishes
+
+    named = None if devices is None else device_set(devices, hosts)
+    if split is None:
+        return Wishes(named, mode, None, goal, recalibrate)
+    layers = device_layers(split, hosts)
+    _check_split(mode, named, layers)
+    return Wishes(frozenset(layers), "layers", layers, goal, recalibrate)
+
+
+def wish_options(wishes: "Wishes") -> tuple[str, ...]:
+    """The words that `read_wishes` makes these wishes of again."""
+    words: list[str] = []
+    if wishes.split is not None:
+        words += ["--split", ",".join(f"{device}={layers}" for device, layers in wishes.split.items())]
+    elif wishes.devices is not None:
+        words += ["--devices", ",".join(sorted(wishes.devices))]
+    if wishes.mode is not None:
+        words += ["--mode", wishes.mode]
+    if wishes.goal is not None:
+        words += ["--goal", wishes.goal]
+    return (*words, *(("--recalibrate",) if wishes.recalibrate else ()))
+
+
+def device_set(devices: str, hosts: KnownHosts) -> frozenset[str]:
+    """The names in a comma-separated list; UsageError when it has none, or not of devices on these hosts."""
     from orchestrator.errors import UsageError
 
-    if devices is None:
-        return None
-    names = frozenset(name.strip() for name in devices.split(",") if name.strip())
+    names = _parts(devices)
     if not names:
         raise UsageError(f'--devices "{devices}" names no device', hint="name some, such as desktop/cpu,laptop/cpu")
-    if inventory is not None:
-        hosts = [host.name for host in inventory.hosts]
-        unknown = sorted(name for name in names if name.split("/")[0] not in hosts)
-        if unknown:
-            raise UsageError(
-                f"--devices {', '.join(unknown)}: no such host in {inventory.path}",
-                hint=f"a device is named HOST/cpu; the hosts are {', '.join(hosts)}",
-            )
-    return names
+    _check_devices("--devices", names, hosts)
+    return frozenset(names)
+
+
+def device_layers(split: str, hosts: KnownHosts) -> dict[str, int]:
+    """`DEVICE=LAYERS,...` in the order it is written; UsageError when it is not that, for devices on these hosts."""
+    from orchestrator.errors import UsageError
+
+    hint = "write each device once with its number of layers, such as desktop/cpu=20,laptop/cpu=12"
+    layers: dict[str, int] = {}
+    for part in _parts(split):
+        device, _, number = (word.strip() for word in part.partition("="))
+        if not device or not number.isdecimal() or not 1 <= int(number) <= 9999:
+            raise UsageError(f'--split: "{part}" is not a device and its layers', hint=hint)
+        if device in layers:
+            raise UsageError(f"--split: {device} is there twice", hint=hint)
+        layers[device] = int(number)
+    if not layers:
+        raise UsageError(f'--split "{split}" names no device', hint=hint)
+    _check_devices("--split", list(layers), hosts)
+    return layers
+
+
+def _check_split(mode: str | None, devices: frozenset[str] | None, layers: Collection[str]) -> None:
+    from orchestrator.errors import UsageError
+
+    if mode not in (None, "layers"):
+        raise UsageError(
+            f"--split and --mode {mode} exclude each other", hint="a split is of mode layers: leave --mode out"
+        )
+    if devices not in (None, frozenset(layers)):
+        raise UsageError("--split and --devices name other devices", hint="--split says it all: leave --devices out")
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _check_devices(option: str, names: Sequence[str], hosts: KnownHosts) -> None:
+    from orchestrator.errors import UsageError
+
+    hint = f"a device is named HOST/cpu; the hosts are {', '.join(hosts.names)}"
+    if unknown := sorted(name for name in names if name.split("/")[0] not in hosts.names):
+        raise UsageError(f"{option} {', '.join(unknown)}: no such host in {hosts.place}", hint=hint)
+    if wrong := sorted(name for name in names if not _DEVICE.fullmatch(name)):
+        raise UsageError(f"{option} {', '.join(wrong)}: not the name of a device", hint=hint)

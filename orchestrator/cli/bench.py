@@ -5,13 +5,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.arguments import DEFAULT_INVENTORY, AsJson, Devices, Inventory, Mode, Recalibrate, device_set
+from orchestrator.cli.arguments import (
+    DEFAULT_INVENTORY,
+    AsJson,
+    Devices,
+    Goal,
+    Inventory,
+    KnownHosts,
+    Mode,
+    Recalibrate,
+    Split,
+    read_wishes,
+)
 
 if TYPE_CHECKING:
-    from orchestrator.bench import BenchSize, Comparison
+    from orchestrator.bench import Comparison
+    from orchestrator.group_bench import BenchSize
     from orchestrator.inventory import Inventory as InventoryValue
     from orchestrator.report import Report
-    from orchestrator.supervisor import Wishes
+    from orchestrator.wishes import Wishes
 
 
 def bench(
@@ -23,6 +35,9 @@ def bench(
     chart: Annotated[Path | None, typer.Option("--chart", help="Also write a bar chart, .png or .svg.")] = None,
     mode: Mode = None,
     devices: Devices = None,
+    split: Split = None,
+    goal: Goal = None,
+    top: Annotated[int, typer.Option("--top", min=0, help="Also measure this many of the best other plans.")] = 0,
     recalibrate: Recalibrate = False,
 ) -> None:
     """Measure each device alone, then the cluster, and say which to use.
@@ -33,7 +48,6 @@ def bench(
     from orchestrator.cli.run import answer
     from orchestrator.errors import UsageError
     from orchestrator.inventory_file import load_inventory
-    from orchestrator.supervisor import Wishes
     from orchestrator.view.bench import bench_csv, bench_json, bench_markdown, bench_view, check_chart, write_chart
 
     if json + csv + markdown > 1:
@@ -41,8 +55,10 @@ def bench(
     if chart is not None:
         check_chart(chart)
     wanted = load_inventory(inventory)
-    wishes = Wishes(device_set(devices, wanted), mode, recalibrate)
-    comparison = _compare(wanted, QUICK if quick else FULL, wishes)
+    wishes = read_wishes(
+        KnownHosts.of(wanted), mode=mode, devices=devices, split=split, goal=goal, recalibrate=recalibrate
+    )
+    comparison = _compare(wanted, QUICK if quick else FULL, wishes, top)
     if chart is not None:
         write_chart(comparison, chart)
     if json:
@@ -55,13 +71,12 @@ def bench(
         answer().print(bench_view(comparison))
 
 
-def _compare(wanted: "InventoryValue", size: "BenchSize", wishes: "Wishes") -> "Comparison":
+def _compare(wanted: "InventoryValue", size: "BenchSize", wishes: "Wishes", top: int) -> "Comparison":
     from orchestrator.bench import run_bench
     from orchestrator.cli.run import run_shown
     from orchestrator.folders import user_folders
     from orchestrator.hosts import open_hosts
-    from orchestrator.plan.choose import make_plan
-    from orchestrator.prepare import prepare
+    from orchestrator.prepare import prepare_ranking
     from orchestrator.processes import Started
 
     folders = user_folders()
@@ -69,13 +84,10 @@ def _compare(wanted: "InventoryValue", size: "BenchSize", wishes: "Wishes") -> "
     async def work(report: "Report") -> "Comparison":
         report.step("Connecting")
         async with open_hosts(wanted, folders, report) as hosts:
-            prepared = await prepare(wanted, hosts, folders, report, recalibrate=wishes.recalibrate)
-            plan = make_plan(
-                prepared.survey, prepared.memory, goal=wanted.goal, devices=wishes.devices, mode=wishes.mode
-            )
+            prepared, ranking = await prepare_ranking(wanted, hosts, folders, report, wishes)
             started = Started()
             try:
-                return await run_bench(prepared, plan, hosts, size, started, report)
+                return await run_bench(prepared, ranking, hosts, size, started, report, top=top)
             finally:
                 await started.stop()
 

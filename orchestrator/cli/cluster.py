@@ -11,10 +11,14 @@ from orchestrator.cli.arguments import (
     AsJson,
     Cluster,
     Devices,
+    Goal,
     Inventory,
+    KnownHosts,
     Mode,
     Recalibrate,
-    device_set,
+    Split,
+    read_wishes,
+    wish_options,
 )
 
 if TYPE_CHECKING:
@@ -24,7 +28,7 @@ if TYPE_CHECKING:
     from orchestrator.inventory import Inventory as InventoryValue
     from orchestrator.report import Report
     from orchestrator.state import ClusterState
-    from orchestrator.supervisor import Wishes
+    from orchestrator.wishes import Wishes
 
 
 def up(
@@ -35,6 +39,8 @@ def up(
     ] = False,
     mode: Mode = None,
     devices: Devices = None,
+    split: Split = None,
+    goal: Goal = None,
     recalibrate: Recalibrate = False,
 ) -> None:
     """Bring the cluster of an inventory up and keep it running."""
@@ -43,11 +49,12 @@ def up(
     from orchestrator.folders import user_folders
     from orchestrator.inventory_file import load_inventory
     from orchestrator.state import inventory_digest, is_held, read_state
-    from orchestrator.supervisor import Wishes
 
     wanted = load_inventory(inventory)
     folders = user_folders()
-    wishes = Wishes(device_set(devices, wanted), mode, recalibrate)
+    wishes = read_wishes(
+        KnownHosts.of(wanted), mode=mode, devices=devices, split=split, goal=goal, recalibrate=recalibrate
+    )
     if dry_run:
         _dry_run(wanted, folders, wishes)
         return
@@ -128,19 +135,26 @@ def logs(
 
 
 def supervise(
-    inventory: Inventory, mode: Mode = None, devices: Devices = None, recalibrate: Recalibrate = False
+    inventory: Inventory,
+    mode: Mode = None,
+    devices: Devices = None,
+    split: Split = None,
+    goal: Goal = None,
+    recalibrate: Recalibrate = False,
 ) -> None:
     """Run one cluster, writing the report to its events file; what `up --detach` starts."""
     from orchestrator.cli.run import run
     from orchestrator.folders import user_folders
     from orchestrator.inventory_file import load_inventory
     from orchestrator.report import Report, to_file
-    from orchestrator.supervisor import Wishes
 
     wanted = load_inventory(inventory)
     folders = user_folders()
     report = Report(to_file(folders.cluster(wanted.cluster).events))
-    run(_supervise(wanted, folders, report, Wishes(device_set(devices, wanted), mode, recalibrate)))
+    wishes = read_wishes(
+        KnownHosts.of(wanted), mode=mode, devices=devices, split=split, goal=goal, recalibrate=recalibrate
+    )
+    run(_supervise(wanted, folders, report, wishes))
 
 
 async def _supervise(wanted: "InventoryValue", folders: "Folders", report: "Report", wishes: "Wishes") -> None:
@@ -192,7 +206,7 @@ def _detach(inventory: Path, wanted: "InventoryValue", folders: "Folders", wishe
 
     folder = folders.cluster(wanted.cluster)
     new_key = _new_key_of(folder)
-    supervisor = start_supervisor(inventory, folder, _options(wishes))
+    supervisor = start_supervisor(inventory, folder, wish_options(wishes))
 
     async def watch() -> None:
         with ProgressView(talk()) as view:
@@ -224,12 +238,6 @@ def _tell_ready(text: str, new_key: str | None, how_to_stop: str) -> None:
 
     key = f"API key (shown once): {new_key}\n" if new_key else ""
     talk().print(f"\n{text}\n{key}{how_to_stop}", markup=False, soft_wrap=True)
-
-
-def _options(wishes: "Wishes") -> tuple[str, ...]:
-    devices = () if wishes.devices is None else ("--devices", ",".join(sorted(wishes.devices)))
-    mode = () if wishes.mode is None else ("--mode", wishes.mode)
-    return (*devices, *mode, *(("--recalibrate",) if wishes.recalibrate else ()))
 
 
 def _dry_run(wanted: "InventoryValue", folders: "Folders", wishes: "Wishes") -> None:

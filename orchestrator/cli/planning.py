@@ -1,17 +1,32 @@
 """`meshctl survey` and `meshctl plan`: look, decide, change nothing that runs."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.arguments import DEFAULT_INVENTORY, AsJson, Devices, Inventory, Mode, Recalibrate, device_set
+from orchestrator.cli.arguments import (
+    DEFAULT_INVENTORY,
+    AsJson,
+    Devices,
+    Goal,
+    Inventory,
+    KnownHosts,
+    Mode,
+    Recalibrate,
+    Split,
+    read_wishes,
+)
 
 if TYPE_CHECKING:
     from orchestrator.inventory import Inventory as InventoryValue
-    from orchestrator.plan.values import ModelMemory
+    from orchestrator.plan.values import ModelMemory, Ranking
     from orchestrator.prepare import Prepared
     from orchestrator.survey.values import Survey
+    from orchestrator.what_if import Addition
+    from orchestrator.wishes import Wishes
 
 
 def survey(inventory: Inventory = DEFAULT_INVENTORY, json: AsJson = False, recalibrate: Recalibrate = False) -> None:
@@ -39,26 +54,122 @@ def plan(
     json: AsJson = False,
     mode: Mode = None,
     devices: Devices = None,
+    split: Split = None,
+    goal: Goal = None,
+    without: Annotated[
+        list[str] | None, typer.Option("--without", help="As if this host were not there; may be repeated.")
+    ] = None,
+    add: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--add",
+            help="As if there were this machine too: NAME=memory,speed,link, such as new=16GiB,desktop*0.5,gigabit or "
+            "new=16GiB,12t/s,1Gbit/s@0.5ms; may be repeated.",
+        ),
+    ] = None,
     recalibrate: Recalibrate = False,
 ) -> None:
-    """Show how the model would run: which layers on which device, bytes against budgets, time per token."""
+    """Show how the model would run, what it would be like, what else was considered, and why."""
     from orchestrator.cli.run import answer
+    from orchestrator.errors import UsageError
     from orchestrator.inventory_file import load_inventory
-    from orchestrator.plan.choose import make_plan
-    from orchestrator.view.plan import plan_json, plan_view
+    from orchestrator.survey.values import read_survey
+    from orchestrator.view.plan_json import ranking_json
+    from orchestrator.view.ranking import ranking_view
+    from orchestrator.what_if import check_names, parse_addition
 
+    if survey is not None and recalibrate:
+        raise UsageError("--survey and --recalibrate exclude each other", hint="a saved survey is not measured again")
     wanted = load_inventory(inventory)
-    chosen = device_set(devices, wanted if survey is None else None)
-    if survey is None:
-        prepared = _prepared(wanted, recalibrate)
-        surveyed, memory = prepared.survey, prepared.memory
+    adds = [parse_addition(text) for text in add or ()]
+    saved = None if survey is None else read_survey(survey)
+    hosts = KnownHosts.of(wanted) if saved is None else _hosts_of(saved, survey)
+    check_names(hosts.names, without or (), adds)
+    wishes = read_wishes(
+        _planned_for(hosts, without or (), adds),
+        mode=mode,
+        devices=devices,
+        split=split,
+        goal=goal,
+        recalibrate=recalibrate,
+    )
+    if saved is None:
+        ranking, surveyed = _ranked_live(wanted, without or (), adds, wishes)
     else:
-        surveyed, memory = _from_survey(wanted, survey)
-    made = make_plan(surveyed, memory, goal=wanted.goal, devices=chosen, mode=mode)
+        ranking, surveyed = _ranked_from(wanted, saved, without or (), adds, wishes)
     if json:
-        typer.echo(plan_json(made, surveyed))
+        typer.echo(ranking_json(ranking, surveyed))
     else:
-        answer().print(plan_view(made, surveyed))
+        answer().print(ranking_view(ranking, surveyed))
+
+
+def _hosts_of(survey: "Survey", path: Path | None) -> KnownHosts:
+    return KnownHosts(tuple(host.name for host in survey.hosts), str(path))
+
+
+def _planned_for(hosts: KnownHosts, without: Sequence[str], adds: "Sequence[Addition]") -> KnownHosts:
+    """The hosts that there are when all that was supposed is so."""
+    kept = [name for name in hosts.names if name not in without]
+    return replace(hosts, names=(*kept, *(one.name for one in adds)))
+
+
+def _ranked_live(
+    inventory: "InventoryValue", without: Sequence[str], adds: "Sequence[Addition]", wishes: "Wishes"
+) -> "tuple[Ranking, Survey]":
+    """The ranking from a survey taken now; hosts that are taken away are not reached unless one added is like them."""
+    from orchestrator.what_if import what_if
+
+    liked = {one.like.split("/")[0] for one in adds}
+    reached = tuple(host for host in inventory.hosts if host.name not in without or host.name in liked)
+    there = replace(inventory, hosts=reached or inventory.hosts)
+    if not adds:
+        return _ranked_as_it_is(there, wishes)
+    prepared = _prepared(there, wishes.recalibrate)
+    gone = [host.name for host in there.hosts if host.name in without]
+    supposed = what_if(prepared.survey, prepared.memory, gone, adds)
+    return _rank(inventory, supposed, prepared.memories, wishes), supposed
+
+
+def _ranked_as_it_is(inventory: "InventoryValue", wishes: "Wishes") -> "tuple[Ranking, Survey]":
+    from orchestrator.cli.run import run_shown
+    from orchestrator.folders import user_folders
+    from orchestrator.hosts import open_hosts
+    from orchestrator.prepare import prepare_ranking
+    from orchestrator.report import Report
+
+    async def work(report: Report) -> "tuple[Ranking, Survey]":
+        folders = user_folders()
+        report.step("Connecting")
+        async with open_hosts(inventory, folders, report) as hosts:
+            prepared, ranking = await prepare_ranking(inventory, hosts, folders, report, wishes)
+            return ranking, prepared.survey
+
+    return run_shown(work)
+
+
+def _ranked_from(
+    inventory: "InventoryValue",
+    saved: "Survey",
+    without: Sequence[str],
+    adds: "Sequence[Addition]",
+    wishes: "Wishes",
+) -> "tuple[Ranking, Survey]":
+    """The ranking from a saved survey; no host is reached."""
+    from orchestrator.what_if import what_if
+
+    memories = _memories(inventory)
+    supposed = what_if(saved, memories[0], without, adds)
+    return _rank(inventory, supposed, memories, wishes), supposed
+
+
+def _rank(
+    inventory: "InventoryValue", survey: "Survey", memories: "tuple[ModelMemory, ...]", wishes: "Wishes"
+) -> "Ranking":
+    from orchestrator.plan.asked import Asked
+    from orchestrator.plan.choose import rank_plans
+
+    asked = Asked(wishes.goal or inventory.goal, wishes.devices, wishes.mode, wishes.split)
+    return rank_plans(survey, memories, asked)
 
 
 def _prepared(inventory: "InventoryValue", recalibrate: bool) -> "Prepared":
@@ -77,20 +188,17 @@ def _prepared(inventory: "InventoryValue", recalibrate: bool) -> "Prepared":
     return run_shown(work)
 
 
-def _from_survey(inventory: "InventoryValue", path: Path) -> "tuple[Survey, ModelMemory]":
+def _memories(inventory: "InventoryValue") -> "tuple[ModelMemory, ...]":
     from orchestrator.cli.run import run_shown
     from orchestrator.folders import user_folders
-    from orchestrator.prepare import local_engine, prepare_memory, prepare_model
+    from orchestrator.prepare import local_engine, prepare_memories, prepare_model
     from orchestrator.report import Report
-    from orchestrator.survey.values import read_survey
 
-    surveyed = read_survey(path)
-
-    async def work(report: Report) -> "ModelMemory":
+    async def work(report: Report) -> "tuple[ModelMemory, ...]":
         folders = user_folders()
         report.step("Reading the model")
         engine = await local_engine(folders, report)
         model = await prepare_model(inventory.model, inventory.path.parent, folders, report)
-        return await prepare_memory(inventory, engine, model, folders)
+        return await prepare_memories(inventory, engine, model, folders)
 
-    return surveyed, run_shown(work)
+    return run_shown(work)

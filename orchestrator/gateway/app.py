@@ -4,7 +4,7 @@ It holds no model and no conversation; what it lets through goes to the head and
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
@@ -18,38 +18,47 @@ from orchestrator.gateway.fields import BODY_LIMIT_BYTES, Body, chat_body, compl
 from orchestrator.gateway.head import Deadlines, Head
 from orchestrator.gateway.keys import ApiKeys
 from orchestrator.gateway.relay import Relay
+from orchestrator.gateway.routing import HeadAddress, Router
 from orchestrator.gateway.state import READY, Counters, GatewayState
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def create_app(
-    head_url: str,
-    head_key: str,
+    heads: Sequence[HeadAddress],
     keys: ApiKeys,
     model_name: str,
     *,
     context: int | None = None,
-    parallel: int = 1,
     created: int = 0,
     state: GatewayState | None = None,
     counters: Counters | None = None,
     deadlines: Deadlines | None = None,
 ) -> Starlette:
-    """The application for one head.
+    """The application for these heads, among which requests are routed.
 
     `context` is the tokens of one conversation and `created` the Unix time at which the cluster started, both for
     /v1/models. `state` is read at each request; without one the head is taken to be ready. `counters` are counted up.
     """
     waits = deadlines or Deadlines()
-    head = Head(head_url, head_key, waits)
+    behind = {head.name: Head(head.url, head.key, waits) for head in heads}
     model = _model_entry(model_name, context, created)
-    gateway = _Gateway(head, keys, model, parallel, state or GatewayState(READY), counters or Counters(), waits.body_s)
+    gateway = _Gateway(
+        behind,
+        Router(heads),
+        keys,
+        model,
+        max(head.parallel for head in heads),
+        state or GatewayState(READY),
+        counters or Counters(),
+        waits.body_s,
+    )
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
-        await head.close()
+        for head in behind.values():
+            await head.close()
 
     return Starlette(
         routes=gateway.routes(),
@@ -61,7 +70,8 @@ def create_app(
 class _Gateway:
     def __init__(
         self,
-        head: Head,
+        heads: Mapping[str, Head],
+        router: Router,
         keys: ApiKeys,
         model: dict[str, object],
         parallel: int,
@@ -69,7 +79,8 @@ class _Gateway:
         counters: Counters,
         body_s: float,
     ) -> None:
-        self._head = head
+        self._heads = heads
+        self._router = router
         self._keys = keys
         self._model = model
         self._parallel = parallel
@@ -124,7 +135,7 @@ class _Gateway:
         body = read_body(await _receive(request, self._body_s))
         passed = shape(body, model=str(self._model["id"]), parallel=self._parallel)
         self._check_ready()
-        return Relay(self._head, path, passed, self._counters)
+        return Relay(self._heads, self._router, path, passed, self._counters)
 
     def _check_ready(self) -> None:
         now = self._state.now

@@ -30,6 +30,7 @@ class Tokens:
     """The tokens of one answer, counted by the head's own timings, else by the pieces of text that came."""
 
     prompt: int = 0
+    timings: Mapping[str, Any] = field(default_factory=dict)
     _pieces: dict[int, int] = field(default_factory=dict)
     _timed: dict[int, int] = field(default_factory=dict)
 
@@ -46,6 +47,7 @@ class Tokens:
         if timings := answer.get("timings"):
             self._timed[index] = int(timings.get("predicted_n", 0))
             self.prompt = int(timings.get("prompt_n", 0))
+            self.timings = timings
 
 
 class Answer:

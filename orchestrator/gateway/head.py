@@ -85,10 +85,13 @@ class Head:
         except TimeoutError as error:
             raise _too_late(self._deadlines.answer_s) from error
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise unavailable("the model's head cannot be reached; it may be restarting", code="head_down") from error
+            raise unavailable("the model's head cannot be reached; it may be restarting", code=HEAD_DOWN) from error
         except httpx.TransportError as error:
             raise lost() from error
 
+
+HEAD_DOWN = "head_down"
+"""The code of the error for a head that could not be reached: nothing has been asked of it."""
 
 _JSON = {"content-type": "application/json"}
 

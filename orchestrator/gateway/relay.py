@@ -6,8 +6,9 @@ not at the next token. An error before the first byte is JSON with its status; a
 
 import asyncio
 import json
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from time import monotonic
 from typing import Literal
 
 import httpx
@@ -17,21 +18,29 @@ from starlette.types import Receive, Scope, Send
 from orchestrator.gateway.api_error import ApiError, unavailable
 from orchestrator.gateway.events import Answer, error_event, whole_events
 from orchestrator.gateway.fields import Body
-from orchestrator.gateway.head import Head, lost, read_answer
+from orchestrator.gateway.head import HEAD_DOWN, Head, lost, read_answer
+from orchestrator.gateway.routing import Router, Ticket, read_question
 from orchestrator.gateway.state import Counters
 
 FAREWELL_S = 1.0
 """How long a stopping gateway tries to tell a client that does not read."""
 
+ANSWERED_BY = "x-meshctl-head"
+"""The header that names the head which answered."""
+
 _STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
 
 
 class Relay(Response):
-    """Passes `body` to the head's `path` and the answer back, as long as the client is there."""
+    """Passes `body` to the `path` of a head and the answer back, as long as the client is there.
 
-    def __init__(self, head: Head, path: str, body: Body, counters: Counters) -> None:
+    The router chooses the head; one that cannot be reached at all is passed over for the next best.
+    """
+
+    def __init__(self, heads: Mapping[str, Head], router: Router, path: str, body: Body, counters: Counters) -> None:
         super().__init__()
-        self._head = head
+        self._heads = heads
+        self._router = router
         self._path = path
         self._question = body
         self._counters = counters
@@ -63,17 +72,41 @@ class Relay(Response):
             self._counters.end(end, answer.tokens.prompt, answer.tokens.generated)
 
     async def _answer(self, out: "_Out", answer: Answer) -> None:
-        async with self._head.ask(self._path, self._question) as response:
+        async with self._asked(answer) as (name, response):
             if self._question.get("stream"):
-                await self._stream(response, out, answer)
+                await self._stream(name, response, out, answer)
                 return
-            whole = read_answer(await self._head.read(response))
+            whole = read_answer(await self._heads[name].read(response))
         answer.tokens.see(whole)
-        await out.json(200, {**whole, "model": self._question["model"]}, {})
+        await out.json(200, {**whole, "model": self._question["model"]}, {ANSWERED_BY: name})
 
-    async def _stream(self, response: httpx.Response, out: "_Out", answer: Answer) -> None:
-        await out.begin_stream()
-        async for event in whole_events(self._head.chunks(response)):
+    @asynccontextmanager
+    async def _asked(self, answer: Answer) -> AsyncIterator[tuple[str, httpx.Response]]:
+        """A head that has taken the question, by name, and the answer it begins with."""
+        question, down = read_question(self._question), list[str]()
+        async with AsyncExitStack() as stack:
+            while True:
+                ticket = self._router.choose(question, monotonic(), without=down)
+                assert ticket is not None, "the last head that is down has raised"
+                stack.callback(self._release, ticket, answer)
+                asking = self._heads[ticket.head].ask(self._path, self._question)
+                try:
+                    response = await stack.enter_async_context(asking)
+                except ApiError as problem:
+                    down.append(ticket.head)
+                    if problem.code != HEAD_DOWN or len(down) == len(self._heads):
+                        raise
+                else:
+                    yield ticket.head, response
+                    return
+
+    def _release(self, ticket: Ticket, answer: Answer) -> None:
+        """At the end of the request, when its timings are known."""
+        self._router.release(ticket, answer.tokens.timings)
+
+    async def _stream(self, name: str, response: httpx.Response, out: "_Out", answer: Answer) -> None:
+        await out.begin_stream({ANSWERED_BY: name})
+        async for event in whole_events(self._heads[name].chunks(response)):
             if passed := answer.see(event):
                 await out.event(passed)
         if not answer.ended:
@@ -107,8 +140,8 @@ class _Out:
         await self._begin(status, {**length, **headers})
         await self._body(payload, more=False)
 
-    async def begin_stream(self) -> None:
-        await self._begin(200, {**_STREAM_HEADERS, "x-accel-buffering": "no"})
+    async def begin_stream(self, headers: Mapping[str, str]) -> None:
+        await self._begin(200, {**_STREAM_HEADERS, "x-accel-buffering": "no", **headers})
 
     async def event(self, event: bytes) -> None:
         await self._body(event, more=True)

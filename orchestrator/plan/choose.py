@@ -1,67 +1,83 @@
-"""Make a plan: the whole model on one device where that is possible and fastest, else contiguous layers over several.
+"""Rank every way to run a model on the surveyed devices, best first for the goal, and say why.
 
-Pure: a survey and the model's memory in, a `Plan` or a `PlanError` out. The same survey with its hosts in another
-order gives the same plan.
+Pure: a survey and the model's memory in, a `Ranking` or a `PlanError` out. The same survey with its hosts in another
+order gives the same ranking.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from orchestrator.errors import PlanError
-from orchestrator.plan.costs import share_bytes
-from orchestrator.plan.layers import Stage, stage_time_s
-from orchestrator.plan.left_out import left_out_of_single, left_out_of_split
-from orchestrator.plan.pools import CONTROLLER, Candidate, find_candidates
-from orchestrator.plan.reasons import Asked, single_reasons, split_reasons
-from orchestrator.plan.shortfall import no_device, no_single, no_split
-from orchestrator.plan.single import Single, best_single
-from orchestrator.plan.split import Split, Splits, find_splits
-from orchestrator.plan.values import ModelMemory, Plan, Share
+from orchestrator.plan.asked import Asked
+from orchestrator.plan.experience import NO_EXPERIENCE, Experience
+from orchestrator.plan.left_out import left_out_of
+from orchestrator.plan.pools import Candidate, find_candidates
+from orchestrator.plan.reasons import ORDER_NOISE, reasons_for, runner_up_reasons
+from orchestrator.plan.replicas import find_replicas
+from orchestrator.plan.shortfall import no_device, no_forced_split, no_replicas, no_single, no_split, no_tensor
+from orchestrator.plan.single import find_singles, why_not_alone
+from orchestrator.plan.split import find_splits
+from orchestrator.plan.tensor import find_tensors
+from orchestrator.plan.values import GOALS, MODES, Group, ModelMemory, Plan, PlanMode, Ranking, plan_key
 from orchestrator.survey.values import Survey
-
-GOALS = ("latency", "throughput")
-MODES = ("single", "layers")
 
 
 def make_plan(
-    survey: Survey,
-    memory: ModelMemory,
-    *,
-    goal: str,
-    devices: frozenset[str] | None = None,
-    mode: str | None = None,
+    survey: Survey, memories: Sequence[ModelMemory], asked: Asked, experience: Experience = NO_EXPERIENCE
 ) -> Plan:
-    """The plan with the least predicted time per token of one conversation, but for noise in the measured speeds.
+    """The best plan of `rank_plans`."""
+    return rank_plans(survey, memories, asked, experience).chosen
 
-    Layers are placed as if speeds that differ by no more than noise were one speed (`noise.even_rates`); what is then
-    predicted, and compared with other plans, comes from each device's own speed.
-    `devices` allows only these (None: all), `mode` allows only "single" or "layers". Goal "throughput" gives the same
-    plan and says so in its reasons: the engine takes the conversations of a moment through the stages as one batch,
-    so a layer split has no other optimum for several of them.
-    PlanError: an unknown device, goal or mode, no usable device, or a model that does not fit, with every shortfall.
+
+def rank_plans(
+    survey: Survey, memories: Sequence[ModelMemory], asked: Asked, experience: Experience = NO_EXPERIENCE
+) -> Ranking:
+    """Every plan worth considering, best first, each with its reasons; the best also with what it leaves out.
+
+    Goal "latency": the least predicted time per token of one conversation; "throughput": the most tokens per second of
+    all conversations together. Of plans within `ORDER_NOISE` of the best the one that reads prompts faster comes first,
+    then the simpler mode, then the one of fewer devices; for latency, copies of a plan come after it.
+    `memories`: the model at one context and parallel, by ascending micro-batch; layers are placed at the first.
+    PlanError: an unknown device, goal or mode, no usable device, or nothing that fits, with every shortfall.
     """
-    asked = Asked(goal, devices, mode)
-    _check_words(survey, asked)
-    candidates = find_candidates(survey, devices)
+    check_asked(survey, asked)
+    candidates = find_candidates(survey, asked.only_devices)
     if not candidates:
-        raise no_device(survey, devices)
-    single, splits = best_single(memory, candidates), find_splits(survey, memory, candidates)
-    split = None if splits is None else splits.best
-    if single is not None and _single_wins(asked, single, split):
-        return _single_plan(survey, memory, asked, single, split)
-    if splits is not None and mode != "single":
-        return _split_plan(survey, memory, asked, single, splits)
-    if mode == "single":
-        raise no_single(memory, candidates, lambda smaller: best_single(smaller, candidates) is not None)
-    raise no_split(survey, memory, candidates, devices, lambda smaller: _fits(survey, smaller, candidates, asked))
+        raise no_device(survey, asked.only_devices)
+    every = _every_plan(survey, memories, candidates, asked, experience)
+    allowed = [plan for plan in every if asked.only_mode in (None, plan.mode)]
+    if not allowed:
+        raise _no_plan(survey, memories[0], candidates, asked)
+    best, *others = in_order(allowed, asked.goal)
+    not_asked_for = [plan for plan in every if asked.only_mode not in (None, plan.mode)]
+    compared = [*others, *in_order(not_asked_for, asked.goal)]
+    why = reasons_for(survey, memories[0], candidates, best, compared, asked)
+    left_out = left_out_of(survey, memories[0], best, asked.only_devices)
+    chosen = replace(best, reasons=why, left_out=left_out)
+    return Ranking((chosen, *(replace(one, reasons=runner_up_reasons(one, best)) for one in others)))
 
 
-def _check_words(survey: Survey, asked: Asked) -> None:
+def in_order(plans: Sequence[Plan], goal: str) -> tuple[Plan, ...]:
+    """Best first; what counts as a tie is measured from the best of those that are left."""
+    left = [_Ranked.of(plan, goal) for plan in plans]
+    ordered = []
+    while left:
+        best = _best(left)
+        left.remove(best)
+        ordered.append(best.plan)
+    return tuple(ordered)
+
+
+def check_asked(survey: Survey, asked: Asked) -> None:
+    """PlanError for a word that is none of those allowed, and for a split in another mode."""
     if asked.goal not in GOALS:
         raise PlanError(f"unknown goal {asked.goal!r}", hint=f"the goals are {' and '.join(GOALS)}")
     if asked.mode is not None and asked.mode not in MODES:
-        raise PlanError(f"unknown mode {asked.mode!r}", hint=f"the modes are {' and '.join(MODES)}")
+        raise PlanError(f"unknown mode {asked.mode!r}", hint=f"the modes are {', '.join(MODES[:-1])} and {MODES[-1]}")
+    if asked.split is not None and asked.mode not in (None, "layers"):
+        raise PlanError(f"a split is of mode layers, not {asked.mode}", hint="leave out --mode or --split")
     known = sorted(device.name for device in survey.devices)
-    unknown = sorted((asked.devices or frozenset()) - set(known))
+    unknown = sorted({*(asked.devices or ()), *(asked.split or ())} - set(known))
     if unknown:
         raise PlanError(
             f"the survey has no device {', '.join(unknown)}",
@@ -69,79 +85,83 @@ def _check_words(survey: Survey, asked: Asked) -> None:
         )
 
 
-def _single_wins(asked: Asked, single: Single, split: Split | None) -> bool:
-    if asked.mode is not None:
-        return asked.mode == "single"
-    return split is None or single.token_s <= split.token_s
+@dataclass(frozen=True)
+class _Ranked:
+    """A plan and what it is ranked by, worked out once; less is better in each. Compared by identity of the plan."""
+
+    plan: Plan
+    copies: bool
+    seconds: float
+    prefill_s: float
+    rest: tuple[int, int, float, str]
+
+    @classmethod
+    def of(cls, plan: Plan, goal: str) -> "_Ranked":
+        seconds = plan.token_s if goal == "latency" else 1 / plan.aggregate_tokens_per_s
+        rest = (MODES.index(plan.mode), len(plan.shares), seconds, plan_key(plan))
+        return cls(plan, goal == "latency" and plan.mode == "replicas", seconds, 1 / plan.prefill_tokens_per_s, rest)
+
+
+def _best(plans: Sequence[_Ranked]) -> _Ranked:
+    tied = _near_best(plans, lambda one: one.seconds)
+    tied = [one for one in tied if not one.copies] or tied
+    return min(_near_best(tied, lambda one: one.prefill_s), key=lambda one: one.rest)
+
+
+def _near_best(plans: Sequence[_Ranked], metric: Callable[[_Ranked], float]) -> list[_Ranked]:
+    least = min(metric(one) for one in plans)
+    return [one for one in plans if metric(one) <= least * (1 + ORDER_NOISE)]
+
+
+def _every_plan(
+    survey: Survey,
+    memories: Sequence[ModelMemory],
+    candidates: Sequence[Candidate],
+    asked: Asked,
+    experience: Experience,
+) -> list[Plan]:
+    """All modes, also where one was asked for: the others are what it is compared with."""
+    splits = find_splits(survey, memories, candidates, goal=asked.goal, split=asked.split)
+    singles, tensors = find_singles(survey, memories, candidates), find_tensors(survey, memories, candidates)
+    replicas = find_replicas(survey, memories, singles, splits, tensors, candidates)
+    alone: list[tuple[PlanMode, tuple[Group, ...]]] = [(one.mode, (one,)) for one in (*singles, *splits, *tensors)]
+    found = [*alone, *(("replicas", groups) for groups in replicas)]
+    return [
+        Plan(
+            mode=mode,
+            goal=asked.goal,
+            model=memories[0].model,
+            context=memories[0].context,
+            parallel=memories[0].parallel,
+            groups=tuple(experience.correct(group) for group in groups),
+        )
+        for mode, groups in found
+    ]
+
+
+def _no_plan(survey: Survey, memory: ModelMemory, candidates: Sequence[Candidate], asked: Asked) -> PlanError:
+    if asked.split is not None:
+        return no_forced_split(survey, memory, candidates, asked.split)
+    if asked.mode == "single":
+        return no_single(memory, candidates, lambda smaller: any(not why_not_alone(smaller, one) for one in candidates))
+    if asked.mode == "tensor":
+        return no_tensor(survey, memory, candidates, lambda smaller: bool(find_tensors(survey, (smaller,), candidates)))
+    if asked.mode == "replicas":
+        return no_replicas(memory, candidates, lambda smaller: _has_replicas(survey, smaller, candidates))
+    return no_split(
+        survey, memory, candidates, asked.devices, lambda smaller: _fits(survey, smaller, candidates, asked)
+    )
+
+
+def _has_replicas(survey: Survey, memory: ModelMemory, candidates: Sequence[Candidate]) -> bool:
+    splits = find_splits(survey, (memory,), candidates, goal="throughput")
+    tensors = find_tensors(survey, (memory,), candidates)
+    return bool(find_replicas(survey, (memory,), (), splits, tensors, candidates))
 
 
 def _fits(survey: Survey, memory: ModelMemory, candidates: Sequence[Candidate], asked: Asked) -> bool:
-    if asked.mode is None and best_single(memory, candidates) is not None:
+    if asked.mode is None and (
+        any(not why_not_alone(memory, one) for one in candidates) or find_tensors(survey, (memory,), candidates)
+    ):
         return True
-    return find_splits(survey, memory, candidates) is not None
-
-
-def _single_plan(survey: Survey, memory: ModelMemory, asked: Asked, single: Single, split: Split | None) -> Plan:
-    share = Share(
-        device=single.candidate.device.name,
-        first_layer=0,
-        layers=len(memory.layer_weights_bytes),
-        output=True,
-        weights_bytes=single.share.weights_bytes,
-        kv_bytes=single.share.kv_bytes,
-        compute_bytes=single.share.compute_bytes,
-        budget_bytes=single.candidate.budget_bytes,
-        time_s=single.token_s,
-    )
-    return Plan(
-        mode="single",
-        model=memory.model,
-        context=memory.context,
-        parallel=memory.parallel,
-        micro_batch=memory.micro_batch,
-        shares=(share,),
-        head=single.candidate.machine,
-        output_on_head=False,
-        head_bytes=single.head.total_bytes,
-        token_s=single.token_s,
-        prefill_token_s=single.prefill_token_s,
-        left_out=left_out_of_single(survey, memory, single, asked.devices),
-        reasons=single_reasons(asked, single, split),
-        head_compute_bytes=single.head.compute_bytes,
-    )
-
-
-def _split_plan(survey: Survey, memory: ModelMemory, asked: Asked, single: Single | None, splits: Splits) -> Plan:
-    split = splits.best
-    return Plan(
-        mode="layers",
-        model=memory.model,
-        context=memory.context,
-        parallel=memory.parallel,
-        micro_batch=memory.micro_batch,
-        shares=tuple(_share(memory, stage) for stage in split.stages),
-        head=CONTROLLER,
-        output_on_head=split.output_on_head,
-        head_bytes=split.head.total_bytes,
-        token_s=split.token_s,
-        prefill_token_s=split.prefill_token_s,
-        left_out=left_out_of_split(survey, memory, split, asked.devices),
-        reasons=split_reasons(asked, memory, single, splits, find_candidates(survey, asked.devices)),
-        head_compute_bytes=split.head.compute_bytes,
-        head_time_s=split.head_time_s,
-    )
-
-
-def _share(memory: ModelMemory, stage: Stage) -> Share:
-    held = share_bytes(memory, stage.first_layer, stage.layers, output=stage.output)
-    return Share(
-        device=stage.candidate.device.name,
-        first_layer=stage.first_layer,
-        layers=stage.layers,
-        output=stage.output,
-        weights_bytes=held.weights_bytes,
-        kv_bytes=held.kv_bytes,
-        compute_bytes=held.compute_bytes,
-        budget_bytes=stage.candidate.budget_bytes,
-        time_s=stage_time_s(memory, stage),
-    )
+    return bool(find_splits(survey, (memory,), candidates, goal=asked.goal))

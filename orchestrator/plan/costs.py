@@ -1,12 +1,17 @@
-"""What a share of a model costs: bytes of memory and seconds per token, from measured speeds and links.
+"""What a share of a model costs: bytes of memory and seconds per pass, from measured speeds and links.
 
-Pure arithmetic; every formula that planning uses is here and nowhere else. Nothing here decides anything.
+Pure arithmetic; every formula that planning uses is here or in its mode's own module. Nothing here decides anything.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
 
 from orchestrator.plan.values import ModelMemory
-from orchestrator.survey.values import Device, Speed
+from orchestrator.survey.values import Device, Link, PassTime, Speed
 from workers.budget import MIB
 
 MARGIN_BYTES = 16 * MIB
@@ -22,6 +27,9 @@ LAST_BLOCK_PREFILL = 0.3
 
 Measured on the pinned engine: prefill time is linear in the number of blocks with an intercept of -0.7 blocks.
 """
+
+Seconds = NDArray[np.float64]
+Bytes = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -67,48 +75,117 @@ def needed_bytes(predicted_bytes: int) -> int:
     return predicted_bytes + margin_bytes(predicted_bytes)
 
 
-def compute_s(weights_bytes: int, speed: Speed) -> float:
-    """Seconds per decoded token to work through these weights: weights / decode speed.
+def layers_s(speed: Speed, layers_bytes: Bytes, tokens: int) -> Seconds:
+    """Seconds of one pass of `tokens` tokens through layers of these weights, for each entry of the array.
 
-    The KV cache that is read beside the weights is not counted (the calibration model's is part of its speed), so
-    long conversations are slower than predicted.
+    Linear in the bytes between the slices that were timed and with the last slope beyond them (`PassTime`); linear in
+    the tokens between the passes that were timed, in proportion to the tokens above the largest. 0.0 for no layers.
     """
-    return weights_bytes / speed.decode_bytes_per_s
+    below, above, share = _between(speed.passes, tokens)
+    seconds = _pass_s(below, layers_bytes)
+    if above is not below:
+        seconds = seconds + share * (_pass_s(above, layers_bytes) - seconds)
+    elif tokens > below.tokens:
+        seconds = seconds * (tokens / below.tokens)
+    found: Seconds = np.where(layers_bytes > 0, seconds, 0.0)
+    return found
 
 
-def stage_s(memory: ModelMemory, device: Device, *, output: bool) -> float:
-    """Seconds per decoded token that a worker costs beside its compute, however many blocks it has.
+def layers_seconds(speed: Speed, layers_bytes: int, tokens: int) -> float:
+    """`layers_s` of one value; without an array, which would take ten times as long."""
+    if layers_bytes <= 0:
+        return 0.0
+    below, above, share = _between(speed.passes, tokens)
+    seconds = _one_pass_s(below, layers_bytes)
+    if above is not below:
+        return seconds + share * (_one_pass_s(above, layers_bytes) - seconds)
+    return seconds * max(1.0, tokens / below.tokens)
 
-    Counted: the worker's fixed cost per token (measured without the link), one round trip of 16 KiB through the link,
-    the hidden state up, and down either the hidden state or, with the output layer, the logits. The head waits for
-    all of it: one blocking round trip per stage and token.
+
+def output_seconds(speed: Speed, output_bytes: int, rows: int = 1) -> float:
+    """Seconds of the output layer for `rows` rows of logits.
+
+    Scaled by the bytes when the speed was timed with another output layer. More rows cost as much more as a pass of
+    that many tokens costs more than one of one: the kernels are the same.
     """
-    link = device.link
-    down_bytes = memory.logits_bytes if output else memory.hidden_bytes
-    transfers_s = memory.hidden_bytes / link.up_bytes_per_s + down_bytes / link.down_bytes_per_s
-    return device.speed.fixed_s + link.round_trip_s + transfers_s
+    one_s = speed.output_s * output_bytes / speed.output_bytes if speed.output_bytes else speed.output_s
+    if rows == 1:
+        return one_s
+    deepest = speed.passes[0].layers_bytes[-1]
+    return one_s * layers_seconds(speed, deepest, rows) / layers_seconds(speed, deepest, 1)
 
 
-def decode_s(memory: ModelMemory, device: Device, first_layer: int, layers: int, *, output: bool) -> float:
-    """Seconds per decoded token of one worker: its compute and what it costs beside that."""
-    weights = share_bytes(memory, first_layer, layers, output=output).weights_bytes
-    return compute_s(weights, device.speed) + stage_s(memory, device, output=output)
+def transfer_s(link: Link, up_bytes: float, down_bytes: float) -> float:
+    """Seconds on the wire of one blocking exchange: a round trip and both ways' bytes."""
+    return link.round_trip_s + up_bytes / link.up_bytes_per_s + down_bytes / link.down_bytes_per_s
 
 
-def prefill_s(memory: ModelMemory, device: Device, first_layer: int, layers: int) -> float:
-    """Seconds per prompt token of one worker: compute, hidden state up and down, its share of each micro-batch's cost.
+def stage_link_s(memory: ModelMemory, device: Device, tokens: int, *, output_rows: int = 0) -> float:
+    """Seconds that the link of one RPC stage costs per pass: hidden states up; hidden states, or logits, down.
 
-    Per micro-batch the worker costs its fixed time and one round trip. The output layer runs once per prompt, not per
-    token, and is not counted; neither is overlap of the stages, which needs prompts of several micro-batches.
+    The head waits for all of it: one blocking round trip per stage and pass.
     """
-    link, speed = device.link, device.speed
-    compute = prefill_bytes(memory, first_layer, layers) / speed.prefill_bytes_per_s
-    transfers = memory.hidden_bytes / link.up_bytes_per_s + memory.hidden_bytes / link.down_bytes_per_s
-    return compute + transfers + (speed.fixed_s + link.round_trip_s) / memory.micro_batch
+    down = memory.logits_bytes * output_rows if output_rows else memory.hidden_bytes * tokens
+    return transfer_s(device.link, memory.hidden_bytes * tokens, down)
 
 
-def prefill_bytes(memory: ModelMemory, first_layer: int, layers: int) -> float:
-    """Weight bytes worked through per prompt token; the model's last block counts `LAST_BLOCK_PREFILL` of its bytes."""
+def stage_s(
+    memory: ModelMemory, device: Device, first_layer: int, layers: int, *, tokens: int = 1, output: bool, rows: int = 1
+) -> float:
+    """Seconds of one decode pass of `tokens` conversations through one RPC worker, link included."""
+    weights = sum(memory.layer_weights_bytes[first_layer : first_layer + layers])
+    seconds = layers_seconds(device.speed, weights, tokens)
+    seconds += stage_link_s(memory, device, tokens, output_rows=rows if output else 0)
+    return seconds + (output_seconds(device.speed, memory.output_bytes, rows) if output else 0.0)
+
+
+def prefill_bytes(memory: ModelMemory, first_layer: int, layers: int) -> int:
+    """Weights worked through per prompt pass; the model's last block counts `LAST_BLOCK_PREFILL` of its bytes."""
     weights = memory.layer_weights_bytes[first_layer : first_layer + layers]
-    has_last = layers > 0 and first_layer + layers == len(memory.layer_weights_bytes)
-    return sum(weights) - (1 - LAST_BLOCK_PREFILL) * (weights[-1] if has_last else 0)
+    has_last = layers > 0 and first_layer + layers == memory.blocks
+    return sum(weights) - (int((1 - LAST_BLOCK_PREFILL) * weights[-1]) if has_last else 0)
+
+
+def prefill_stage_s(
+    memory: ModelMemory, device: Device, first_layer: int, layers: int, micro_batch: int, *, output: bool
+) -> float:
+    """Seconds of one micro-batch of a prompt in one RPC worker, link included; logits are wanted for one row only."""
+    seconds = layers_seconds(device.speed, prefill_bytes(memory, first_layer, layers), micro_batch)
+    return seconds + stage_link_s(memory, device, micro_batch, output_rows=1 if output else 0)
+
+
+def pipeline_s(stages_s: tuple[float, ...], prompt_tokens: int, micro_batch: int, *, overlap: bool) -> float:
+    """Seconds for a prompt: the stages' sum, and for every further micro-batch the slowest stage (or all of them).
+
+    T = sum + (m - 1) * max, m = prompt / micro-batch; fits 20 measured points of the pinned engine within 5 % (two
+    within 7 %). Without overlap each micro-batch passes all stages before the next one begins.
+    """
+    further = max(0.0, prompt_tokens / micro_batch - 1)
+    each = max(stages_s) if overlap else sum(stages_s)
+    return sum(stages_s) * min(1.0, prompt_tokens / micro_batch) + further * each
+
+
+def _between(passes: tuple[PassTime, ...], tokens: int) -> tuple[PassTime, PassTime, float]:
+    """The measured passes around this many tokens, and how far it is from the first to the second (0 to 1)."""
+    if tokens <= passes[0].tokens:
+        return passes[0], passes[0], 0.0
+    for below, above in pairwise(passes):
+        if tokens <= above.tokens:
+            return below, above, (tokens - below.tokens) / (above.tokens - below.tokens)
+    return passes[-1], passes[-1], 0.0
+
+
+def _one_pass_s(one: PassTime, layers_bytes: int) -> float:
+    at_bytes, at_s = (0, *one.layers_bytes), (one.fixed_s, *one.layers_s)
+    k = min(bisect_left(at_bytes, layers_bytes), len(at_bytes) - 1)
+    slope = (at_s[k] - at_s[k - 1]) / (at_bytes[k] - at_bytes[k - 1])
+    return at_s[k - 1] + slope * (layers_bytes - at_bytes[k - 1])
+
+
+def _pass_s(one: PassTime, layers_bytes: Bytes) -> Seconds:
+    at_bytes, at_s = (0, *one.layers_bytes), (one.fixed_s, *one.layers_s)
+    seconds: Seconds = np.interp(layers_bytes, at_bytes, at_s).astype(np.float64)
+    slope = (at_s[-1] - at_s[-2]) / (at_bytes[-1] - at_bytes[-2])
+    beyond = at_s[-1] + slope * (layers_bytes - at_bytes[-1])
+    found: Seconds = np.where(layers_bytes > at_bytes[-1], beyond, seconds)
+    return found

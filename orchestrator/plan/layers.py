@@ -1,189 +1,215 @@
-"""Contiguous layer ranges over devices that minimise the predicted seconds per decoded token under the budgets.
+"""Contiguous layer ranges over devices that minimise the predicted time under the budgets: of a token, or of a stage.
 
-A dynamic programme: with the devices in a fixed order, the best way to have placed the first j blocks on the first k
-devices follows from the best ways on k - 1 devices. The order is fastest first, and each device is tried as the last
-one, which holds the output layer unless the head does. Speeds that differ by no more than noise are one speed here
-(`noise.even_rates`). For those speeds and that set of orders the answer is exact (to one part in a million, see
-`BALANCE`); where all blocks are of one size, no other order is better. Pure.
+A dynamic programme: the best way to have placed the first j blocks follows from the best ways to have placed fewer of
+them on one device less. Speeds that differ by no more than noise are one speed here (`noise.even_speeds`). For those
+speeds the answer is exact (to one part in a million, see `stage_tables.BALANCE`) where all blocks are of one size, when
+the order plays no part but for the last device, and for up to `EVERY_ORDER` devices otherwise. More devices with
+uneven blocks keep one order, fastest first but for the last one, which each of them is tried as. Pure.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.plan.costs import MARGIN_BYTES, MARGIN_PERCENT, decode_s, stage_s
-from orchestrator.plan.noise import Rates, even_rates
+from orchestrator.plan.costs import Seconds
 from orchestrator.plan.pools import Candidate
-from orchestrator.plan.values import ModelMemory
+from orchestrator.plan.stage_tables import StageTables
+from orchestrator.plan.stages import Stage
 
-BALANCE = 1e-6
-"""Weight of the tie-break: between plans of the same time per token, the one with the most even stages is taken.
-
-Even stages overlap best when long prompts are read: on the pinned engine 4 + 5 blocks read 1.4 times faster than
-6 + 3. So what is evened out is the time that the blocks of a stage take to read; the output layer plays no part there.
-"""
-
-MEASURED = 1e-10
-"""Weight of the second tie-break: between plans as even as each other, the one that is faster by the measured speeds.
-
-So far below `BALANCE` that it does not make stages less even, also where there are hundreds of layers.
-"""
+EVERY_ORDER = 5
+"""Up to this many devices are tried in every order: 80 steps of the programme, six would take 192."""
 
 TIE = 1e-13
 """Costs that differ by less than this part are equal; then the slowest device stays the last one."""
 
-Costs = NDArray[np.float64]
-Bytes = NDArray[np.int64]
+CAP_TOLERANCE = 1e-9
+"""A stage is as fast as the slowest one has to be if it takes longer by less than this part."""
 
+SKIPPED = -1
 
-@dataclass(frozen=True)
-class Stage:
-    """Blocks on one device, in pipeline order; `output` if it holds the output layer too."""
-
-    candidate: Candidate
-    first_layer: int
-    layers: int
-    output: bool
+Indices = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a placement must do: keep the output layer on the head or not, use one device, end with one device."""
+    """What a placement must do.
+
+    Keep the output layer on the head or not; compute the first blocks natively on one device; use one device; end with
+    one device; have no stage that reads a micro-batch of a prompt in more than `slowest_s`.
+    """
 
     output_on_head: bool
+    native: str | None = None
     required: str | None = None
     last: str | None = None
+    slowest_s: float = float("inf")
 
 
-def place_layers(memory: ModelMemory, candidates: Sequence[Candidate], rules: Rules) -> tuple[Stage, ...] | None:
-    """The best stages over any of the candidates (fastest first), or None when no placement fits their budgets."""
-    programme = _Programme(memory, candidates, rules)
-    best_cost, best = np.inf, None
-    for k in reversed(range(len(candidates))):
-        if rules.last not in (None, candidates[k].device.name):
-            continue
-        cost, stages = programme.end_with(k)
-        if cost < best_cost * (1 - TIE):
-            best_cost, best = cost, stages
-    return best
+@dataclass(frozen=True)
+class _Reached:
+    """Entry j: the least cost of having placed the first j blocks, on which device the last are, and from where.
+
+    `before` is what had been reached without that device; empty at the start.
+    """
+
+    cost: Seconds
+    device: Indices
+    begin: Indices
+    before: Mapping[int, "_Reached"]
 
 
-def stages_s(memory: ModelMemory, stages: Sequence[Stage]) -> float:
-    """Predicted seconds per decoded token of all stages, one after the other."""
-    return sum(stage_time_s(memory, stage) for stage in stages)
+def place_layers(tables: StageTables, candidates: Sequence[Candidate], rules: Rules) -> tuple[Stage, ...] | None:
+    """The stages of the least time per decoded token over any of the candidates (fastest first), or None."""
+    return _Programme(tables, candidates, rules, slowest=False).best()[1]
 
 
-def stage_time_s(memory: ModelMemory, stage: Stage) -> float:
-    """Predicted seconds per decoded token of one stage, link included."""
-    return decode_s(memory, stage.candidate.device, stage.first_layer, stage.layers, output=stage.output)
+def place_evenly(tables: StageTables, candidates: Sequence[Candidate], rules: Rules) -> tuple[Stage, ...] | None:
+    """Of the placements whose slowest stage is fastest when a prompt is read, the one of the least time per token."""
+    slowest_s = least_slowest_s(tables, candidates, rules)
+    capped = replace(rules, slowest_s=slowest_s * (1 + CAP_TOLERANCE))
+    return place_layers(tables, candidates, capped) if np.isfinite(slowest_s) else None
+
+
+def least_slowest_s(tables: StageTables, candidates: Sequence[Candidate], rules: Rules) -> float:
+    """The least time in which the slowest stage can read a micro-batch, infinity where nothing fits."""
+    return _Programme(tables, candidates, rules, slowest=True).best()[0]
 
 
 class _Programme:
-    """The tables of one search. Matrices are (blocks + 1) square: row i and column j mean blocks i to j - 1."""
+    """One search. `slowest`: the cost of a placement is that of its slowest stage, else the sum of all."""
 
-    def __init__(self, memory: ModelMemory, candidates: Sequence[Candidate], rules: Rules) -> None:
-        self._memory = memory
-        self._candidates = candidates
+    def __init__(self, tables: StageTables, candidates: Sequence[Candidate], rules: Rules, *, slowest: bool) -> None:
+        self._tables = tables
         self._rules = rules
-        self._weights = _running_sum(memory.layer_weights_bytes)
-        self._held = self._weights + _running_sum(memory.layer_kv_bytes)
-        self._rates = even_rates([one.device for one in candidates])
-        self._least_ratio = min((_ratio(rates) for rates in self._rates.values()), default=1.0)
-        self._costs = [self._cost_matrix(one) for one in candidates]
-        self._reached = [_nothing_placed(len(memory.layer_weights_bytes))]
-        self._choices: list[Bytes] = []
-        for costs in self._costs:
-            reached, choice = _extend(self._reached[-1], costs)
-            self._reached.append(reached)
-            self._choices.append(choice)
+        self._slowest = slowest
+        self._join = np.maximum if slowest else np.add
+        self._native = next((one for one in candidates if one.device.name == rules.native), None)
+        self._candidates = [one for one in candidates if one is not self._native]
+        self._costs = [self._matrix(one) for one in self._candidates]
+        self._every_block = np.arange(tables.memory.blocks + 1)
 
-    def end_with(self, last: int) -> tuple[float, tuple[Stage, ...] | None]:
-        """The best cost and stages with candidate `last` behind all others; infinite and None where nothing fits."""
-        order = [*range(last), *range(last + 1, len(self._candidates))]
-        reached, choices = self._reached[last], self._choices[:last]
-        for k in order[last:]:
-            reached, choice = _extend(reached, self._costs[k])
-            choices = [*choices, choice]
-        ends = reached + self._last_costs(last)
-        first = int(ends.argmin())
-        if not np.isfinite(ends[first]):
-            return np.inf, None
-        return float(ends[first]), self._trace(order, choices, last, first)
+    def best(self) -> tuple[float, tuple[Stage, ...] | None]:
+        """The least cost and its stages; infinite and None where nothing fits."""
+        best_cost, best, best_last = np.inf, None, 0
+        for last, reached in self._before_last():
+            if self._rules.last not in (None, self._candidates[last].device.name):
+                continue
+            ends = self._join(reached.cost, self._last_costs(last))
+            begin = int(ends.argmin())
+            if ends[begin] < best_cost * (1 - TIE):
+                best_cost, best, best_last = float(ends[begin]), (reached, begin), last
+        return best_cost, None if best is None else self._trace(best_last, *best)
 
-    def _trace(self, order: list[int], choices: list[Bytes], last: int, first: int) -> tuple[Stage, ...]:
-        blocks = len(self._memory.layer_weights_bytes)
-        stages = [Stage(self._candidates[last], first, blocks - first, not self._rules.output_on_head)]
-        for k, choice in zip(reversed(order), reversed(choices), strict=True):
-            begin = int(choice[first])
-            if begin < first:
-                stages.append(Stage(self._candidates[k], begin, first - begin, False))
-            first = begin
+    def _before_last(self) -> Iterator[tuple[int, _Reached]]:
+        """Each device as the last one, the slowest first, with what the others can have reached before it."""
+        every = range(len(self._candidates))
+        memory = self._tables.memory
+        uneven = len({*zip(memory.layer_weights_bytes, memory.layer_kv_bytes, strict=True)}) > 1
+        if uneven and 1 < len(every) <= EVERY_ORDER:
+            return self._in_every_order()
+        return self._in_one_order([*every], self._start()) if every else iter(())
+
+    def _in_one_order(self, devices: list[int], reached: _Reached) -> Iterator[tuple[int, _Reached]]:
+        """Leave each device out in turn: half of them at a time, so that the others are added together."""
+        if len(devices) == 1:
+            yield devices[0], reached
+            return
+        faster, slower = devices[: len(devices) // 2], devices[len(devices) // 2 :]
+        yield from self._in_one_order(slower, self._extend_all(reached, faster))
+        yield from self._in_one_order(faster, self._extend_all(reached, slower))
+
+    def _extend_all(self, reached: _Reached, devices: Sequence[int]) -> _Reached:
+        for k in devices:
+            reached = self._extend_or_skip(reached, k)
+        return reached
+
+    def _in_every_order(self) -> Iterator[tuple[int, _Reached]]:
+        """What each set of devices can have reached in any order, each of them used; a set is a mask of bits."""
+        count, required = len(self._candidates), self._rules.required
+        sets = {0: self._start()}
+        for members in range(1, (1 << count) - 1):
+            ways = {k: sets[members ^ 1 << k] for k in reversed(range(count)) if members >> k & 1}
+            sets[members] = self._fewest(ways)
+        for last in reversed(range(count)):
+            for members, reached in sets.items():
+                used = [k for k in range(count) if members >> k & 1] + [last]
+                fulfilled = required is None or required in {self._candidates[k].device.name for k in used}
+                if not members >> last & 1 and fulfilled:
+                    yield last, reached
+
+    def _fewest(self, ways: Mapping[int, _Reached]) -> _Reached:
+        """For each end the cheapest of: after what was reached before, device k."""
+        steps = {k: self._extend(reached, k) for k, reached in ways.items()}
+        (cost, begin), *others = steps.values()
+        first, *rest = steps
+        device = np.full(len(cost), first)
+        for k, (other_cost, other_begin) in zip(rest, others, strict=True):
+            better = other_cost < cost * (1 - TIE)
+            cost, begin = np.where(better, other_cost, cost), np.where(better, other_begin, begin)
+            device = np.where(better, k, device)
+        return _Reached(cost, device, begin, ways)
+
+    def _extend_or_skip(self, reached: _Reached, k: int) -> _Reached:
+        cost, begin = self._extend(reached, k)
+        if self._candidates[k].device.name == self._rules.required:
+            return _Reached(cost, np.full(len(cost), k), begin, {k: reached})
+        better = cost < reached.cost
+        return _Reached(
+            np.where(better, cost, reached.cost),
+            np.where(better, k, SKIPPED),
+            np.where(better, begin, self._every_block),
+            {k: reached, SKIPPED: reached},
+        )
+
+    def _extend(self, reached: _Reached, k: int) -> tuple[Seconds, Indices]:
+        """The best costs after one more device, which is used, and where its range begins for each end."""
+        ways = self._join(self._costs[k], reached.cost)
+        begin = ways.argmin(axis=1)
+        return ways[self._every_block, begin], begin
+
+    def _trace(self, last: int, reached: _Reached, end: int) -> tuple[Stage, ...]:
+        blocks = self._tables.memory.blocks
+        stages = [Stage(self._candidates[last], end, blocks - end, not self._rules.output_on_head)]
+        while reached.before:
+            k, begin = int(reached.device[end]), int(reached.begin[end])
+            if k != SKIPPED:
+                stages.append(Stage(self._candidates[k], begin, end - begin, False))
+            reached, end = reached.before[k], begin
+        if self._native is not None:
+            stages.append(Stage(self._native, 0, end, False, native=True))
         return tuple(reversed(stages))
 
-    def _cost_matrix(self, candidate: Candidate) -> Costs:
-        """Cost of each range as a stage that is not last; no range at all costs nothing, unless it is required."""
-        memory, device = self._memory, candidate.device
-        weights = self._weights[None, :] - self._weights[:, None]
-        held = self._held[None, :] - self._held[:, None] + memory.compute_bytes
-        costs = self._compute_costs(candidate, weights, weights) + stage_s(memory, device, output=False)
-        below = np.tri(len(self._weights), k=0, dtype=bool)
-        costs[below | (_with_margin(held) > candidate.budget_bytes)] = np.inf
-        if device.name != self._rules.required:
-            np.fill_diagonal(costs, 0.0)
-        return costs
+    def _start(self) -> _Reached:
+        """Nothing placed; or the first blocks on the head, at least one."""
+        blocks, tables = self._tables.memory.blocks, self._tables
+        nowhere = np.zeros(blocks + 1, dtype=np.intp)
+        if self._rules.native is None:
+            cost = np.where(nowhere == self._every_block, 0.0, np.inf)
+        elif self._native is None:
+            cost = np.full(blocks + 1, np.inf)
+        else:
+            device, micro_batch = self._native.device, tables.memory.micro_batch
+            too_large = tables.native_too_large(
+                self._native.budget_bytes, output_on_head=self._rules.output_on_head
+            ) | (tables.native_s(device, micro_batch) > self._rules.slowest_s)
+            cost = np.where(too_large, np.inf, tables.native_s(device, micro_batch if self._slowest else tables.tokens))
+        return _Reached(cost, nowhere, nowhere, {})
 
-    def _last_costs(self, last: int) -> Costs:
+    def _matrix(self, candidate: Candidate) -> Seconds:
+        """Cost of each range as a stage that is not last, infinite where it is not allowed."""
+        tables, device = self._tables, candidate.device
+        costs = tables.prefill_s(device) if self._slowest else tables.decode_s(device)
+        forbidden = tables.too_large(candidate.budget_bytes)
+        if np.isfinite(self._rules.slowest_s):
+            forbidden = forbidden | (tables.prefill_s(device) > self._rules.slowest_s)
+        return np.where(forbidden, np.inf, costs)
+
+    def _last_costs(self, last: int) -> Seconds:
         """Cost of the blocks from each i to the end on the last device; it always has at least one."""
-        memory, candidate, output = self._memory, self._candidates[last], not self._rules.output_on_head
-        extra = memory.output_bytes if output else 0
-        weights = self._weights[-1] - self._weights
-        held = self._held[-1] - self._held + extra + (memory.compute_last_bytes if output else memory.compute_bytes)
-        costs = self._compute_costs(candidate, weights + extra, weights) + stage_s(
-            memory, candidate.device, output=output
-        )
-        costs[_with_margin(held) > candidate.budget_bytes] = np.inf
-        costs[-1] = np.inf
-        return costs
-
-    def _compute_costs(self, candidate: Candidate, weights: Bytes, blocks: Bytes) -> Costs:
-        """Seconds to compute `weights` at the even rate, and both tie-breaks, which are far smaller.
-
-        `blocks` are the weights without the output layer. Among devices of one decode speed, the sum of their squares
-        over the prefill speeds is least where all stages take the same time to read a prompt.
-        """
-        rates, own = self._rates[candidate.device.name], candidate.device.speed
-        even_s = weights / rates.decode_bytes_per_s
-        uneven_s = (
-            blocks / rates.decode_bytes_per_s * (blocks / self._weights[-1]) * (self._least_ratio / _ratio(rates))
-        )
-        measured_s = weights / own.decode_bytes_per_s
-        costs: Costs = even_s + BALANCE * uneven_s + MEASURED * (measured_s - even_s)
-        return costs
-
-
-def _ratio(rates: Rates) -> float:
-    return rates.prefill_bytes_per_s / rates.decode_bytes_per_s
-
-
-def _extend(reached: Costs, costs: Costs) -> tuple[Costs, Bytes]:
-    """The best costs after one more device, and where its range begins for each end."""
-    ways = reached[:, None] + costs
-    choice = ways.argmin(axis=0)
-    return ways[choice, np.arange(len(choice))], choice
-
-
-def _nothing_placed(blocks: int) -> Costs:
-    reached = np.full(blocks + 1, np.inf)
-    reached[0] = 0.0
-    return reached
-
-
-def _running_sum(values: Sequence[int]) -> Bytes:
-    return np.concatenate(([0], np.cumsum(np.array(values, dtype=np.int64))))
-
-
-def _with_margin(held: Bytes) -> Bytes:
-    """`costs.needed_bytes` for a whole array."""
-    return held + np.maximum(MARGIN_BYTES, -(-held * MARGIN_PERCENT // 100))
+        tables, candidate, output = self._tables, self._candidates[last], not self._rules.output_on_head
+        read_s = tables.last_prefill_s(candidate.device, output=output)
+        costs = read_s if self._slowest else tables.last_decode_s(candidate.device, output=output)
+        forbidden = tables.last_too_large(candidate.budget_bytes, output=output) | (read_s > self._rules.slowest_s)
+        return np.where(forbidden, np.inf, costs)

@@ -4,11 +4,10 @@ Two equal machines never measure quite the same. Taken at its word, a difference
 leave the other almost empty. Pure, and for the choice only: what a plan predicts comes from each device's own speed.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from operator import attrgetter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
-from orchestrator.survey.values import Device, Speed
+from orchestrator.survey.values import Device, PassTime, Speed
 
 LEAST_NOISE = 0.10
 """Speeds that differ by less than this part are one speed, however close together the repetitions were."""
@@ -16,29 +15,37 @@ LEAST_NOISE = 0.10
 MOST_NOISE = 0.50
 """Speeds that differ by more than this part are two, however far apart the repetitions were."""
 
+PREFILL_TOKENS = 64
+"""Passes of this many tokens and more are prefill (`Speed`)."""
 
-@dataclass(frozen=True)
-class Rates:
-    """The speeds that a device is taken to have when layers are placed; bytes of weights per second."""
-
-    decode_bytes_per_s: float
-    prefill_bytes_per_s: float
+Rate = Callable[[Speed], float]
 
 
-def even_rates(devices: Sequence[Device]) -> dict[str, Rates]:
-    """By device name: the decode and the prefill speed of the fastest device of its group.
+def decode_bytes_per_s(speed: Speed) -> float:
+    """Bytes of weights per second when one token passes the deepest slice that was timed."""
+    return _bytes_per_s(speed.passes[0])
 
-    No rate is below the device's own, nor above it by more than the noise: so a choice made with these rates costs at
-    most the noise more than one made with the measured ones.
+
+def prefill_bytes_per_s(speed: Speed) -> float:
+    """Bytes of weights times tokens per second in the longest pass through the deepest slice that was timed."""
+    return _bytes_per_s(speed.passes[-1])
+
+
+def even_speeds(speeds: Mapping[str, Speed]) -> dict[str, Speed]:
+    """By name: decode passes and output layer of the fastest of its decode group, prefill passes likewise.
+
+    At the slices that were timed no one gets slower by it, nor faster by more than the noise: so a choice made with
+    these speeds costs at most about the noise more than one made with the measured ones.
     """
-    decode = _fastest_rates(devices, attrgetter("decode_bytes_per_s"))
-    prefill = _fastest_rates(devices, attrgetter("prefill_bytes_per_s"))
-    return {name: Rates(decode[name], prefill[name]) for name in decode}
+    decode, prefill = _fastest(speeds, decode_bytes_per_s), _fastest(speeds, prefill_bytes_per_s)
+    return {name: _joined(decode[name], prefill[name]) for name in speeds}
 
 
 def decode_groups(devices: Sequence[Device]) -> tuple[tuple[Device, ...], ...]:
     """The devices of one decode speed each, fastest first; the order of `devices` plays no part."""
-    return _groups(devices, attrgetter("decode_bytes_per_s"))
+    by_name = {device.name: device for device in devices}
+    groups = _groups({device.name: device.speed for device in devices}, decode_bytes_per_s)
+    return tuple(tuple(by_name[name] for name in group) for group in groups)
 
 
 def noise(one: Speed, other: Speed) -> float:
@@ -51,21 +58,31 @@ def difference(fast: float, slow: float) -> float:
     return fast / slow - 1
 
 
-def _fastest_rates(devices: Sequence[Device], rate: Callable[[Speed], float]) -> dict[str, float]:
-    return {device.name: rate(group[0].speed) for group in _groups(devices, rate) for device in group}
+def _bytes_per_s(one: PassTime) -> float:
+    return one.layers_bytes[-1] * one.tokens / one.layers_s[-1]
 
 
-def _groups(devices: Sequence[Device], rate: Callable[[Speed], float]) -> tuple[tuple[Device, ...], ...]:
-    """Cut the devices, fastest first, wherever one differs from the fastest of its group by more than noise.
+def _joined(decode: Speed, prefill: Speed) -> Speed:
+    passes = [one for one in decode.passes if one.tokens < PREFILL_TOKENS]
+    passes += [one for one in prefill.passes if one.tokens >= PREFILL_TOKENS]
+    return replace(decode, passes=tuple(passes))
+
+
+def _fastest(speeds: Mapping[str, Speed], rate: Rate) -> dict[str, Speed]:
+    return {name: speeds[group[0]] for group in _groups(speeds, rate) for name in group}
+
+
+def _groups(speeds: Mapping[str, Speed], rate: Rate) -> list[list[str]]:
+    """Cut the names, fastest first, wherever one differs from the fastest of its group by more than noise.
 
     Compared with the fastest and not with the neighbour, a chain of small steps does not become one group. Cut and not
     picked, a device of wide spread does not pass a faster one that is outside the group.
     """
-    groups: list[list[Device]] = []
-    for device in sorted(devices, key=lambda one: (-rate(one.speed), one.name)):
-        fastest = groups[-1][0].speed if groups else None
-        if fastest and difference(rate(fastest), rate(device.speed)) <= noise(fastest, device.speed):
-            groups[-1].append(device)
+    groups: list[list[str]] = []
+    for name in sorted(speeds, key=lambda one: (-rate(speeds[one]), one)):
+        fastest = speeds[groups[-1][0]] if groups else None
+        if fastest and difference(rate(fastest), rate(speeds[name])) <= noise(fastest, speeds[name]):
+            groups[-1].append(name)
         else:
-            groups.append([device])
-    return tuple(tuple(group) for group in groups)
+            groups.append([name])
+    return groups

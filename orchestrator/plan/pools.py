@@ -7,6 +7,7 @@ controller the head too, must fit what that machine has available. Pure; nothing
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from orchestrator.plan.noise import decode_bytes_per_s
 from orchestrator.survey.values import Device, HostSurvey, Survey
 from orchestrator.view.sizes import bytes_text
 
@@ -14,7 +15,7 @@ MAIN_MEMORY_KINDS = ("cpu", "metal")
 """Kinds of devices that work in their machine's main memory."""
 
 CONTROLLER = ""
-"""The controller's name as a machine, also in `Plan.head`."""
+"""The controller's name as a machine, also in `Group.head`."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,12 @@ def find_candidates(survey: Survey, names: Collection[str] | None) -> tuple[Cand
         for device in host.devices
         if (names is None or device.name in names) and not why_unusable(device)
     ]
-    return tuple(sorted(found, key=lambda one: (-one.device.speed.decode_bytes_per_s, one.device.name)))
+    return tuple(sorted(found, key=lambda one: (-decode_bytes_per_s(one.device.speed), one.device.name)))
 
 
 def why_unusable(device: Device) -> str:
     """What keeps a device out of every plan, or ""."""
-    rates = (device.speed.decode_bytes_per_s, device.speed.prefill_bytes_per_s)
-    if min(rates) <= 0:
+    if not device.speed.measured:
         return device.note or "its speed was not measured"
     if min(device.link.up_bytes_per_s, device.link.down_bytes_per_s) <= 0:
         return "the throughput of its link was not measured"

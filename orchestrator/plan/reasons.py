@@ -1,112 +1,173 @@
-"""Why a plan is as it is, as sentences with numbers, and what its prediction rests on. Pure."""
+"""Why a plan is as it is, as sentences with numbers that a person can hold against a stopwatch. Pure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from orchestrator.plan.asked import Asked
 from orchestrator.plan.costs import needed_bytes
-from orchestrator.plan.noise import decode_groups, difference
+from orchestrator.plan.noise import decode_bytes_per_s, decode_groups, difference
 from orchestrator.plan.pools import Candidate
-from orchestrator.plan.single import Single, run_alone
-from orchestrator.plan.split import Split, Splits
-from orchestrator.plan.values import ModelMemory
-from orchestrator.survey.values import Device
+from orchestrator.plan.single import alone_bytes
+from orchestrator.plan.values import MODES, Group, ModelMemory, Plan, PlanMode
+from orchestrator.survey.values import Device, Survey
 from orchestrator.view.sizes import bytes_text, duration_text
 
-
-@dataclass(frozen=True)
-class Asked:
-    """What the user asked of the plan; None allows everything."""
-
-    goal: str
-    devices: frozenset[str] | None
-    mode: str | None
+ORDER_NOISE = 0.01
+"""Plans whose predictions differ by less than this part are as fast as each other."""
 
 
-def single_reasons(asked: Asked, single: Single, split: Split | None) -> tuple[str, ...]:
-    """Why one device, compared with the best split."""
-    name = single.candidate.device.name
-    against = "no split fits" if split is None else f"the best split {duration_text(split.token_s)}"
-    return (
-        *_asked_for(asked, "single"),
-        f"{name} holds the whole model: {duration_text(single.token_s)} per token, {against}",
-        f"predicted from {name}'s speed through RPC; run natively it is usually as fast or faster",
-        *_goal(asked),
-    )
-
-
-def split_reasons(
-    asked: Asked, memory: ModelMemory, single: Single | None, splits: Splits, candidates: Sequence[Candidate]
+def reasons_for(
+    survey: Survey,
+    memory: ModelMemory,
+    candidates: Sequence[Candidate],
+    plan: Plan,
+    others: Sequence[Plan],
+    asked: Asked,
 ) -> tuple[str, ...]:
-    """Why a split, compared with the best single device, and why the output layer is where it is."""
+    """Why the best plan: what it does, and how the best of each other mode compares. `others` are best first."""
+    best_others = {other.mode: other for other in reversed(others) if other.mode != plan.mode}
     return (
-        *_asked_for(asked, "layers"),
-        _against_single(memory, splits.best, single, candidates),
-        *_output(memory, splits),
-        *_shared_evenly(splits.best),
-        *splits.best.budget_reasons,
-        *_goal(asked),
+        *_asked_for(asked),
+        _does(plan),
+        *(_compared(plan, best_others[mode]) for mode in MODES if mode in best_others),
+        *_not_found(survey, memory, candidates, plan, best_others),
+        *_layers_reasons(memory, candidates, plan, others),
     )
 
 
-def _asked_for(asked: Asked, mode: str) -> tuple[str, ...]:
-    return (f"mode {mode} was asked for",) if asked.mode == mode else ()
+def runner_up_reasons(plan: Plan, best: Plan) -> tuple[str, ...]:
+    """Why not this plan: what it does, and how the best one compares."""
+    return (_does(plan), _compared(plan, best))
 
 
-def _goal(asked: Asked) -> tuple[str, ...]:
-    if asked.goal == "latency":
-        return ()
-    return ("goal throughput: planned for one conversation's time per token, the engine batches several",)
+def _asked_for(asked: Asked) -> tuple[str, ...]:
+    if asked.split is not None:
+        return ("this split was asked for",)
+    return (f"mode {asked.mode} was asked for",) if asked.mode is not None else ()
 
 
-def _against_single(memory: ModelMemory, split: Split, single: Single | None, candidates: Sequence[Candidate]) -> str:
-    if single is not None:
-        alone = f"{single.candidate.device.name} alone {duration_text(single.token_s)}"
-        return f"{_count(len(split.stages))} {duration_text(split.token_s)} per token, {alone}"
+def _does(plan: Plan) -> str:
+    if plan.mode == "replicas":
+        counts = ", ".join(f"{_names(group)} {group.parallel}" for group in plan.groups)
+        return f"{len(plan.groups)} heads share {plan.parallel} conversations ({counts}): {_speeds(plan)}"
+    group = plan.groups[0]
+    how = {
+        "single": "holds the whole model and runs it natively",
+        "layers": "one after the other, each with some of the layers" if len(group.shares) > 1 else "as one worker",
+        "tensor": "each with a part of every layer",
+    }[plan.mode]
+    return f"{_names(group)} {how}: {_speeds(plan)}"
+
+
+def _compared(plan: Plan, other: Plan) -> str:
+    """The other plan's figure beside this one's, by the measure that the goal goes by."""
+    ours, theirs = _figure(plan), _figure(other)
+    named = f"{other.mode} ({' + '.join(_names(group) for group in other.groups)}): {_speeds(other)}"
+    if abs(theirs / ours - 1) <= ORDER_NOISE:
+        return f"{named}, as fast within {ORDER_NOISE:.0%}{_tie(plan, other)}"
+    if theirs > ours:
+        return f"{named}; this is {theirs / ours:.2f} times as fast"
+    return f"{named}, {ours / theirs:.2f} times as fast as this"
+
+
+def _tie(plan: Plan, other: Plan) -> str:
+    faster, slower = sorted((plan, other), key=lambda one: one.prefill_tokens_per_s, reverse=True)
+    apart = faster.prefill_tokens_per_s / slower.prefill_tokens_per_s - 1
+    if apart > ORDER_NOISE and "replicas" not in (plan.mode, other.mode):
+        return f"; {faster.mode} ({_names(faster.fastest)}) reads prompts {apart:.0%} faster"
+    if plan.mode == other.mode:
+        return ""
+    return f"; {min(plan, other, key=lambda one: MODES.index(one.mode)).mode} is simpler"
+
+
+def _figure(plan: Plan) -> float:
+    """Seconds per token: of one conversation, or of all together."""
+    return plan.token_s if plan.goal == "latency" else 1 / plan.aggregate_tokens_per_s
+
+
+def _speeds(plan: Plan) -> str:
+    if plan.goal == "latency":
+        return f"{duration_text(plan.token_s)} per token"
+    return f"{plan.aggregate_tokens_per_s:.1f} tokens per second with {_count(plan.parallel, 'conversation')}"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" + ("" if number == 1 else "s")
+
+
+def _names(group: Group) -> str:
+    return " and ".join(share.device for share in group.shares)
+
+
+def _not_found(
+    survey: Survey,
+    memory: ModelMemory,
+    candidates: Sequence[Candidate],
+    plan: Plan,
+    others: Mapping[PlanMode, Plan],
+) -> tuple[str, ...]:
+    """Why modes that were not found are not there."""
+    found = {plan.mode, *others}
+    sentences = []
+    if "single" not in found and plan.mode != "replicas":
+        sentences.append(_no_single(memory, candidates))
+    if "tensor" not in found and survey.tensor_refused:
+        sentences.append(f"no tensor: the engine cannot cut this model's layers ({survey.tensor_refused})")
+    return tuple(sentences)
+
+
+def _no_single(memory: ModelMemory, candidates: Sequence[Candidate]) -> str:
     largest = max(candidates, key=lambda one: (one.budget_bytes, one.device.name))
-    needed = bytes_text(needed_bytes(run_alone(memory, largest).share.total_bytes))
-    return (
-        f"no single device holds the whole model: it needs {needed}, "
-        f"the largest budget is {bytes_text(largest.budget_bytes)} ({largest.device.name})"
+    needed = needed_bytes(alone_bytes(memory, largest).total_bytes)
+    name, budget = largest.device.name, bytes_text(largest.budget_bytes)
+    if needed <= largest.budget_bytes and not largest.device.native.measured:
+        return f"no single device: {name} would hold the whole model but was not timed natively"
+    needs = f"it needs {bytes_text(needed)}, the largest budget is {budget} ({name})"
+    return f"no single device holds the whole model: {needs}"
+
+
+def _layers_reasons(
+    memory: ModelMemory, candidates: Sequence[Candidate], plan: Plan, others: Sequence[Plan]
+) -> tuple[str, ...]:
+    return tuple(
+        sentence
+        for group in plan.groups
+        if group.mode == "layers"
+        for sentence in (*_output(memory, plan, group, others), *_shared_evenly(candidates, group))
     )
 
 
-def _count(devices: int) -> str:
-    return "one worker" if devices == 1 else f"{devices} devices"
+def _output(memory: ModelMemory, plan: Plan, group: Group, others: Sequence[Plan]) -> tuple[str, ...]:
+    where, elsewhere = ("on the head", "on the last device")[:: 1 if group.output_on_head else -1]
+    splits = (other.groups[0] for other in others if other.mode == "layers")
+    other = next((one for one in splits if one.output_on_head != group.output_on_head), None)
+    if other is None or plan.mode != "layers":
+        return ()
+    choice = (
+        f"output layer {where}: {duration_text(group.token_s)} per token, {elsewhere} {duration_text(other.token_s)}"
+    )
+    if group.output_on_head:
+        choice += f"; {bytes_text(memory.logits_bytes)} of logits per token stay off the link"
+    return (choice,)
 
 
-def _shared_evenly(split: Split) -> tuple[str, ...]:
-    """A sentence for each group of used devices whose speeds differ and were taken for one speed."""
-    layers = {stage.candidate.device.name: stage.layers for stage in split.stages}
-    groups = decode_groups([one.device for one in split.candidates])
-    used = [[device for device in group if device.name in layers] for group in groups]
+def _shared_evenly(candidates: Sequence[Candidate], group: Group) -> tuple[str, ...]:
+    """A sentence for each set of used workers whose speeds differ and were taken for one speed."""
+    layers = {share.device: share.layers for share in group.workers}
+    alike = decode_groups([one.device for one in candidates])
+    used = [[device for device in devices if device.name in layers] for devices in alike]
     return tuple(
-        _shared_by(group, layers) for group in used if len({one.speed.decode_bytes_per_s for one in group}) > 1
+        _shared_by(devices, layers)
+        for devices in used
+        if len({decode_bytes_per_s(device.speed) for device in devices}) > 1
     )
 
 
 def _shared_by(group: Sequence[Device], layers: Mapping[str, int]) -> str:
     """The group is fastest first."""
     counts = [layers[device.name] for device in group]
-    apart = difference(group[0].speed.decode_bytes_per_s, group[-1].speed.decode_bytes_per_s)
+    apart = difference(decode_bytes_per_s(group[0].speed), decode_bytes_per_s(group[-1].speed))
     percent = f"{'up to ' if len(group) > 2 else ''}{apart:.0%}" if apart >= 0.01 else "less than 1%"
     even = max(counts) - min(counts) <= 1
     how = "evenly" if even else "as evenly as their sizes, the budgets and the prefill speeds allow"
     names = " and ".join(sorted(device.name for device in group))
     return f"{names} differ by {percent}, within what counts as noise: layers shared {how}"
-
-
-def _output(memory: ModelMemory, splits: Splits) -> tuple[str, ...]:
-    best, other = splits.best, splits.other
-    where, elsewhere = ("on the head", "on the last device")[:: 1 if best.output_on_head else -1]
-    against = "does not fit" if other is None else f"{duration_text(other.token_s)}"
-    choice = f"output layer {where}: {duration_text(best.token_s)} per token, {elsewhere} {against}"
-    if best.output_on_head:
-        choice = f"{choice}; {bytes_text(memory.logits_bytes)} of logits per token stay off the link"
-    return (choice, _head_speed(splits)) if best.output_on_head or other is not None else (choice,)
-
-
-def _head_speed(splits: Splits) -> str:
-    name = splits.head_like.name
-    if splits.head_assumed:
-        return f"the controller was not measured: the head is taken to be as fast as {name}, the median device"
-    return f"the head is taken to be as fast as {name} through RPC"

@@ -1,15 +1,19 @@
 """The error when a model fits nowhere: the numbers of every shortfall, and a change that is checked to help. Pure."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 from orchestrator.errors import PlanError
-from orchestrator.plan.costs import needed_bytes
+from orchestrator.plan.conversations import with_kv
+from orchestrator.plan.costs import needed_bytes, share_bytes
 from orchestrator.plan.layers import Rules, place_layers
 from orchestrator.plan.left_out import holds_no_layer
 from orchestrator.plan.pools import Candidate, Pooled, pool_budgets, why_unusable
-from orchestrator.plan.single import run_alone
-from orchestrator.plan.split import head_need_bytes
+from orchestrator.plan.single import why_not_alone
+from orchestrator.plan.split import ENGINE_DEVICES, head_need_bytes
+from orchestrator.plan.stage_tables import StageTables
+from orchestrator.plan.tensor import most_parts, part_bytes
 from orchestrator.plan.values import ModelMemory
 from orchestrator.survey.values import Survey
 from orchestrator.view.sizes import bytes_text, parts_text
@@ -27,22 +31,66 @@ def no_device(survey: Survey, names: Collection[str] | None) -> PlanError:
     )
 
 
-def _unusable(survey: Survey, names: Collection[str] | None) -> list[str]:
-    asked = [device for device in survey.devices if names is None or device.name in names]
-    return [f"{device.name}: {why}" for device in asked if (why := why_unusable(device))]
-
-
 def no_single(memory: ModelMemory, candidates: Sequence[Candidate], fits: Fits) -> PlanError:
-    """Mode `single` was asked for and no device holds the whole model."""
-    needed = [
-        f"{one.device.name} needs {bytes_text(needed_bytes(run_alone(memory, one).share.total_bytes))} "
-        f"and has {bytes_text(one.budget_bytes)}"
-        for one in candidates
-    ]
+    """Mode `single` was asked for and no device holds the whole model and was timed natively."""
+    why = [f"{one.device.name} {why_not_alone(memory, one)}" for one in candidates]
     return PlanError(
-        f"{memory.model} at context {memory.context} fits no single device: {'; '.join(needed)}",
-        hint=_hint(memory, fits, "let the model be split (mode layers)"),
+        f"{memory.model} at context {memory.context} fits no single device: {'; '.join(why)}",
+        hint=_hint(memory, fits, *_survey_again(candidates), "let the model be split (mode layers)"),
     )
+
+
+def no_replicas(memory: ModelMemory, candidates: Sequence[Candidate], fits: Fits) -> PlanError:
+    """Mode `replicas` was asked for and there are no two heads with a whole copy, or no two conversations."""
+    if memory.parallel < 2:
+        return PlanError(
+            f"mode replicas shares conversations among heads, and parallel is {memory.parallel}",
+            hint="raise `parallel` to 2 or more, or choose another mode",
+        )
+    for_one = with_kv(memory, memory.context, 1)
+    why = [f"{one.device.name} {why_not_alone(for_one, one) or 'holds one'}" for one in candidates]
+    return PlanError(
+        f"{memory.model} at context {memory.context} has no two heads with a whole copy each: {'; '.join(why)}",
+        hint=_hint(memory, fits, *_survey_again(candidates), "let the model be split (mode layers)"),
+    )
+
+
+def no_tensor(survey: Survey, memory: ModelMemory, candidates: Sequence[Candidate], fits: Fits) -> PlanError:
+    """Mode `tensor` was asked for and no group of devices can cut the layers among them."""
+    another = "choose another mode"
+    if survey.tensor_refused:
+        return PlanError(f"the engine refuses mode tensor for {memory.model}: {survey.tensor_refused}", hint=another)
+    if len(candidates) < 2:
+        return PlanError("mode tensor needs 2 devices or more, and one can be used", hint=f"allow more, or {another}")
+    if memory.kv_heads < 2:
+        return PlanError(
+            f"{memory.model} has one KV head: no device can have less than one, so mode tensor has nothing to share",
+            hint=another,
+        )
+    lines = [
+        f"{memory.model} at context {memory.context} does not fit in mode tensor: its layers are cut into "
+        f"{memory.kv_heads} parts, one per KV head; 2 to {min(memory.kv_heads, ENGINE_DEVICES)} devices can share them",
+        *_head_shortfall(survey, memory),
+        *(_parts_held(memory, one) for one in candidates),
+    ]
+    return PlanError("\n".join(lines), hint=_hint(memory, fits, another))
+
+
+def no_forced_split(
+    survey: Survey, memory: ModelMemory, candidates: Sequence[Candidate], split: Mapping[str, int]
+) -> PlanError:
+    """A split was given that cannot run; every reason gets a line."""
+    usable = {one.device.name for one in candidates}
+    lines = [f"the split {' '.join(f'{name}={count}' for name, count in split.items())} cannot run"]
+    if sum(split.values()) != memory.blocks:
+        lines.append(f"it has {sum(split.values())} layers, {memory.model} has {memory.blocks}")
+    lines += [f"{name} has {count} layers: it must have one or more" for name, count in split.items() if count < 1]
+    lines += [f"{name} cannot be used" for name in split if name not in usable]
+    if len(split) > ENGINE_DEVICES:
+        lines.append(f"the engine splits over at most {ENGINE_DEVICES} devices, these are {len(split)}")
+    if len(lines) == 1:
+        lines += [*_too_small_for_split(memory, candidates, split), *_head_shortfall(survey, memory)]
+    return PlanError("\n".join(lines), hint="change --split, or leave it out and let meshctl choose")
 
 
 def no_split(
@@ -56,19 +104,65 @@ def no_split(
     needed = bytes_text(needed_bytes(memory.total_bytes))
     budgets = {one.device.name: one.budget_bytes for one in candidates}
     lines = [f"{memory.model} needs {needed} at context {memory.context}; the devices have {parts_text(budgets)}"]
-    controller_bytes = survey.controller.memory_available_bytes
     head_bytes = head_need_bytes(memory, output=False)
-    pooled = pool_budgets(candidates, controller_bytes=controller_bytes, head_bytes=head_bytes)
+    available = survey.controller.memory_available_bytes
+    pooled = pool_budgets(candidates, controller_bytes=available, head_bytes=head_bytes)
     if pooled is None:
-        lines.append(
-            f"the head needs {bytes_text(head_bytes)} on the controller, "
-            f"which has {bytes_text(controller_bytes)} available"
+        return PlanError(
+            "\n".join([*lines, *_head_shortfall(survey, memory)]),
+            hint="free memory on the controller, or run meshctl on a larger machine",
         )
-        return PlanError("\n".join(lines), hint="free memory on the controller, or run meshctl on a larger machine")
     more = ("raise `memory` of a host", "add a host to inventory.yaml") if names is None else ("allow more devices",)
     return PlanError(
-        "\n".join([*lines, *_split_shortfalls(memory, pooled), *_unusable(survey, names)]),
+        "\n".join(
+            [*lines, *_split_shortfalls(memory, pooled), *_not_native(memory, candidates), *_unusable(survey, names)]
+        ),
         hint=_hint(memory, fits, *more),
+    )
+
+
+def _too_small_for_split(memory: ModelMemory, candidates: Sequence[Candidate], split: Mapping[str, int]) -> list[str]:
+    """Each device whose layers do not fit; the output layer may be on the head."""
+    budgets = {one.device.name: one.budget_bytes for one in candidates}
+    firsts = accumulate(split.values(), initial=0)
+    needs = {
+        name: needed_bytes(share_bytes(memory, first, count, output=False).total_bytes)
+        for (name, count), first in zip(split.items(), firsts, strict=False)
+    }
+    return [
+        f"{name} needs {bytes_text(needed)} for {split[name]} layers and has {bytes_text(budgets[name])}"
+        for name, needed in needs.items()
+        if needed > budgets[name]
+    ] or [f"the budgets do not hold it beside the output layer and the head: {parts_text(budgets)}"]
+
+
+def _unusable(survey: Survey, names: Collection[str] | None) -> list[str]:
+    asked = [device for device in survey.devices if names is None or device.name in names]
+    return [f"{device.name}: {why}" for device in asked if (why := why_unusable(device))]
+
+
+def _not_native(memory: ModelMemory, candidates: Sequence[Candidate]) -> list[str]:
+    """Devices that hold all of it alone, if only they had been timed natively."""
+    whys = {one.device.name: why_not_alone(memory, one) for one in candidates}
+    return [f"{name}: holds the whole model but {why}" for name, why in whys.items() if why == "was not timed natively"]
+
+
+def _survey_again(candidates: Sequence[Candidate]) -> tuple[str, ...]:
+    return () if all(one.device.native.measured for one in candidates) else ("survey again with --recalibrate",)
+
+
+def _head_shortfall(survey: Survey, memory: ModelMemory) -> list[str]:
+    needed, available = head_need_bytes(memory, output=False), survey.controller.memory_available_bytes
+    if needed <= available:
+        return []
+    return [f"the head needs {bytes_text(needed)} on the controller, which has {bytes_text(available)} available"]
+
+
+def _parts_held(memory: ModelMemory, candidate: Candidate) -> str:
+    one = bytes_text(needed_bytes(part_bytes(memory, 1).total_bytes))
+    return (
+        f"{candidate.device.name} holds {most_parts(memory, candidate)} parts in {bytes_text(candidate.budget_bytes)}; "
+        f"one part needs {one} with buffers and margin"
     )
 
 
@@ -89,11 +183,15 @@ def _most_layers(memory: ModelMemory, candidates: Sequence[Candidate]) -> int:
     low, high = 0, len(memory.layer_weights_bytes)
     while low < high:
         middle = (low + high + 1) // 2
-        if place_layers(_first_layers(memory, middle), candidates, Rules(output_on_head=False)) is None:
+        if not _places(_first_layers(memory, middle), candidates):
             high = middle - 1
         else:
             low = middle
     return low
+
+
+def _places(memory: ModelMemory, candidates: Sequence[Candidate]) -> bool:
+    return place_layers(StageTables(memory, candidates, 1), candidates, Rules(output_on_head=False)) is not None
 
 
 def _first_layers(memory: ModelMemory, layers: int) -> ModelMemory:
@@ -106,7 +204,7 @@ def _first_layers(memory: ModelMemory, layers: int) -> ModelMemory:
 
 def _hint(memory: ModelMemory, fits: Fits, *more: str) -> str:
     changes = ["choose a smaller quantisation of the model"]
-    if memory.parallel > 1 and fits(_with_kv(memory, memory.context, 1)):
+    if memory.parallel > 1 and fits(with_kv(memory, memory.context, 1)):
         changes.append("lower parallel to 1")
     context = _fitting_context(memory, fits)
     if context:
@@ -119,14 +217,7 @@ def _fitting_context(memory: ModelMemory, fits: Fits) -> int:
     """The largest power of two below the context at which the model fits, or 0."""
     context = 1 << ((memory.context - 1).bit_length() - 1) if memory.context > 1 else 0
     while context >= SMALLEST_CONTEXT:
-        if fits(_with_kv(memory, context, memory.parallel)):
+        if fits(with_kv(memory, context, memory.parallel)):
             return context
         context //= 2
     return 0
-
-
-def _with_kv(memory: ModelMemory, context: int, parallel: int) -> ModelMemory:
-    """The same model with a smaller KV cache, which is linear in context and parallel; buffers are left as they are."""
-    whole = memory.context * memory.parallel
-    kv = tuple(-(-size * context * parallel // whole) for size in memory.layer_kv_bytes)
-    return replace(memory, context=context, parallel=parallel, layer_kv_bytes=kv)

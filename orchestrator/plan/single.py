@@ -1,58 +1,115 @@
-"""The whole model on one device: which device holds it, and which of those is fastest. Pure."""
+"""Mode `single`: the whole model on one device, the head on that very host and native, without any worker. Pure.
+
+Seconds, from passes timed natively on slices of the model (`survey.values.Speed`): a token is one pass of one token
+through all blocks and the output layer; a step of n conversations one pass of n tokens and n rows of logits; a prompt
+one pass per micro-batch (`costs.pipeline_s` of one stage). The link plays no part: only text crosses it.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from orchestrator.plan.costs import ShareBytes, compute_s, head_share_bytes, needed_bytes, prefill_bytes
+from orchestrator.plan.costs import (
+    ShareBytes,
+    head_share_bytes,
+    layers_seconds,
+    needed_bytes,
+    output_seconds,
+    pipeline_s,
+    prefill_bytes,
+)
 from orchestrator.plan.pools import Candidate
-from orchestrator.plan.values import ModelMemory
+from orchestrator.plan.values import Group, ModelMemory, Share
+from orchestrator.survey.values import Speed, Survey
+from orchestrator.view.sizes import bytes_text
 
 
-@dataclass(frozen=True)
-class Single:
-    """One head that runs everything natively on one device; `head` is what it takes of main memory beside the device.
+def find_singles(survey: Survey, memories: Sequence[ModelMemory], candidates: Sequence[Candidate]) -> tuple[Group, ...]:
+    """Every device that holds all of it and was timed natively, the one with the fastest token first."""
+    groups = [run_alone(memories, one) for one in candidates if not why_not_alone(memories[0], one)]
+    return tuple(sorted(groups, key=lambda group: (group.token_s, group.shares[0].device)))
 
-    Times are predicted with the speeds measured through RPC, without any stage cost.
+
+def run_alone(memories: Sequence[ModelMemory], candidate: Candidate) -> Group:
+    """The whole model on this device, at the micro-batch that reads a prompt fastest among those that fit.
+
+    The device was timed natively; the first of `memories` is taken as fitting.
     """
-
-    candidate: Candidate
-    share: ShareBytes
-    head: ShareBytes
-    token_s: float
-    prefill_token_s: float
-
-
-def best_single(memory: ModelMemory, candidates: Sequence[Candidate]) -> Single | None:
-    """The fastest device that holds the whole model, or None."""
-    holding = [single for one in candidates if fits(single := run_alone(memory, one))]
-    return min(holding, key=lambda single: single.token_s, default=None)
-
-
-def run_alone(memory: ModelMemory, candidate: Candidate) -> Single:
-    """What the whole model takes on this device and how fast it would be, whether or not it fits."""
-    speed, blocks = candidate.device.speed, len(memory.layer_weights_bytes)
-    return Single(
-        candidate=candidate,
-        share=_device_bytes(memory, candidate),
-        head=ShareBytes(0, 0, 0) if candidate.in_main_memory else head_share_bytes(memory, output=False),
-        token_s=compute_s(sum(memory.layer_weights_bytes) + memory.output_bytes, speed),
-        prefill_token_s=prefill_bytes(memory, 0, blocks) / speed.prefill_bytes_per_s,
+    speed = candidate.device.native
+    allowed = [memories[0], *(memory for memory in memories[1:] if _fits(memory, candidate))]
+    memory = min(allowed, key=lambda one: _prefill_s(one, speed))
+    held, head = alone_bytes(memory, candidate), _head_bytes(memory, candidate)
+    token_s = _step_s(memory, speed, 1)
+    share = Share(
+        device=candidate.device.name,
+        first_layer=0,
+        layers=memory.blocks,
+        output=True,
+        weights_bytes=held.weights_bytes,
+        kv_bytes=held.kv_bytes,
+        compute_bytes=held.compute_bytes,
+        budget_bytes=candidate.budget_bytes,
+        time_s=token_s,
+        native=True,
+    )
+    return Group(
+        mode="single",
+        head=candidate.device.host,
+        shares=(share,),
+        parallel=memory.parallel,
+        micro_batch=memory.micro_batch,
+        output_on_head=False,
+        head_bytes=head.total_bytes,
+        head_compute_bytes=head.compute_bytes,
+        head_time_s=0.0,
+        token_s=token_s,
+        step_s=_step_s(memory, speed, memory.parallel),
+        prefill_s=_prefill_s(memory, speed),
+        prompt_tokens=memory.prompt_tokens,
     )
 
 
-def fits(single: Single) -> bool:
-    """Whether the device's budget, and for a GPU the main memory beside it, hold everything and the margin."""
-    candidate = single.candidate
-    if needed_bytes(single.share.total_bytes) > candidate.budget_bytes:
-        return False
-    return candidate.in_main_memory or needed_bytes(single.head.total_bytes) <= candidate.machine_bytes
+def why_not_alone(memory: ModelMemory, candidate: Candidate) -> str:
+    """What keeps this device from running the model alone, every shortfall, or ""."""
+    needed, beside = needed_bytes(alone_bytes(memory, candidate).total_bytes), _beside_bytes(memory, candidate)
+    why = []
+    if needed > candidate.budget_bytes:
+        why.append(f"needs {bytes_text(needed)} and has {bytes_text(candidate.budget_bytes)}")
+    if beside > candidate.machine_bytes:
+        why.append(f"needs {bytes_text(beside)} of main memory too, which has {bytes_text(candidate.machine_bytes)}")
+    if not candidate.device.native.measured:
+        why.append("was not timed natively")
+    return " and ".join(why)
 
 
-def _device_bytes(memory: ModelMemory, candidate: Candidate) -> ShareBytes:
-    """In main memory the input tensors count too, unless the output layer is the same tensor."""
+def alone_bytes(memory: ModelMemory, candidate: Candidate) -> ShareBytes:
+    """What the device holds; in main memory also the input tensors, unless the output layer is the same tensor."""
     here_too = candidate.in_main_memory and not memory.output_tied
     return ShareBytes(
         weights_bytes=sum(memory.layer_weights_bytes) + memory.output_bytes + (memory.input_bytes if here_too else 0),
         kv_bytes=sum(memory.layer_kv_bytes),
         compute_bytes=memory.compute_last_bytes,
     )
+
+
+def _fits(memory: ModelMemory, candidate: Candidate) -> bool:
+    needed = needed_bytes(alone_bytes(memory, candidate).total_bytes)
+    return needed <= candidate.budget_bytes and _beside_bytes(memory, candidate) <= candidate.machine_bytes
+
+
+def _beside_bytes(memory: ModelMemory, candidate: Candidate) -> int:
+    """Main memory that a head on a GPU needs, margin included."""
+    return 0 if candidate.in_main_memory else needed_bytes(_head_bytes(memory, candidate).total_bytes)
+
+
+def _head_bytes(memory: ModelMemory, candidate: Candidate) -> ShareBytes:
+    return ShareBytes(0, 0, 0) if candidate.in_main_memory else head_share_bytes(memory, output=False)
+
+
+def _step_s(memory: ModelMemory, speed: Speed, conversations: int) -> float:
+    blocks_s = layers_seconds(speed, sum(memory.layer_weights_bytes), conversations)
+    return blocks_s + output_seconds(speed, memory.output_bytes, conversations)
+
+
+def _prefill_s(memory: ModelMemory, speed: Speed) -> float:
+    micro_batch = min(memory.micro_batch, memory.prompt_tokens)
+    each_s = layers_seconds(speed, prefill_bytes(memory, 0, memory.blocks), micro_batch)
+    return pipeline_s((each_s,), memory.prompt_tokens, micro_batch, overlap=False)

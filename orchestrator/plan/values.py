@@ -3,6 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal
 
+GroupMode = Literal["single", "layers", "tensor"]
+PlanMode = Literal["single", "layers", "tensor", "replicas"]
+
+MODES: tuple[PlanMode, ...] = ("single", "layers", "tensor", "replicas")
+GOALS = ("latency", "throughput")
+
+PROMPT_TOKENS = 1024
+"""The prompt that predicted prefill speeds and times to first token are for; the whole context where that is less."""
+
 
 @dataclass(frozen=True)
 class ModelMemory:
@@ -12,6 +21,7 @@ class ModelMemory:
     holds it (a copy of the token embedding where the two are tied). `input_bytes` stays on the head. The compute
     buffers are those of a device that is not last, of one that is last and makes logits, and of the head itself.
     `logits_bytes` cross the link per token when the output layer is remote; `hidden_bytes` per token at each stage.
+    `kv_heads` is the smallest number of KV heads of any layer that has attention: mode `tensor` cuts no finer.
     """
 
     model: str
@@ -29,18 +39,31 @@ class ModelMemory:
     compute_head_bytes: int
     logits_bytes: int
     hidden_bytes: int
+    kv_heads: int = 1
 
     @property
     def total_bytes(self) -> int:
         """What one device needs to hold everything."""
         return sum(self.layer_weights_bytes) + sum(self.layer_kv_bytes) + self.output_bytes + self.compute_last_bytes
 
+    @property
+    def blocks(self) -> int:
+        return len(self.layer_weights_bytes)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The length of the prompt that prefill is predicted for."""
+        return min(PROMPT_TOKENS, self.context)
+
 
 @dataclass(frozen=True)
 class Share:
-    """What one device holds: `layers` blocks from `first_layer` on, and the output layer if `output`; bytes by kind.
+    """What one device holds, in bytes by kind, and its part of the time.
 
-    `time_s` is this stage's part of the predicted time per token, link included.
+    Modes `single` and `layers`: `layers` blocks from `first_layer` on, and the output layer if `output`. Mode
+    `tensor`: `part` of the sum of all parts of every layer; `first_layer` is 0 and `layers` all of them. `native`: the
+    head computes it itself, without a worker. `time_s` is this device's part of the predicted time per token, link
+    included (mode `tensor`: all devices work at the same time, each has the time of the group).
     """
 
     device: str
@@ -52,10 +75,96 @@ class Share:
     compute_bytes: int
     budget_bytes: int
     time_s: float
+    part: int = 0
+    native: bool = False
 
     @property
     def total_bytes(self) -> int:
         return self.weights_bytes + self.kv_bytes + self.compute_bytes
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one generated token of one conversation costs on the network, all links of a group together.
+
+    `hops`: stages behind a link, one after the other. `synchronisations`: blocking round trips. Bytes are sent to
+    (`up`) and from (`down`) the hosts.
+    """
+
+    hops: int = 0
+    synchronisations: int = 0
+    up_bytes: int = 0
+    down_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Group:
+    """One head and all that computes for it; `head` is its host's name, "" for the controller.
+
+    mode "single": the head runs everything natively; `shares` has that one device, `native`.
+    mode "layers": one RPC worker per share in pipeline order; only the first may be `native` (the head's own CPU).
+    mode "tensor": one RPC worker per share, each layer cut across all of them.
+    `output_on_head` keeps the output layer in the head's own memory (`head_bytes` counts it) and off the wire.
+    `head_compute_bytes` is the part of `head_bytes` that is compute buffers; `head_time_s` the head's own computing per
+    token. Predicted: `token_s` per token of one conversation, `step_s` for one step of all `parallel` conversations
+    (each gets a token), `prefill_s` for a prompt of `ModelMemory.prompt_tokens`. `known` says how: "predicted",
+    "corrected" by earlier measurements of this mode, or "measured" (this very group has run before).
+    """
+
+    mode: GroupMode
+    head: str
+    shares: tuple[Share, ...]
+    parallel: int
+    micro_batch: int
+    output_on_head: bool
+    head_bytes: int
+    head_compute_bytes: int
+    head_time_s: float
+    token_s: float
+    step_s: float
+    prefill_s: float
+    prompt_tokens: int
+    traffic: Traffic = Traffic()
+    notes: tuple[str, ...] = ()
+    known: Literal["predicted", "corrected", "measured"] = "predicted"
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        return 1 / self.token_s
+
+    @property
+    def aggregate_tokens_per_s(self) -> float:
+        """All `parallel` conversations together."""
+        return self.parallel / self.step_s
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        return self.prompt_tokens / self.prefill_s
+
+    @property
+    def first_token_s(self) -> float:
+        """From the question to the first token, for a prompt of `prompt_tokens`."""
+        return self.prefill_s + self.token_s
+
+    @property
+    def workers(self) -> tuple[Share, ...]:
+        """The shares that have a worker, in the order of the engine's devices."""
+        return tuple(share for share in self.shares if not share.native)
+
+    @property
+    def head_layers(self) -> int:
+        """The first layers, computed by the head of a layer split itself."""
+        return sum(share.layers for share in self.shares if share.native) if self.mode == "layers" else 0
+
+    @property
+    def tensor_split(self) -> tuple[int, ...]:
+        """For `--tensor-split`, one integer per worker: its part, or its layers and one more for the output layer."""
+        if self.mode == "tensor":
+            return tuple(share.part for share in self.shares)
+        counts = [share.layers for share in self.workers]
+        if counts:
+            counts[-1] += 1
+        return tuple(counts)
 
 
 @dataclass(frozen=True)
@@ -68,42 +177,69 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Plan:
-    """How the model will run. `head` is the host of the head: "" means the controller.
+    """How the model will run: one group, or several of them behind the gateway (mode "replicas")."""
 
-    mode "single": one head on `head` runs everything natively, `shares` has that one device.
-    mode "layers": the head on the controller, one RPC worker per share, in pipeline order.
-    `output_on_head` keeps the output layer in the head's own memory (`head_bytes` counts it) and off the wire.
-    `head_compute_bytes` is the part of `head_bytes` that is compute buffers; `head_time_s` the head's own computing per
-    token. `token_s` is all shares' `time_s` and `head_time_s`.
-    """
-
-    mode: Literal["single", "layers"]
+    mode: PlanMode
+    goal: str
     model: str
     context: int
     parallel: int
-    micro_batch: int
-    shares: tuple[Share, ...]
-    head: str
-    output_on_head: bool
-    head_bytes: int
-    token_s: float
-    prefill_token_s: float
-    left_out: tuple[LeftOut, ...]
-    reasons: tuple[str, ...]
-    head_compute_bytes: int = 0
-    head_time_s: float = 0.0
+    groups: tuple[Group, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def shares(self) -> tuple[Share, ...]:
+        return tuple(share for group in self.groups for share in group.shares)
+
+    @property
+    def fastest(self) -> Group:
+        """The group that one conversation alone is sent to."""
+        return min(self.groups, key=lambda group: group.token_s)
+
+    @property
+    def token_s(self) -> float:
+        return self.fastest.token_s
 
     @property
     def decode_tokens_per_s(self) -> float:
-        return 1 / self.token_s
+        return self.fastest.decode_tokens_per_s
 
     @property
     def prefill_tokens_per_s(self) -> float:
-        return 1 / self.prefill_token_s
+        return self.fastest.prefill_tokens_per_s
 
     @property
-    def tensor_split(self) -> tuple[int, ...]:
-        """Items per device for `--tensor-split`: its layers, and one more on the last for the output layer."""
-        counts = [share.layers for share in self.shares]
-        counts[-1] += 1
-        return tuple(counts)
+    def first_token_s(self) -> float:
+        return self.fastest.first_token_s
+
+    @property
+    def aggregate_tokens_per_s(self) -> float:
+        """All conversations of all groups together."""
+        return sum(group.aggregate_tokens_per_s for group in self.groups)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Every plan that was considered, best first for the goal; `plans[0]` is the one to run."""
+
+    plans: tuple[Plan, ...]
+
+    @property
+    def chosen(self) -> Plan:
+        return self.plans[0]
+
+
+def plan_key(plan: Plan) -> str:
+    """The same text for plans that run the same processes: what a measurement of a plan is kept under."""
+    return " + ".join(group_key(group) for group in plan.groups)
+
+
+def group_key(group: Group) -> str:
+    """Such as "layers a/cpu*10 b/cpu*20 out=head ub=64 np=4"."""
+    shares = (
+        f"{share.device}*{share.part if group.mode == 'tensor' else share.layers}{'n' if share.native else ''}"
+        for share in group.shares
+    )
+    output = "head" if group.output_on_head else "last"
+    return f"{group.mode} {' '.join(shares)} out={output} ub={group.micro_batch} np={group.parallel}"

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from orchestrator.errors import CommandError, DeadlineError, TransferError
 from orchestrator.shell.protocol import Finished, Process, Progress, Words
 from orchestrator.shell.streams import Tail, split_lines, tail_of
-from orchestrator.shell.words import shown, under_c_locale, with_environment
+from orchestrator.shell.words import launched, shown, under_c_locale, with_environment
 
 _COPY_BYTES = 4 * 1024 * 1024
 _REAP_S = 5.0
@@ -24,13 +24,17 @@ _LAST_WORDS_S = 0.5
 
 
 class LocalShell:
-    """The controller itself. `home` is what relative paths and the working folder of commands are relative to."""
+    """The controller itself. `home` is what relative paths and the working folder of commands are relative to.
 
-    def __init__(self, host: str, root: Path, home: Path) -> None:
+    `run_with` stands before every command (the inventory's key of that name).
+    """
+
+    def __init__(self, host: str, root: Path, home: Path, run_with: Words = ()) -> None:
         self.host = host
         self.root = str(root.absolute())
         self.is_local = True
         self._home = home
+        self._run_with = run_with
 
     async def run(
         self,
@@ -91,7 +95,12 @@ class LocalShell:
         pipe = asyncio.subprocess.PIPE
         try:
             return await asyncio.create_subprocess_exec(
-                *words, stdin=pipe, stdout=pipe, stderr=pipe, cwd=self._home, start_new_session=True
+                *launched(self._run_with, words),
+                stdin=pipe,
+                stdout=pipe,
+                stderr=pipe,
+                cwd=self._home,
+                start_new_session=True,
             )
         except OSError as error:
             message = f"`{shown(words)}` cannot be started: {error.strerror}"

@@ -22,7 +22,7 @@ from orchestrator.shell.ssh_errors import FOREIGN, lost, no_session, no_sftp
 from orchestrator.shell.ssh_files import SftpFiles, read_free_bytes
 from orchestrator.shell.ssh_login import CONNECT_S, Login, open_login
 from orchestrator.shell.streams import Tail, split_lines
-from orchestrator.shell.words import announced, as_line, end_group, shown, under_c_locale, with_environment
+from orchestrator.shell.words import announced, as_line, end_group, launched, shown, under_c_locale, with_environment
 
 if TYPE_CHECKING:
     ClientProcess = asyncssh.SSHClientProcess[bytes]
@@ -60,6 +60,7 @@ class SshShell:
         self.destination = destination_words(host)
         self._login = login
         self._sftp = sftp
+        self._run_with = host.run_with
         self._files = SftpFiles(host.name, sftp, home, self._free_bytes)
         self._runs = asyncio.Semaphore(_RUNS_AT_ONCE)
 
@@ -78,7 +79,7 @@ class SshShell:
         DeadlineError if late, after the command and its group were killed.
         """
         async with self._runs:
-            process = await self._open(announced(under_c_locale(words, environment)), words)
+            process = await self._open(announced(self._launched(under_c_locale(words, environment))), words)
             try:
                 async with asyncio.timeout(deadline_s):
                     if not stdin:
@@ -103,7 +104,9 @@ class SshShell:
 
     async def start(self, words: Words, *, environment: Mapping[str, str] | None = None) -> Process:
         """Start and return at once. CommandError when the host allows no further session."""
-        return SshProcess(self.host, words, await self._open(with_environment(words, environment), words))
+        return SshProcess(
+            self.host, words, await self._open(self._launched(with_environment(words, environment)), words)
+        )
 
     async def put(self, source: Path, target: str, *, mode: int = 0o644, progress: Progress | None = None) -> None:
         """Copy a file there, folders made, written beside and renamed; TransferError leaves nothing behind."""
@@ -121,6 +124,9 @@ class SshShell:
         """End the connection and the jumps below it; safe to call twice."""
         self._sftp.exit()
         await self._login.close()
+
+    def _launched(self, words: Words) -> Words:
+        return launched(self._run_with, words)
 
     async def _open(self, words: Words, asked: Words) -> "ClientProcess":
         connection = self._login.connection

@@ -37,7 +37,9 @@ class SftpFiles:
             raise transfer_error(self.host, str(source), error, None, 0) from error
 
         async def send(partial: str) -> None:
-            await self.sftp.put(str(source), partial, sparse=False, progress_handler=_handler(progress))
+            await self.sftp.put(
+                str(source), partial, follow_symlinks=True, sparse=False, progress_handler=_handler(progress)
+            )
 
         await self._write(posixpath.join(self.home, target), size, mode, send)
 

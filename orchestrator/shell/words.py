@@ -20,6 +20,14 @@ def under_c_locale(words: Words, environment: Mapping[str, str] | None) -> Words
     return with_environment(words, {"LC_ALL": "C", **(environment or {})})
 
 
+def launched(run_with: Words, words: Words) -> Words:
+    """The words that run `words` through a host's launcher, which stands before everything else.
+
+    An environment is set behind the launcher: some (`sudo`, `nsenter`) give what they start one of their own.
+    """
+    return (*run_with, *words)
+
+
 def announced(words: Words) -> Words:
     """The words with the number of their process, and of its group under sshd, as the first line of stderr."""
     return ("sh", "-c", 'echo "$$" >&2; exec "$@"', "sh", *words)

@@ -1,63 +1,57 @@
 """Gather a survey: devices and budgets from facts, then links and speeds measured on every host."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
-from orchestrator.engine.store import Engine
 from orchestrator.errors import UsageError
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.host_agent import start_link_server
-from orchestrator.hosts import OpenHost, OpenHosts
-from orchestrator.processes import SURVEY_LOGS, Started, open_link, start_worker
+from orchestrator.hosts import OpenHost
+from orchestrator.processes import open_link, start_worker
 from orchestrator.report import Report
 from orchestrator.survey.links import measure_link
+from orchestrator.survey.slices import Slices
 from orchestrator.survey.speeds import (
-    CalibrationModel,
-    calibration_models,
+    DECODE,
     keep_speed,
     kept_speed,
-    measure_speed,
+    native_speed,
+    passes_for,
+    rpc_speed,
+    rpc_speed_without_output,
     speed_key,
-    too_little_memory,
 )
-from orchestrator.survey.values import Device, HostSurvey, Link, Speed, Survey
-from workers.budget import budget
+from orchestrator.survey.timing import Measuring, stopping, time_passes
+from orchestrator.survey.values import NOT_MEASURED, Device, HostSurvey, Link, Speed, Survey
+from orchestrator.view.sizes import bytes_text
+from workers.budget import MIB, Budget, budget
+from workers.engine_commands import Placement
 from workers.facts import HostFacts
 
-NOT_MEASURED = Speed(0.0, 0.0, 0.0, 0.0)
+SHORT_PROMPT = 64
+"""The longest pass on devices with little memory."""
 
-
-@dataclass(frozen=True)
-class Measuring:
-    """What measuring needs: the open hosts, the engine here and on each host, and where speeds are kept."""
-
-    cluster: str
-    hosts: OpenHosts
-    engine: Engine
-    engine_folders: dict[str, str]
-    tensor_type: str
-    kept: Path
-    recalibrate: bool
+BESIDE_MODEL_BYTES = 32 * MIB
+"""A device whose budget is less than the weights and this cannot hold the whole model: it is not timed natively."""
 
 
 async def gather_survey(measuring: Measuring, report: Report, now: datetime) -> Survey:
-    """Measure every host; local ones one after the other, since they share a processor, others side by side."""
-    models = await asyncio.to_thread(calibration_models, measuring.kept, measuring.tensor_type)
-    opened = measuring.hosts.by_name
-    local = asyncio.Lock()
+    """Measure the controller, then every host; local ones one after the other, since they share a processor."""
+    controller = measuring.hosts.controller
+    head = await _controller_speed(measuring, report)
+    opened, local = measuring.hosts.by_name, asyncio.Lock()
     surveyed = all_or_raise(
-        await each_host({name: _survey_host(measuring, host, models, local, report) for name, host in opened.items()})
+        await each_host({name: _survey_host(measuring, host, head, local, report) for name, host in opened.items()})
     )
     return Survey(
         cluster=measuring.cluster,
         taken_at=now.isoformat(timespec="seconds"),
         engine=measuring.engine.manifest.engine,
-        controller=measuring.hosts.controller.facts,
+        controller=controller.facts,
         hosts=tuple(surveyed[name] for name in opened),
+        model=measuring.model,
+        controller_speed=head,
     )
 
 
@@ -76,84 +70,121 @@ def check_backend(host: OpenHost) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Paths:
+    """What was measured of one device."""
+
+    link: Link
+    speed: Speed
+    native: Speed
+    note: str
+
+
+async def _controller_speed(measuring: Measuring, report: Report) -> Speed:
+    """Its CPU natively: the head computes there what is not placed on devices."""
+    controller = measuring.hosts.controller
+    slices = await asyncio.to_thread(measuring.slices.slices, controller.facts.memory_available_bytes)
+    if slices is None:
+        report.warn("the controller has too little memory to be timed: plans keep the output layer off it")
+        return NOT_MEASURED
+    return await _native(measuring, controller, default_threads(controller.facts), slices, report)
+
+
 async def _survey_host(
-    measuring: Measuring,
-    host: OpenHost,
-    models: tuple[CalibrationModel, CalibrationModel],
-    local: asyncio.Lock,
-    report: Report,
+    measuring: Measuring, host: OpenHost, head: Speed, local: asyncio.Lock, report: Report
 ) -> HostSurvey:
     check_backend(host)
     threads = host.host.threads or default_threads(host.facts)
+    budgeted = budget(host.host.memory, host.facts.memory_available_bytes)
     if host.is_local:
         async with local:
-            link, speed, note = await _measure(measuring, host, threads, models, report)
+            measured = await _measure(measuring, host, threads, budgeted, head, report)
     else:
-        link, speed, note = await _measure(measuring, host, threads, models, report)
+        measured = await _measure(measuring, host, threads, budgeted, head, report)
     device = Device(
         name=f"{host.name}/cpu",
         host=host.name,
         kind="cpu",
         description=host.facts.cpu_name,
         threads=threads,
-        budget=budget(host.host.memory, host.facts.memory_available_bytes),
-        link=link,
-        speed=speed,
-        note=note,
+        budget=budgeted,
+        link=measured.link,
+        speed=measured.speed,
+        native=measured.native,
+        note=measured.note,
     )
     return HostSurvey(host.name, host.is_local, host.facts, (device,))
 
 
 async def _measure(
-    measuring: Measuring,
-    host: OpenHost,
-    threads: int,
-    models: tuple[CalibrationModel, CalibrationModel],
-    report: Report,
-) -> tuple[Link, Speed, str]:
-    """Link and speed; no speed, and the reason, for a device that could not hold the calibration model."""
+    measuring: Measuring, host: OpenHost, threads: int, budgeted: Budget, head: Speed, report: Report
+) -> _Paths:
+    """Link and speeds; no speeds, and the reason, for a device that could not hold the smallest slices."""
     link = await _measured_link(measuring, host)
-    key = speed_key(host, link.kind, threads, measuring.engine.manifest.engine, measuring.tensor_type)
-    speed = None if measuring.recalibrate else kept_speed(measuring.kept, key)
-    if speed is not None:
-        report.say(f"{host.name}: speed known from an earlier calibration")
-        return link, speed, ""
-    if note := too_little_memory(host.facts.memory_available_bytes, models[1]):
+    available = host.facts.memory_available_bytes
+    slices = await asyncio.to_thread(measuring.slices.slices, available)
+    if slices is None:
+        needed = bytes_text(measuring.slices.needed_bytes())
+        note = f"{bytes_text(available)} of memory available, {needed} needed to measure its speed"
         report.warn(f"{host.name}: {note}")
-        return link, NOT_MEASURED, note
-    report.say(f"{host.name}: calibrating")
-    async with _stopping() as started:
-        worker = await start_worker(
-            started,
-            measuring.hosts,
-            f"{measuring.cluster}{SURVEY_LOGS}",
-            f"{host.name}/cpu",
-            host,
-            measuring.engine_folders[host.name],
-            threads,
-        )
-        speed = await measure_speed(measuring.hosts, measuring.engine, worker, link, models)
+        return _Paths(link, NOT_MEASURED, NOT_MEASURED, note)
+    speed = await _through_rpc(measuring, host, threads, slices, head, link, report)
+    native = NOT_MEASURED
+    if slices.output_fits and budgeted.usable_bytes >= measuring.model_bytes + BESIDE_MODEL_BYTES:
+        native = await _native(measuring, host, threads, slices, report)
+    return _Paths(link, speed, native, "")
+
+
+async def _native(measuring: Measuring, host: OpenHost, threads: int, slices: Slices, report: Report) -> Speed:
+    passes = passes_for(measuring.parallel)
+    key = speed_key(host, "native", threads, measuring.engine.manifest.engine, slices, passes)
+    if not measuring.recalibrate and (kept := kept_speed(measuring.kept, key)):
+        return kept
+    report.say(f"{host.name}: timing {slices.shallow.layers} and {slices.deep.layers} layers natively")
+    shallow = await time_passes(measuring, host, slices.shallow, passes, threads, None, host.name)
+    deep = await time_passes(measuring, host, slices.deep, passes, threads, None, host.name)
+    speed = native_speed(slices, shallow, deep)
     keep_speed(measuring.kept, key, speed)
-    return link, speed, ""
+    return speed
+
+
+async def _through_rpc(
+    measuring: Measuring, host: OpenHost, threads: int, slices: Slices, head: Speed, link: Link, report: Report
+) -> Speed:
+    passes = passes_for(measuring.parallel)
+    if not slices.output_fits:
+        passes = tuple(tokens for tokens in passes if tokens <= SHORT_PROMPT)
+    key = speed_key(host, f"rpc {link.kind}", threads, measuring.engine.manifest.engine, slices, passes)
+    if not measuring.recalibrate and (kept := kept_speed(measuring.kept, key)):
+        report.say(f"{host.name}: speed known from an earlier calibration")
+        return kept
+    report.say(f"{host.name}: timing {slices.shallow.layers} and {slices.deep.layers} layers through RPC")
+    controller, engine = measuring.hosts.controller, measuring.engine_folders[host.name]
+    async with stopping() as started:
+        worker = await start_worker(started, measuring.hosts, measuring.logs, f"{host.name}/cpu", host, engine, threads)
+        one = Placement((worker.endpoint,), (1,), output_on_head=False, output_tied=slices.output_tied)
+        on_head = Placement((worker.endpoint,), (1,), output_on_head=True, output_tied=slices.output_tied)
+        own = default_threads(controller.facts)
+        placed = one if slices.output_fits else on_head
+        shallow = await time_passes(measuring, controller, slices.shallow, passes, own, placed, host.name)
+        deep = await time_passes(measuring, controller, slices.deep, passes, own, placed, host.name)
+        if slices.output_fits:
+            apart = await time_passes(measuring, controller, slices.shallow, (DECODE,), own, on_head, host.name)
+            speed = rpc_speed(slices, shallow, deep, apart[DECODE], head, link)
+        else:
+            speed = rpc_speed_without_output(slices, shallow, deep, head, link)
+    keep_speed(measuring.kept, key, speed)
+    return speed
 
 
 async def _measured_link(measuring: Measuring, host: OpenHost) -> Link:
     """Through a tunnel of the very kind that carries the tensors, or plain loopback on this machine."""
     server = await start_link_server(host.shell, host.agent)
     try:
-        async with _stopping() as started:
+        async with stopping() as started:
             if host.is_local:
                 return await measure_link(host.name, "loopback", server.port)
-            near = await open_link(started, measuring.hosts, f"{measuring.cluster}{SURVEY_LOGS}", host, server.port)
-            return await measure_link(host.name, "tunnel", near)
+            near = await open_link(started, measuring.hosts, measuring.logs, host, server.port)
+            return await measure_link(host.name, "tunnel", near, medium=host.facts.medium)
     finally:
         await server.close()
-
-
-@asynccontextmanager
-async def _stopping() -> AsyncIterator[Started]:
-    started = Started()
-    try:
-        yield started
-    finally:
-        await started.stop()

@@ -24,10 +24,13 @@ ECHO_OF_ONE_BYTE = struct.pack(">cQQ", b"E", 1, 1) + b"x"
 """A request to the measuring server with its payload; the answer is the last byte."""
 
 
-async def measure_link(host: str, kind: str, port: int, *, deadline_s: float = 30) -> Link:
-    """Measure through 127.0.0.1:`port`; ConnectError when the far end does not answer."""
+async def measure_link(host: str, kind: str, port: int, *, medium: str = "", deadline_s: float = 30) -> Link:
+    """Measure through 127.0.0.1:`port`; ConnectError when the far end does not answer.
+
+    `medium` is what the host says of its interface (`HostFacts.medium`).
+    """
     try:
-        return await asyncio.wait_for(asyncio.to_thread(_measure, kind, port, deadline_s), deadline_s + 5)
+        return await asyncio.wait_for(asyncio.to_thread(_measure, kind, medium, port, deadline_s), deadline_s + 5)
     except (OSError, EOFError, TimeoutError) as error:
         raise ConnectError(
             host,
@@ -36,7 +39,7 @@ async def measure_link(host: str, kind: str, port: int, *, deadline_s: float = 3
         ) from error
 
 
-def _measure(kind: str, port: int, deadline_s: float) -> Link:
+def _measure(kind: str, medium: str, port: int, deadline_s: float) -> Link:
     with socket.create_connection(("127.0.0.1", port), timeout=deadline_s) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return Link(
@@ -44,6 +47,7 @@ def _measure(kind: str, port: int, deadline_s: float) -> Link:
             round_trip_s=_round_trip(connection),
             up_bytes_per_s=_bulk(connection, _send_to_sink),
             down_bytes_per_s=_bulk(connection, _fetch_from_source),
+            medium=medium,
         )
 
 

@@ -1,142 +1,166 @@
-"""How fast a device computes through RPC: two depths of a small model, timed by `llama-bench`, kept for reuse.
+"""How fast a device computes on one path: two slices of the model, timed pass by pass, kept for reuse.
 
-Decode time is linear in the number of layers, so the difference of two depths is the layers' own time and what is
-left over is the fixed cost of a stage: measured on this engine, the line through two depths predicts a third within
-3 % as long as the layers exceed the processor's last-level cache.
+Decode time is linear in the number of layers, so two depths tell the layers' own time from what does not depend on
+them. Measured on the pinned engine: the line through 2 and 4 layers predicts 16 within 3 %, as long as the layers
+exceed the processor's last-level cache.
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from orchestrator.engine.store import Engine
-from orchestrator.errors import EngineError
-from orchestrator.hosts import OpenHost, OpenHosts
-from orchestrator.processes import Worker
+from orchestrator.hosts import OpenHost
+from orchestrator.plan.costs import LAST_BLOCK_PREFILL, transfer_s
 from orchestrator.state import write_private
-from orchestrator.survey.values import Link, Speed
-from orchestrator.view.sizes import bytes_text
-from quant.gguf_file import read_model
-from quant.model import layer_bytes
-from quant.synthetic import write_calibration_model
-from workers.bench_output import BenchRow, read_bench
-from workers.budget import MIB
-from workers.engine_commands import ENVIRONMENT, Placement, bench_command
+from orchestrator.survey.slices import Slice, Slices
+from orchestrator.survey.values import Link, PassTime, Speed
+from workers.pass_bench import Timed
 
-SHALLOW_LAYERS = 2
-DEEP_LAYERS = 6
-PROMPT_TOKENS = 64
-DECODED_TOKENS = 12
-REPETITIONS = 3
-BESIDE_LAYERS_BYTES = 12 * MIB
-"""What a worker takes beside the layers of a calibration model: itself, output layer, buffers."""
-
-DEADLINE_S = 240.0
+DECODE = 1
+PROMPT_PASSES = (64, 256)
+LEAST_OUTPUT, MOST_OUTPUT = 0.3, 3.0
+"""The output layer per byte against the layers per byte: beyond these limits a measured difference is noise."""
 
 _SPEED = TypeAdapter(Speed)
+FORMAT = "passes 2"
+"""Part of what measurements are kept under: raised when they are worked out in another way."""
 
 
-@dataclass(frozen=True)
-class CalibrationModel:
-    """One depth of the calibration model and the bytes of its layers."""
-
-    path: Path
-    layers: int
-    layers_bytes: int
+def passes_for(parallel: int) -> tuple[int, ...]:
+    """Tokens of the passes to time: decoding of one and of several conversations, and prompts."""
+    several = {-(-parallel // 2), parallel} - {DECODE} if parallel > 1 else set[int]()
+    return tuple(sorted({DECODE, *several, *PROMPT_PASSES}))
 
 
-def calibration_models(folder: Path, tensor_type: str) -> tuple[CalibrationModel, CalibrationModel]:
-    """Write both depths for this tensor type unless they are there."""
-    shallow, deep = (_calibration_model(folder, layers, tensor_type) for layers in (SHALLOW_LAYERS, DEEP_LAYERS))
-    return shallow, deep
+def native_speed(slices: Slices, shallow: Mapping[int, Timed], deep: Mapping[int, Timed]) -> Speed:
+    """Of a head on the host itself: what does not depend on the layers is the output layer."""
+    decode = _Line(slices, shallow, deep, DECODE)
+    output_s = _plausible_output(slices, decode, decode.at_zero_s)
+    passes = tuple(_pass_time(slices, shallow, deep, tokens, output_s, 0.0) for tokens in sorted(shallow))
+    return _speed(slices, passes, output_s, shallow, deep)
 
 
-def _calibration_model(folder: Path, layers: int, tensor_type: str) -> CalibrationModel:
-    path = folder / f"calibration-{tensor_type}-{layers}.gguf"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_calibration_model(path, layers=layers, tensor_type=tensor_type)
-    return CalibrationModel(path, layers, sum(layer_bytes(read_model(path))))
-
-
-def too_little_memory(available_bytes: int, deep: CalibrationModel) -> str:
-    """Why a device with this much memory cannot be measured, "" when it can: the kernel would kill its worker."""
-    needed = deep.layers_bytes + BESIDE_LAYERS_BYTES
-    if available_bytes >= needed:
-        return ""
-    return f"{bytes_text(available_bytes)} of memory available, {bytes_text(needed)} needed to measure its speed"
-
-
-async def measure_speed(
-    hosts: OpenHosts, engine: Engine, worker: Worker, link: Link, models: tuple[CalibrationModel, CalibrationModel]
-) -> Speed:
-    """Time a running worker through its link; EngineError when the bench fails."""
-    shallow_prefill, shallow_decode = await _bench(hosts.controller, engine, worker, models[0])
-    deep_prefill, deep_decode = await _bench(hosts.controller, engine, worker, models[1])
-    layers_bytes = models[1].layers_bytes - models[0].layers_bytes
-    return speed_from(shallow_prefill, shallow_decode, deep_prefill, deep_decode, layers_bytes, models[0], link)
-
-
-def speed_from(
-    shallow_prefill: BenchRow,
-    shallow_decode: BenchRow,
-    deep_prefill: BenchRow,
-    deep_decode: BenchRow,
-    layers_bytes: int,
-    shallow: CalibrationModel,
+def rpc_speed(
+    slices: Slices,
+    shallow: Mapping[int, Timed],
+    deep: Mapping[int, Timed],
+    output_on_head: Timed,
+    head: Speed,
     link: Link,
 ) -> Speed:
-    """The slope between the two depths, and what it leaves over of the shallow one less the link's round trip.
+    """Of a worker, its link taken off.
 
-    `layers_bytes` is how much more the deep model holds. Noise can turn the slope over; then the deep model's whole
-    time is the (pessimistic) estimate.
+    `output_on_head` is the shallow slice's decoding with the output layer on the head, whose own speed is `head`: the
+    difference to the same on the worker is what the output layer costs more or less there.
     """
-    decode_s = _slope(shallow_decode.token_s, deep_decode.token_s)
-    prefill_s = _slope(shallow_prefill.token_s, deep_prefill.token_s)
-    fixed_s = shallow_decode.token_s - decode_s * shallow.layers_bytes / layers_bytes - link.round_trip_s
-    return Speed(
-        decode_bytes_per_s=layers_bytes / decode_s,
-        prefill_bytes_per_s=layers_bytes / prefill_s,
-        fixed_s=max(0.0, fixed_s),
-        spread=max(shallow_decode.spread, deep_decode.spread),
-    )
+    decode = _Line(slices, shallow, deep, DECODE)
+    on_worker_s = transfer_s(link, slices.hidden_bytes, slices.logits_bytes)
+    on_head_s = transfer_s(link, slices.hidden_bytes, slices.hidden_bytes)
+    head_s = head.output_s * slices.output_bytes / head.output_bytes if head.output_bytes else head.output_s
+    difference_s = shallow[DECODE].seconds - on_worker_s - (output_on_head.seconds - on_head_s)
+    output_s = _plausible_output(slices, decode, difference_s + head_s)
+
+    def link_s(tokens: int) -> float:
+        return transfer_s(link, slices.hidden_bytes * tokens, slices.logits_bytes)
+
+    passes = tuple(_pass_time(slices, shallow, deep, tokens, output_s, link_s(tokens)) for tokens in sorted(shallow))
+    return _speed(slices, passes, output_s, shallow, deep)
 
 
-def _slope(shallow_s: float, deep_s: float) -> float:
-    return deep_s - shallow_s if deep_s > shallow_s else deep_s
+def rpc_speed_without_output(
+    slices: Slices, shallow: Mapping[int, Timed], deep: Mapping[int, Timed], head: Speed, link: Link
+) -> Speed:
+    """Of a worker too small for the output layer, timed with that on the head: taken to cost there what layers cost."""
+    head_s = head.output_s * slices.output_bytes / head.output_bytes if head.output_bytes else head.output_s
+
+    def beside_s(tokens: int) -> float:
+        return transfer_s(link, slices.hidden_bytes * tokens, slices.hidden_bytes * tokens)
+
+    passes = tuple(_pass_time(slices, shallow, deep, tokens, head_s, beside_s(tokens)) for tokens in sorted(shallow))
+    output_s = _Line(slices, shallow, deep, DECODE).slope_s * slices.output_bytes
+    return _speed(slices, passes, output_s, shallow, deep)
 
 
-async def _bench(
-    controller: OpenHost, engine: Engine, worker: Worker, model: CalibrationModel
-) -> tuple[BenchRow, BenchRow]:
-    words = bench_command(
-        str(engine.program("llama-bench")),
-        models=[str(model.path)],
-        prompt=PROMPT_TOKENS,
-        generate=DECODED_TOKENS,
-        repetitions=REPETITIONS,
-        threads=1,
-        micro_batch=PROMPT_TOKENS,
-        placement=Placement((worker.endpoint,), (model.layers + 1,), output_on_head=False, output_tied=False),
-    )
-    done = await controller.shell.run(words, deadline_s=DEADLINE_S, environment=ENVIRONMENT, check=False)
-    if done.status != 0:
-        raise EngineError(
-            f"{worker.device}: its speed could not be measured: llama-bench ended with status {done.status}",
-            hint=f"see the worker's own log: `meshctl logs {worker.host}`",
-            details=done.stderr.decode(errors="replace")[-2000:],
-        )
-    return read_bench(done.stdout)
+def last_block(shallow: Mapping[int, Timed], deep: Mapping[int, Timed], tokens: int) -> float:
+    """The part of the last block that a pass of this many tokens, timed as a prompt, works through.
+
+    Its attention runs for all of them, its feed-forward only for the one whose logits are wanted, which takes as long
+    as decoding. Measured on the pinned engine, 1.2 B: 0.59, 0.47, 0.35 and 0.22 of a block at 2, 4, 8 and 64 tokens.
+    """
+    one_s, all_s = (deep[size].seconds - shallow[size].seconds for size in (DECODE, tokens))
+    as_decoding = min(1.0, one_s / all_s) if one_s > 0 and all_s > 0 else 0.0
+    return 1.0 if tokens == DECODE else LAST_BLOCK_PREFILL + (1 - LAST_BLOCK_PREFILL) * as_decoding
 
 
-def speed_key(host: OpenHost, kind: str, threads: int, engine_id: str, tensor_type: str) -> str:
-    """What a kept speed is good for: this processor and its limits, this engine, tensor type and link kind."""
+class _Line:
+    """The line through the two depths of one pass."""
+
+    def __init__(self, slices: Slices, shallow: Mapping[int, Timed], deep: Mapping[int, Timed], tokens: int) -> None:
+        part = last_block(shallow, deep, tokens)
+        self.at_bytes = (slices.shallow.pass_bytes(part), slices.deep.pass_bytes(part))
+        self.at_s = (shallow[tokens].seconds, deep[tokens].seconds)
+
+    @property
+    def slope_s(self) -> float:
+        """Seconds per byte; noise can turn the line over, then the deep slice's whole time stands for its layers."""
+        more_s, more_bytes = self.at_s[1] - self.at_s[0], self.at_bytes[1] - self.at_bytes[0]
+        return more_s / more_bytes if more_s > 0 else self.at_s[1] / self.at_bytes[1]
+
+    @property
+    def at_zero_s(self) -> float:
+        return max(0.0, self.at_s[0] - self.slope_s * self.at_bytes[0])
+
+
+def _plausible_output(slices: Slices, decode: _Line, measured_s: float) -> float:
+    """The measured time of the output layer, within what its bytes make plausible and the shallow pass leaves room."""
+    like_layers_s = decode.slope_s * slices.output_bytes
+    plausible_s = min(max(measured_s, LEAST_OUTPUT * like_layers_s), MOST_OUTPUT * like_layers_s)
+    return min(plausible_s, 0.9 * decode.at_s[0])
+
+
+def _pass_time(
+    slices: Slices,
+    shallow: Mapping[int, Timed],
+    deep: Mapping[int, Timed],
+    tokens: int,
+    output_s: float,
+    link_s: float,
+) -> PassTime:
+    """The layers' own time; one row of logits is in every pass."""
+    line = _Line(slices, shallow, deep, tokens)
+    least_s = 0.05 * line.at_s[0]
+    shallow_s, deep_s = (max(least_s, seconds - output_s - link_s) for seconds in line.at_s)
+    if deep_s <= shallow_s:
+        shallow_s = deep_s * line.at_bytes[0] / line.at_bytes[1]
+    slope_s = (deep_s - shallow_s) / (line.at_bytes[1] - line.at_bytes[0])
+    fixed_s = max(0.0, shallow_s - slope_s * line.at_bytes[0])
+    return PassTime(tokens, fixed_s, line.at_bytes, (shallow_s, deep_s))
+
+
+def _speed(
+    slices: Slices,
+    passes: tuple[PassTime, ...],
+    output_s: float,
+    shallow: Mapping[int, Timed],
+    deep: Mapping[int, Timed],
+) -> Speed:
+    spread = max(timed.spread for timed in (shallow[DECODE], deep[DECODE]))
+    depths = (slices.shallow.layers, slices.deep.layers)
+    return Speed(passes, output_s, slices.output_bytes, spread, slices.deep.source, depths)
+
+
+def speed_key(host: OpenHost, path: str, threads: int, engine_id: str, slices: Slices, passes: Sequence[int]) -> str:
+    """What a kept speed is good for: this processor and its limits, engine, tensor types and shapes, path, passes."""
     facts = host.facts
+    depths: tuple[Slice, ...] = (slices.shallow, slices.deep)
     parts = (
-        *(host.name, facts.hostname, facts.cpu_name, str(facts.cores_logical), str(facts.cpu_quota)),
-        *(kind, str(threads), engine_id, tensor_type, str((SHALLOW_LAYERS, DEEP_LAYERS))),
+        *(FORMAT, facts.hostname, facts.cpu_name, str(facts.cores_logical), str(facts.cpu_quota)),
+        *host.host.run_with,
+        *("|", path, str(threads), engine_id, slices.digest),
+        *(f"{one.layers} {one.source}" for one in depths),
+        str(tuple(passes)),
     )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
@@ -150,5 +174,6 @@ def kept_speed(folder: Path, key: str) -> Speed | None:
 
 
 def keep_speed(folder: Path, key: str, speed: Speed) -> None:
+    """Keep a speed for later surveys."""
     folder.mkdir(parents=True, exist_ok=True)
     write_private(folder / f"{key}.json", _SPEED.dump_json(speed, indent=2).decode())

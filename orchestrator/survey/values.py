@@ -15,35 +15,64 @@ class Link:
     """The way from the head to a device, measured through the very kind of link that carries the tensors.
 
     `round_trip_s`: 16 KiB there and back, median, in seconds. `up_bytes_per_s` / `down_bytes_per_s`: bulk, towards
-    and from the host. `kind` is "loopback", "tunnel" or "direct".
+    and from the host. `kind` is "loopback", "tunnel" or "direct". `medium` is "wired" or "wireless" where the host
+    tells through which interface it is reached, else "".
     """
 
     kind: str
     round_trip_s: float
     up_bytes_per_s: float
     down_bytes_per_s: float
+    medium: str = ""
+
+
+@dataclass(frozen=True)
+class PassTime:
+    """How long one pass of `tokens` tokens takes in the layers of a device; output layer and link are not in it.
+
+    `layers_s[i]` is the time of layers whose weights are `layers_bytes[i]` (ascending), `fixed_s` that of no layer at
+    all (the cost of one more stage). Between them time is linear in the bytes; beyond the last, its slope goes on.
+    """
+
+    tokens: int
+    fixed_s: float
+    layers_bytes: tuple[int, ...]
+    layers_s: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast a device computes through RPC, from a calibration model of two depths (see survey/speeds.py).
+    """How fast a device computes on one path, natively or through RPC, timed on slices of the model itself.
 
-    `decode_bytes_per_s`: weight bytes worked through per second when one token is decoded. `prefill_bytes_per_s`:
-    weight bytes times tokens per second when a prompt is read. `fixed_s`: what one more stage costs per token beside
-    its layers; the link comes on top. `spread`: relative spread (max - min) / median of the repetitions.
+    `passes` by ascending number of tokens; the first has one token and is decoding, those of 64 and more are prefill,
+    those between are decode steps of as many conversations at once. Empty: not measured. `output_s` is the output
+    layer for one row of logits, whose weights are `output_bytes`. `spread` is (slowest - fastest) / median of the
+    repetitions, the largest of all passes. `source` says what was timed: "slice" of the model, the whole "model" (too
+    small for its slices to leave the processor's cache) or a "synthetic" one of like shapes. `layers` are the depths of
+    the two slices; empty where none were timed (what-ifs).
     """
 
-    decode_bytes_per_s: float
-    prefill_bytes_per_s: float
-    fixed_s: float
-    spread: float
+    passes: tuple[PassTime, ...] = ()
+    output_s: float = 0.0
+    output_bytes: int = 0
+    spread: float = 0.0
+    source: str = ""
+    layers: tuple[int, ...] = ()
+
+    @property
+    def measured(self) -> bool:
+        return bool(self.passes)
+
+
+NOT_MEASURED = Speed()
 
 
 @dataclass(frozen=True)
 class Device:
     """One thing that computes on a host: its CPU or one GPU. `name` is "HOST/cpu" or "HOST/cuda0".
 
-    `note` says why its speed, then all zeros, was not measured.
+    `speed` is as a worker, through RPC (its link taken off), `native` as a head on the host itself; the latter is
+    measured where the whole model may fit. `note` says why a device was not measured.
     """
 
     name: str
@@ -54,7 +83,25 @@ class Device:
     budget: Budget
     link: Link
     speed: Speed
+    native: Speed = NOT_MEASURED
     note: str = ""
+
+
+@dataclass(frozen=True)
+class TensorTime:
+    """Layers cut across these very devices, timed on slices over the real links, which are therefore in it.
+
+    `devices` in the order of `parts` (the integers of `--tensor-split`). The passes and `output_s` are those of the
+    whole group. The bytes that each token sends again grow with the square of the layers: `quadratic_s` times that
+    square comes on top of the passes.
+    """
+
+    devices: tuple[str, ...]
+    parts: tuple[int, ...]
+    passes: tuple[PassTime, ...]
+    output_s: float
+    spread: float
+    quadratic_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -69,13 +116,22 @@ class HostSurvey:
 
 @dataclass(frozen=True)
 class Survey:
-    """Everything a plan is made from; `controller` are the facts of the machine where the head runs."""
+    """Everything a plan is made from; `controller` are the facts of the machine where heads of splits run.
+
+    `model` names what speeds were timed on, `controller_speed` is the controller's CPU natively (the head computes
+    there what is not placed on devices). `tensor` holds the groups timed in mode `tensor`; `tensor_refused` is the
+    engine's reason when it cannot cut this model's layers at all.
+    """
 
     cluster: str
     taken_at: str  # ISO 8601, UTC
     engine: str  # engine id
     controller: HostFacts
     hosts: tuple[HostSurvey, ...]
+    model: str = ""
+    controller_speed: Speed = NOT_MEASURED
+    tensor: tuple[TensorTime, ...] = ()
+    tensor_refused: str = ""
 
     @property
     def devices(self) -> tuple[Device, ...]:

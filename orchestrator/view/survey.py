@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.survey.values import Device, HostSurvey, Link, Speed, Survey
+from orchestrator.survey.values import Device, HostSurvey, Link, PassTime, Speed, Survey
 from orchestrator.view.sizes import bytes_text, duration_text, rate_text
 from workers.budget import Budget
 
@@ -15,7 +15,7 @@ from workers.budget import Budget
 def survey_view(survey: Survey) -> RenderableType:
     """A head line, the controller's memory, and one row of a few lines per device.
 
-    Decode speed is weight bytes per second, prefill speed weight bytes times tokens per second, both through RPC.
+    Speeds are the time of one layer for one token, of the slices that were timed.
     """
     facts = survey.controller
     available = f"{bytes_text(facts.memory_available_bytes)} of {bytes_text(facts.memory_total_bytes)} available"
@@ -48,7 +48,7 @@ def _host_rows(host: HostSurvey) -> Iterator[tuple[str, ...]]:
             f"{device.name}{here}\n{_description(device)}",
             _budget_text(device.budget),
             _link_text(device.link),
-            _speed_text(device.speed),
+            _speed_text(device),
         )
 
 
@@ -69,15 +69,29 @@ def _budget_text(budget: Budget) -> str:
 
 def _link_text(link: Link) -> str:
     return (
-        f"{link.kind} {duration_text(link.round_trip_s)}\n"
+        f"{link.kind}{f', {link.medium}' if link.medium else ''} {duration_text(link.round_trip_s)}\n"
         f"up {rate_text(link.up_bytes_per_s)}\n"
         f"down {rate_text(link.down_bytes_per_s)}"
     )
 
 
-def _speed_text(speed: Speed) -> str:
-    return (
-        f"decode {rate_text(speed.decode_bytes_per_s)}\n"
-        f"prefill {rate_text(speed.prefill_bytes_per_s)}\n"
-        f"spread {speed.spread:.0%}"
-    )
+def _speed_text(device: Device) -> str:
+    """Both paths; what was timed is named where it is not the model itself."""
+    lines = [*_path_lines("RPC", device.speed), *_path_lines("native", device.native)]
+    if device.speed.source == "synthetic":
+        lines.append("on a synthetic model")
+    return "\n".join(lines) or device.note or "not measured"
+
+
+def _path_lines(path: str, speed: Speed) -> Iterator[str]:
+    """Such as "RPC 2.69 ms a layer" and "in prompts 1.24 ms, spread 3%": both for one token."""
+    if not speed.layers:
+        return
+    decode, prompt = speed.passes[0], speed.passes[-1]
+    yield f"{path} {duration_text(_layer_s(speed, decode))} a layer"
+    yield f"in prompts {duration_text(_layer_s(speed, prompt) / prompt.tokens)}, spread {speed.spread:.0%}"
+
+
+def _layer_s(speed: Speed, one: PassTime) -> float:
+    """Seconds of one more layer; the last block of a prompt, which counts in part, is in both depths."""
+    return (one.layers_s[-1] - one.layers_s[0]) / (speed.layers[-1] - speed.layers[0])

@@ -113,7 +113,9 @@ def test_a_model_in_shards_is_planned_like_the_whole(meshctl: Meshctl, folder: P
     """The counterpart of the refusals: the same shards, complete and named by the first, are a model."""
     inventory = str(write_local(folder / "inventory.yaml", hosts=1, model="whole-00001-of-00003.gguf", context=512))
     plan = meshctl.ok("plan", inventory, "--survey", str(folder / "survey.json"), "--json").json
-    assert [(share["device"], share["layers"]) for share in plan["shares"]] == [("part1/cpu", 30)]
+    assert [(share["device"], share["layers"]) for share in plan["plans"][0]["groups"][0]["shares"]] == [
+        ("part1/cpu", 30)
+    ]
 
 
 def refusal(name: str, folder: Path) -> str:

@@ -49,7 +49,7 @@ def test_a_model_larger_than_each_host_answers_as_on_one_machine(
     meshctl.ok("up", inventory, "--detach")
     state = meshctl.ok("status", "--json").json
     assert (state["phase"], state["plan"]["mode"]) == ("ready", "layers")
-    assert len(state["plan"]["shares"]) == 3
+    assert len(state["plan"]["groups"][0]["shares"]) == 3
     key = (meshctl.folder / "state/meshctl/clusters" / lab.name / "gateway.key").read_text().strip()
     with plain_head(engine, demo_model) as plain:
         assert answers(state["gateway"].removesuffix("/v1"), key) == answers(plain)

@@ -32,8 +32,8 @@ def test_a_model_that_fits_no_single_device_answers_as_on_one_machine(
     assert "API key (shown once" in up.stderr
     state = meshctl.ok("status", "--json").json
     assert (state["phase"], state["plan"]["mode"]) == ("ready", "layers")
-    assert {share["device"] for share in state["plan"]["shares"]} == {"part1/cpu", "part2/cpu"}
-    assert all(share["total"] <= share["budget_bytes"] for share in _totals(state["plan"]["shares"]))
+    assert {share["device"] for share in state["plan"]["groups"][0]["shares"]} == {"part1/cpu", "part2/cpu"}
+    assert all(share["total"] <= share["budget_bytes"] for share in _totals(state["plan"]["groups"][0]["shares"]))
     url = state["gateway"].removesuffix("/v1")
     with plain_head(engine, demo_model) as plain:
         assert answers(url, key_of(meshctl)) == answers(plain)
@@ -126,7 +126,7 @@ def test_single_is_chosen_when_one_device_holds_everything(meshctl: Meshctl) -> 
     """Mode `single`: no worker runs, the head computes natively."""
     inventory = str(write_local(meshctl.folder / "inventory.yaml", hosts=1, memory="400MiB", context=512))
     plan = meshctl.ok("plan", inventory, "--json").json
-    assert plan["mode"] == "single"
+    assert plan["plans"][0]["mode"] == "single"
     meshctl.ok("up", inventory, "--detach")
     state = meshctl.ok("status", "--json").json
     assert [process["name"].partition("-")[0] for process in state["processes"]] == ["head"]
@@ -140,7 +140,7 @@ def test_a_saved_survey_is_planned_from_without_any_host(meshctl: Meshctl) -> No
     saved = meshctl.folder / "survey.json"
     saved.write_text(meshctl.ok("survey", inventory, "--json").stdout)
     plan = meshctl.ok("plan", inventory, "--survey", str(saved), "--json").json
-    assert {share["device"] for share in plan["shares"]} <= {"part1/cpu", "part2/cpu"}
+    assert {share["device"] for share in plan["plans"][0]["groups"][0]["shares"]} <= {"part1/cpu", "part2/cpu"}
     survey = json.loads(saved.read_text())
     for host in survey["hosts"]:
         host["devices"][0]["budget"]["capped_bytes"] = 40 * 1024 * 1024

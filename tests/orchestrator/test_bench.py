@@ -8,20 +8,48 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.bench import QUICK, Comparison, Measured, Rate
+from orchestrator.bench import QUICK, Comparison, Measured, how_text, other_plans
 from orchestrator.errors import UsageError
+from orchestrator.group_bench import Predicted, Rate, Rates, predicted_of
+from orchestrator.plan.values import Ranking
 from orchestrator.view.bench import bench_csv, bench_json, bench_markdown, bench_view, check_chart, write_chart
+from tests.orchestrator.groups import make_group, make_plan_of, make_share
 from tests.orchestrator.view.rendering import rendered
 
-FAST = Measured("desk/cpu", "alone", Rate(80.0, 78.0, 82.0), Rate(10.0, 9.5, 10.5))
-SLOW = Measured("[pi]/cpu", "alone", Rate(8.0, 7.0, 9.0), Rate(2.0, 1.9, 2.1))
-SMALL = Measured("nuc/cpu", "alone", None, None, "does not fit: needs 900 MiB, budget 500 MiB")
-CLUSTER = Measured("cluster", "layers on 2", Rate(120.0, 110.0, 130.0), Rate(8.0, 7.8, 8.2))
-COMPARISON = Comparison("llama.gguf", QUICK, (FAST, SLOW, SMALL), CLUSTER, predicted_decode_tokens_per_s=8.4)
+
+def line(name: str, how: str, prefill: Rate, decode: Rate, predicted: Predicted) -> Measured:
+    return Measured(name, how, Rates(prefill, decode, None), predicted)
+
+
+FAST = line("desk/cpu", "alone", Rate(80.0, 78.0, 82.0), Rate(10.0, 9.5, 10.5), Predicted(80.0, 8.0, 8.0))
+SLOW = line("[pi]/cpu", "alone", Rate(8.0, 7.0, 9.0), Rate(2.0, 1.9, 2.1), Predicted(10.0, 2.0, 2.0))
+SMALL = Measured("nuc/cpu", "alone", note="does not fit: needs 900 MiB, budget 500 MiB")
+CLUSTER = line("cluster", "layers on 2", Rate(120.0, 110.0, 130.0), Rate(8.0, 7.8, 8.2), Predicted(119.0, 8.4, 8.4))
+COMPARISON = Comparison("llama.gguf", QUICK, "latency", 1, (FAST, SLOW, SMALL), CLUSTER)
 ALONE_IMPOSSIBLE = replace(COMPARISON, alone=(SMALL,))
 
+
+def at_once(one: Measured, aggregate: float) -> Measured:
+    assert one.rates is not None
+    return replace(one, rates=replace(one.rates, aggregate=Rate(aggregate, aggregate, aggregate)))
+
+
+def decoding(one: Measured, rate: Rate) -> Measured:
+    assert one.rates is not None
+    return replace(one, rates=replace(one.rates, decode=rate))
+
+
+THROUGHPUT = replace(
+    COMPARISON,
+    goal="throughput",
+    parallel=4,
+    alone=(at_once(FAST, 20.0), at_once(SLOW, 4.0)),
+    cluster=at_once(CLUSTER, 24.0),
+    others=(replace(at_once(CLUSTER, 22.0), name="plan 2", how="tensor on 2"),),
+)
+
 TEXT = """\
-llama.gguf: prefill of 128 tokens, decode of 32, median of 3
+llama.gguf: prefill of 256 tokens, decode of 32, median of 3
 name      how             prefill tokens/s  decode tokens/s  note
 desk/cpu  alone           80.0 (78.0-82.0)  10.0 (9.5-10.5)
 [pi]/cpu  alone              8.0 (7.0-9.0)    2.0 (1.9-2.1)
@@ -29,7 +57,13 @@ nuc/cpu   alone                          -                -  does not fit: needs
                                                              MiB
 cluster   layers on 2  120.0 (110.0-130.0)    8.0 (7.8-8.2)
 
-Ratio to the best single device: decode 0.80, prefill 1.50; predicted decode 8.4 tokens/s
+predicted (and how far measured is from it)
+name      how          prefill tokens/s  decode tokens/s
+desk/cpu  alone              80.0 (+0%)       8.0 (+25%)
+[pi]/cpu  alone             10.0 (-20%)        2.0 (+0%)
+cluster   layers on 2       119.0 (+1%)        8.4 (-5%)
+
+Ratio to the best single device: decode 0.80, prefill 1.50
 Use desk/cpu alone: it decodes 1.25 times as fast as the cluster.
 """
 
@@ -48,16 +82,21 @@ def test_the_table_ends_with_the_ratios_and_one_plain_sentence() -> None:
         ),
         (ALONE_IMPOSSIBLE, "Use the cluster: no single device holds this model."),
         (
-            replace(COMPARISON, cluster=replace(CLUSTER, decode=Rate(10.4, 10.0, 10.9))),
+            replace(COMPARISON, cluster=decoding(CLUSTER, Rate(10.4, 10.0, 10.9))),
             "Use desk/cpu alone: the cluster decodes just as fast (ratio 1.04), and one is simpler.",
         ),
         (
-            replace(COMPARISON, cluster=replace(CLUSTER, decode=FAST.decode), single_on="desk/cpu"),
-            "Use desk/cpu alone: no split over several was predicted to be faster.",
+            replace(COMPARISON, cluster=replace(CLUSTER, rates=FAST.rates), single_on="desk/cpu"),
+            "Use desk/cpu alone: no plan with several was predicted to be faster.",
         ),
         (
-            replace(COMPARISON, cluster=replace(CLUSTER, decode=SLOW.decode), single_on="[pi]/cpu"),
-            "Use desk/cpu alone, although the plan is [pi]/cpu: no split over several was predicted to be faster.",
+            replace(COMPARISON, cluster=replace(CLUSTER, rates=SLOW.rates), single_on="[pi]/cpu"),
+            "Use desk/cpu alone, although the plan is [pi]/cpu: no plan with several was predicted to be faster.",
+        ),
+        (THROUGHPUT, "Use the cluster: it answers 4 conversations 1.20 times as fast as desk/cpu alone."),
+        (
+            replace(COMPARISON, cluster=Measured("cluster", "layers on 2", note="broken")),
+            "The cluster was not measured: broken",
         ),
     ],
 )
@@ -68,8 +107,39 @@ def test_the_verdict_says_which_to_use(comparison: Comparison, verdict: str) -> 
 def test_json_holds_every_value_and_what_follows_from_them() -> None:
     told = json.loads(bench_json(COMPARISON))
     assert (told["decode_ratio"], told["prefill_ratio"]) == (0.8, 1.5)
-    assert told["cluster"]["decode"] == {"median": 8.0, "lowest": 7.8, "highest": 8.2}
+    assert told["cluster"]["rates"]["decode"] == {"median": 8.0, "lowest": 7.8, "highest": 8.2}
+    assert told["errors"]["desk/cpu"] == {"prefill": 0.0, "decode": 0.25, "aggregate": 0.25}
+    assert told["errors"]["nuc/cpu"] == {"prefill": None, "decode": None, "aggregate": None}
     assert json.loads(bench_json(ALONE_IMPOSSIBLE))["decode_ratio"] is None
+    assert json.loads(bench_json(THROUGHPUT))["aggregate_ratio"] == 1.2
+
+
+def test_several_conversations_have_a_column_of_their_own_and_other_plans_a_line() -> None:
+    lines = bench_markdown(THROUGHPUT).splitlines()
+    assert lines[0] == "| name | how | prefill tokens/s | decode tokens/s | 4 at once tokens/s | note |"
+    assert lines[5] == (
+        "| plan 2 | tensor on 2 | 120.0 (110.0-130.0) [+1%] | 8.0 (7.8-8.2) [-5%] | 22.0 (22.0-22.0) [+162%] |  |"
+    )
+    assert lines[-3] == "Ratio to the best single device: decode 0.80, prefill 1.50, 4 at once 1.20"
+
+
+def test_other_plans_are_those_of_several_devices() -> None:
+    """What one device does alone is measured in any case."""
+    split = make_plan_of(make_group(make_share("a/cpu"), make_share("b/cpu")))
+    single = make_plan_of(make_group(make_share("a/cpu", native=True), mode="single", head="a"))
+    both = make_plan_of(*split.groups, *single.groups)
+    ranking = Ranking((split, single, both, split))
+    assert other_plans(ranking, 1) == (both,)
+    assert other_plans(ranking, 9) == (both, split)
+    assert how_text(both.groups) == "layers on 2 + single on a/cpu"
+
+
+def test_a_shorter_prompt_is_predicted_from_the_long_one() -> None:
+    """Two stages: a micro-batch takes twice the slowest, the predicted 16 take 17 times."""
+    group = make_group(make_share("a/cpu"), make_share("b/cpu"), parallel=2, token_s=0.1, prefill_s=17.0)
+    assert predicted_of([group], 64) == Predicted(prefill=64 / 2, decode=10.0, aggregate=10.0)
+    slow = replace(group, token_s=0.2)
+    assert predicted_of([slow, group], 4096) == Predicted(prefill=1024 / 17, decode=10.0, aggregate=20.0)
 
 
 def test_csv_has_a_line_per_measurement() -> None:
@@ -85,7 +155,7 @@ def test_csv_has_a_line_per_measurement() -> None:
 def test_markdown_is_a_table_and_the_verdict() -> None:
     lines = bench_markdown(COMPARISON).splitlines()
     assert lines[1] == "|---|---|--:|--:|---|"
-    assert lines[2] == "| desk/cpu | alone | 80.0 (78.0-82.0) | 10.0 (9.5-10.5) |  |"
+    assert lines[2] == "| desk/cpu | alone | 80.0 (78.0-82.0) [+0%] | 10.0 (9.5-10.5) [+25%] |  |"
     assert lines[-1] == COMPARISON.verdict
 
 

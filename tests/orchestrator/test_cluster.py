@@ -1,27 +1,96 @@
 """What is said about a cluster that has just been loaded, and where models lie on hosts."""
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from orchestrator.cluster import compare_speed, remote_model_folder
-from orchestrator.plan.choose import make_plan
-from orchestrator.processes import Answer
+from orchestrator.cluster import RunningGroup, compare_memory, compare_speed
+from orchestrator.head_checks import Answer, HeadSpeed
+from orchestrator.leash import Leashed
+from orchestrator.model_copies import remote_model_folder
+from orchestrator.plan.values import Group
+from orchestrator.processes import Head, Worker
 from orchestrator.report import Event, Remark, Report
-from tests.orchestrator.plan.examples import make_device, make_memory, make_survey
-
-PLAN = make_plan(make_survey([make_device("desk/cpu", 4000)]), make_memory(), goal="latency")
+from tests.orchestrator.groups import make_group, make_share
 
 
-@pytest.mark.parametrize(("part", "level"), [(1.2, "info"), (0.5, "info"), (0.49, "warning")])
-def test_a_measured_speed_far_below_the_prediction_is_a_warning_with_the_causes(part: float, level: str) -> None:
+@dataclass
+class Logged:
+    """Stands for a head's process: all that is asked of it is its log."""
+
+    text: str = ""
+
+    async def log_tail(self, lines: int = 20) -> str:
+        return self.text
+
+
+def make_head(log: str = "") -> Head:
+    return Head("desk", "http://127.0.0.1:1", "secret", cast(Leashed, Logged(log)))
+
+
+def make_worker(device: str, port: int) -> Worker:
+    return Worker(device, device.partition("/")[0], port, f"127.0.0.1:{port}", cast(Leashed, Logged()))
+
+
+GROUP = make_group(make_share("desk/cpu"), token_s=0.1, prefill_s=1.0)
+
+
+@pytest.mark.parametrize(
+    ("decode", "prefill", "level"),
+    [(1.2, 1.2, "info"), (0.51, 0.51, "info"), (0.49, 1.0, "warning"), (1.0, 0.49, "warning")],
+)
+def test_a_measured_speed_far_below_the_prediction_is_a_warning_with_the_causes(
+    decode: float, prefill: float, level: str
+) -> None:
     told: list[Event] = []
-    compare_speed(PLAN, Answer("text", 16, part * PLAN.decode_tokens_per_s), Report(told.append))
+    speed = HeadSpeed(token_s=0.1 / decode, step_s=0.1, prefill_s=1.0 / prefill)
+    compare_speed(RunningGroup(GROUP, "head2", make_head(), (), Answer("text", 16, 1.0), speed), Report(told.append))
     (remark,) = told
     assert isinstance(remark, Remark)
     assert remark.level == level
+    assert remark.text.startswith(f"head2 on desk: decode {10 * decode:.1f} tokens/s measured, 10.0 predicted")
     assert ("--recalibrate" in remark.text) == (level == "warning")
+
+
+def buffers(device: str, mib: int) -> str:
+    return f"load_tensors: {device} model buffer size = {mib}.00 MiB\n"
+
+
+LAYERS = make_group(make_share("desk/cpu", native=True), make_share("a/cpu"), make_share("b/cpu"))
+TENSOR = make_group(make_share("a/cpu", part=1), make_share("b/cpu", part=1), mode="tensor")
+WORKERS = (make_worker("a/cpu", 21), make_worker("b/cpu", 22))
+
+
+@pytest.mark.parametrize(
+    ("group", "log", "said"),
+    [
+        (
+            LAYERS,
+            buffers("RPC0[127.0.0.1:21]", 119) + buffers("RPC0[127.0.0.1:22]", 140),
+            [
+                ("info", "a/cpu: engine reports 119 MiB, planned 120 MiB"),
+                ("warning", "b/cpu: engine reports 140 MiB, planned 120 MiB: more than planned"),
+            ],
+        ),
+        (
+            TENSOR,
+            buffers("Meta()", 241),
+            [("info", "a/cpu and b/cpu: engine reports 241 MiB, planned 240 MiB")],
+        ),
+        (TENSOR, "", [("warning", "a/cpu and b/cpu: the engine has not said what it holds there")]),
+    ],
+)
+async def test_what_the_engine_allocated_stands_beside_the_plan(
+    group: Group, log: str, said: Sequence[tuple[str, str]]
+) -> None:
+    """Where layers are cut, the engine knows the sum of all devices only."""
+    told: list[Event] = []
+    await compare_memory(group, make_head(log), WORKERS, Report(told.append))
+    assert [(event.level, event.text) for event in told if isinstance(event, Remark)] == said
 
 
 def test_another_file_of_the_same_name_lies_in_another_folder(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ SSH = "  - name: b\n    connection: ssh\n    address: 10.0.0.2\n"
 WHOLE = f"{TOP}hosts:\n{LOCAL}"
 FINGERPRINT = "SHA256:uNiVztksCsDhcc0u9e8BrWmcYLoGLmz3NGQyAMGNoUA"
 NUMBER_OF_CONTEXT = "write a whole number from 256 to 16777216"
+LAUNCHER = 'write a command and its options such as "numactl --cpunodebind=0 --membind=0", as a text or a list of words'
 NUMBER_OF_THREADS = 'write a whole number from 1 to 1024 or "auto"'
 NAME_RULE = "use letters, digits, '-', '_' and '.', beginning with a letter or a digit"
 SIZE_OR_SHARE = 'write a size such as "12GiB" or "800MiB", or a share such as "80%"'
@@ -278,6 +279,21 @@ BAD: list[tuple[str, str, list[str]]] = [
         f"{WHOLE}parallel: -1\n",
         ["parallel: the number -1 is out of range; write a whole number from 1 to 256"],
     ),
+    (
+        "run_with an empty list",
+        in_host("run_with: []"),
+        [f"hosts[0].run_with: is an empty list; {LAUNCHER}"],
+    ),
+    (
+        "run_with with a number",
+        in_host("run_with: [taskset, -c, 0]"),
+        [f"hosts[0].run_with: is a list with the number 0 in it; {LAUNCHER}"],
+    ),
+    (
+        "run_with with half a quotation",
+        in_host("run_with: nice 'a"),
+        [f'hosts[0].run_with: "nice \'a" has a quotation mark without its second one; {LAUNCHER}'],
+    ),
     ("threads 0", in_host("threads: 0"), [f"hosts[0].threads: the number 0 is out of range; {NUMBER_OF_THREADS}"]),
     (
         "threads a word",
@@ -504,12 +520,14 @@ hosts:
     memory: 12.5 GiB
     threads: 16
     link: tunnel
+    run_with: numactl --membind=0 'a b'
   - <<: *first
     name: "8"
     address: nas.example
     backend: vulkan
     memory: 37.5%
     threads: auto
+    run_with: [taskset, -c, "0"]
 """,
         encoding="utf-8",
     )
@@ -526,6 +544,7 @@ hosts:
         memory=MemoryCap(limit_bytes=12 * 1024 * MIB + 512 * MIB),
         threads=16,
         link="tunnel",
+        run_with=("numactl", "--membind=0", "a b"),
     )
     second = Host(
         name="8",
@@ -538,6 +557,7 @@ hosts:
         host_key=FINGERPRINT,
         backend="vulkan",
         memory=MemoryCap(share=0.375),
+        run_with=("taskset", "-c", "0"),
     )
     assert load_inventory(path) == Inventory(
         path=path,

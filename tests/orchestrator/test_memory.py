@@ -132,6 +132,7 @@ async def test_demo_model_is_counted_by_the_engine(engine: Engine, demo_model: P
         compute_head_bytes=3 * MIB,
         logits_bytes=196_608,
         hidden_bytes=2304,
+        kv_heads=3,
     )
 
 

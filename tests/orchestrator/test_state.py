@@ -11,8 +11,18 @@ import pytest
 
 from orchestrator.errors import ClusterStateError
 from orchestrator.folders import Folders
-from orchestrator.state import ClusterState, hold, is_held, read_state, running_clusters, serving_cluster, write_state
+from orchestrator.state import (
+    ClusterState,
+    GroupSpeed,
+    hold,
+    is_held,
+    read_state,
+    running_clusters,
+    serving_cluster,
+    write_state,
+)
 from orchestrator.status import last_state
+from tests.orchestrator.groups import make_group, make_plan_of, make_share
 
 
 @pytest.fixture
@@ -29,6 +39,11 @@ def test_a_state_is_read_back_equal_and_only_its_owner_can_read_it(folders: Fold
     folder.prepare()
     write_state(folder, state_of("home"))
     assert read_state(folder) == state_of("home")
+    layers = make_group(make_share("a/cpu"), make_share("b/cpu"))
+    speed = GroupSpeed("head", "controller", "layers", 10.0, 11.0, 20.0, 21.0, 500.0, 480.0)
+    full = replace(state_of("home"), plan=make_plan_of(layers), speeds=(speed,))
+    write_state(folder, full)
+    assert read_state(folder) == full
     assert stat.S_IMODE(folder.state.stat().st_mode) == 0o600
     assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
 

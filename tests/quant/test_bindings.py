@@ -9,7 +9,7 @@ import pytest
 from orchestrator.engine.store import Engine
 from quant.bindings import load_bindings
 from quant.errors import BindingsError
-from quant.synthetic import write_calibration_model
+from quant.synthetic import calibration_shape, write_random_model
 
 _FACTS = """
 import ctypes, sys
@@ -38,7 +38,7 @@ def run_python(program: str, *arguments: str, environment: dict[str, str]) -> "s
 @pytest.mark.engine
 def test_facts_of_a_model_are_read_through_the_engines_own_libraries(engine: Engine, tmp_path: Path) -> None:
     model = tmp_path / "model.gguf"
-    write_calibration_model(model, layers=2, tensor_type="Q4_K")
+    write_random_model(model, calibration_shape(2), "Q4_K")
 
     ended = run_python(_FACTS, str(engine.folder), str(model), environment={"PYTHONPATH": ":".join(sys.path)})
 

@@ -1,18 +1,21 @@
 """Synthetic models: exact sizes, every block type, and nothing half-written."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 from gguf import GGUFReader
 
-from quant.synthetic import Shape, calibration_shape, write_calibration_model, write_random_model
+from quant.gguf_file import read_model
+from quant.model import Tensor
+from quant.synthetic import Shape, calibration_shape, like_shape, write_random_model
 
 TINY = Shape(layers=2, embedding=256, feed_forward=512, heads=4, kv_heads=2, vocabulary=32)
 
 
 def test_calibration_model_has_the_asked_layers_and_type(tmp_path: Path) -> None:
     path = tmp_path / "calibration.gguf"
-    write_calibration_model(path, layers=2, tensor_type="Q4_0")
+    write_random_model(path, calibration_shape(2), "Q4_0")
     reader = GGUFReader(path)
     matrices = [tensor for tensor in reader.tensors if len(tensor.shape) == 2]
     assert {tensor.tensor_type.name for tensor in matrices} == {"Q4_0"}
@@ -57,3 +60,15 @@ def test_failed_write_leaves_the_former_file(tmp_path: Path) -> None:
 
 def test_kv_width_is_head_size_times_kv_heads() -> None:
     assert calibration_shape(4).kv_width == 256
+
+
+def test_a_like_shape_has_the_widths_of_the_model(tmp_path: Path) -> None:
+    write_random_model(tmp_path / "model.gguf", TINY, "Q4_0")
+    assert like_shape(read_model(tmp_path / "model.gguf"), 7) == dataclasses.replace(TINY, layers=7)
+
+
+def test_a_like_shape_of_experts_has_the_width_of_one(tmp_path: Path) -> None:
+    write_random_model(tmp_path / "model.gguf", TINY, "Q4_0")
+    dense = read_model(tmp_path / "model.gguf")
+    experts = Tensor("blk.0.ffn_up_exps.weight", "Q4_0", (256, 768, 8), 0, 0)
+    assert like_shape(dataclasses.replace(dense, tensors=(experts,)), 2).feed_forward == 768

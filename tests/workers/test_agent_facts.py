@@ -270,3 +270,68 @@ def test_facts_are_the_readers_fields_and_no_others() -> None:
         (sys.executable, str(AGENT), "facts", "--root", "/"), capture_output=True, timeout=60, check=True
     )
     assert set(json.loads(printed.stdout)) == set(read_facts(printed.stdout).__dataclass_fields__)
+
+
+def test_the_interface_of_an_address_is_found_by_either_family(tmp_path: Path) -> None:
+    line = "fd000000000000000000000000000002 04 40 00 02     wlan0\n"
+    root = tree(tmp_path, {"proc/net/if_inet6": line})
+    assert agent.interface_of("fd00::2", root) == "wlan0"
+    assert agent.interface_of("127.0.0.1", root) == "lo"
+    assert agent.interface_of("fd00::3", root) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "medium"),
+    [
+        ("wlan0", "wireless"),
+        ("eth0", "wired"),
+        ("veth0", "wired"),
+        ("lo", ""),
+        ("wg0", ""),
+        ("br0", "wired"),
+        ("br1", "wireless"),
+        ("gone", ""),
+    ],
+)
+def test_an_interface_is_wireless_when_it_or_what_lies_below_it_has_a_radio(
+    tmp_path: Path, name: str, medium: str
+) -> None:
+    ethernet = {f"{one}/type": "1\n" for one in ("wlan0", "eth0", "veth0", "br0", "br1")}
+    others = {"lo/type": "772\n", "wg0/type": "65534\n", "wlan0/phy80211/index": "0\n"}
+    bridges = {"br0/lower_eth0/type": "1\n", "br1/lower_eth0/type": "1\n", "br1/lower_wlan0/type": "1\n"}
+    files = {f"sys/class/net/{path}": text for path, text in (ethernet | others | bridges).items()}
+    assert agent.interface_medium(tree(tmp_path, files), name) == medium
+
+
+MAC_INTERFACES = """\
+en0: flags=8863<UP,BROADCAST,SMART,RUNNING,SIMPLEX,MULTICAST> mtu 1500
+\tether 1c:57:dc:00:00:01
+\tinet6 fe80::1c%en0 prefixlen 64 secured scopeid 0xb
+\tinet 192.0.2.7 netmask 0xffffff00 broadcast 192.0.2.255
+en7: flags=8863<UP,BROADCAST,SMART,RUNNING,SIMPLEX,MULTICAST> mtu 1500
+\tinet 192.0.2.70 netmask 0xffffff00 broadcast 192.0.2.255
+utun3: flags=8051<UP,POINTOPOINT,RUNNING,MULTICAST> mtu 1380
+\tinet 198.51.100.2 --> 198.51.100.2 netmask 0xffffffff
+"""
+MAC_PORTS = """
+Hardware Port: USB 10/100/1000 LAN
+Device: en7
+Ethernet Address: 00:e0:4c:00:00:01
+
+Hardware Port: Wi-Fi
+Device: en0
+Ethernet Address: 1c:57:dc:00:00:01
+"""
+
+
+@pytest.mark.parametrize(
+    ("address", "medium"),
+    [("192.0.2.7", "wireless"), ("fe80::1c", "wireless"), ("192.0.2.70", "wired"), ("198.51.100.2", ""), ("::2", "")],
+)
+def test_a_mac_knows_its_radio_by_the_hardware_port(address: str, medium: str) -> None:
+    assert agent.read_mac_medium(address, MAC_INTERFACES, MAC_PORTS) == medium
+
+
+def test_without_an_ssh_connection_nothing_is_said_of_its_medium() -> None:
+    assert agent.medium("") == ""
+    assert agent.medium("127.0.0.1 50000 127.0.0.1 22") == ""

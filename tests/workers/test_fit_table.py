@@ -6,7 +6,7 @@ import pytest
 
 from workers.engine_commands import Placement
 from workers.errors import FactsError
-from workers.fit_table import FitRow, fit_command, read_fit_table, upper_bytes
+from workers.fit_table import FitRow, device_rows, fit_command, read_fit_table, upper_bytes
 
 RECORDED = Path(__file__).parent / "recorded"
 
@@ -24,8 +24,8 @@ def test_words_for_two_workers_with_the_output_on_the_head() -> None:
     placement = Placement(("127.0.0.1:1", "127.0.0.1:2"), (3, 4), output_on_head=True, output_tied=False)
     words = fit_command("fit", model="m.gguf", context=512, parallel=1, micro_batch=64, placement=placement)
     assert words[words.index("--rpc") :] == (
-        *("--rpc", "127.0.0.1:1,127.0.0.1:2", "--n-gpu-layers", "999", "--split-mode", "layer"),
-        *("--device", "RPC0,RPC1", "--tensor-split", "3,4", "--override-tensor", r"^output\.weight=CPU"),
+        *("--rpc", "127.0.0.1:1,127.0.0.1:2", "--device", "RPC0,RPC1", "--n-gpu-layers", "999"),
+        *("--split-mode", "layer", "--tensor-split", "3,4", "--override-tensor", r"^output\.weight=CPU"),
     )
 
 
@@ -63,3 +63,9 @@ def test_answer_without_the_expected_rows_is_refused(stdout: bytes, found: str) 
 
 def test_cut_sizes_are_bounded_from_above() -> None:
     assert (upper_bytes(0), upper_bytes(3)) == (1048576, 4 * 1048576)
+
+
+def test_layers_that_are_cut_have_one_row_for_all_devices() -> None:
+    tensor = Placement(("127.0.0.1:1", "127.0.0.1:2"), (1, 1), output_on_head=False, output_tied=False, mode="tensor")
+    rows = read_fit_table(b"Meta() 70 180 13 \nHost 30 0 2 \n", device_rows(tensor))
+    assert rows == (FitRow("Meta()", 70, 180, 13), FitRow("Host", 30, 0, 2))

@@ -37,7 +37,7 @@ def meshctl(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         (("bench", "--chart", "x.pdf"), 2, "error: x.pdf: a chart is written as .png or .svg"),
         (("pull", "no-such-model"), 1, "no-such-model"),
         (("chat", ""), 1, "error: no cluster runs"),
-        (("plan", "--mode", "tensor"), 2, "'tensor' is not one of"),
+        (("plan", "--mode", "tensors"), 2, "'tensors' is not one of"),
         (("nonsense",), 2, "No such command"),
         (("logs", "somebody"), 1, "inventory.yaml: there is no such file"),
     ],
@@ -69,7 +69,7 @@ def test_down_without_a_cluster_is_no_failure(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["up", "down", "status", "plan", "survey", "chat", "bench", "doctor", "trust", "logs", "engine", "pull"],
+    ["up", "down", "status", "plan", "survey", "chat", "bench", "tune", "doctor", "trust", "logs", "engine", "pull"],
 )
 def test_every_command_has_a_help_text(tmp_path: Path, command: str) -> None:
     done = meshctl(tmp_path, command, "--help")

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from orchestrator.gateway.app import create_app
 from orchestrator.gateway.head import Deadlines
 from orchestrator.gateway.keys import ApiKeys
+from orchestrator.gateway.routing import HeadAddress
 from orchestrator.gateway.server import serve
 from orchestrator.gateway.state import Counters, GatewayState, Situation
 
@@ -128,15 +129,14 @@ async def gateway_at(
     parallel: int = 2,
     deadlines: Deadlines | None = None,
     drain_s: float = 1,
+    others: Sequence[HeadAddress] = (),
 ) -> AsyncIterator[Gateway]:
     state, counters = GatewayState(Situation("ready")), Counters()
     app = create_app(
-        head_url,
-        head_key,
+        [HeadAddress("head", head_url, head_key, parallel), *others],
         ApiKeys(("mesh-other", KEY)),
         MODEL,
         context=4096,
-        parallel=parallel,
         created=1700000000,
         state=state,
         counters=counters,

@@ -1,308 +1,209 @@
-"""Whole plans for whole surveys, the errors when there is none, and what holds for any survey."""
+"""Rankings of whole surveys: which plan is best for which goal, why, and the errors when there is none."""
 
 from dataclasses import dataclass, replace
-from random import Random
-from time import process_time
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from orchestrator.errors import PlanError
-from orchestrator.plan.choose import make_plan
-from orchestrator.plan.costs import compute_s, decode_s, needed_bytes
-from orchestrator.plan.noise import LEAST_NOISE
-from orchestrator.plan.values import LeftOut, ModelMemory, Plan, Share
+from orchestrator.plan.asked import Asked
+from orchestrator.plan.choose import in_order, make_plan, rank_plans
+from orchestrator.plan.conversations import with_kv
+from orchestrator.plan.experience import Experience, Measured, record_of
+from orchestrator.plan.values import Group, LeftOut, ModelMemory, Plan, PlanMode
 from orchestrator.survey.values import Device, Link, Survey
-from tests.orchestrator.plan.examples import LOOPBACK, make_device, make_memory, make_survey
+from tests.orchestrator.plan.examples import LOOPBACK, make_device, make_memories, make_memory, make_survey
 from workers.budget import MIB
 
-EXACT_LINK = Link("tunnel", round_trip_s=2**-12, up_bytes_per_s=2.0**26, down_bytes_per_s=2.0**26)
-"""With hidden states of 8192 bytes a stage costs 2^-12 + 2 * 2^-13 s: exact in binary."""
-
-SLOW = Link("tunnel", round_trip_s=0.0003, up_bytes_per_s=12 * MIB, down_bytes_per_s=12 * MIB)
 FAR = Link("tunnel", round_trip_s=0.0031, up_bytes_per_s=12 * MIB, down_bytes_per_s=12 * MIB)
 
+LATENCY = Asked("latency")
+REFUSED = "unknown architecture"
 
-def test_one_device_that_holds_everything_and_is_fastest_runs_it_alone() -> None:
-    survey = make_survey([make_device("a/cpu", 2000), make_device("b/cpu", 1000, gib_per_s=5)])
-    assert make_plan(survey, make_memory(), goal="latency") == Plan(
-        mode="single",
-        model="llama.gguf",
-        context=4096,
-        parallel=1,
-        micro_batch=512,
-        shares=(Share("a/cpu", 0, 10, True, 1150 * MIB, 100 * MIB, 60 * MIB, 2000 * MIB, time_s=1100 / 10 / 1024),),
-        head="a",
-        output_on_head=False,
-        head_bytes=0,
-        token_s=1100 / 10 / 1024,
-        prefill_token_s=(1000 - 0.7 * 100) / 100 / 1024,
-        left_out=(LeftOut("b/cpu", "alone it would need 1.3 GiB, its budget is 1000 MiB"),),
-        reasons=(
-            "a/cpu holds the whole model: 107 ms per token, the best split 109 ms",
-            "predicted from a/cpu's speed through RPC; run natively it is usually as fast or faster",
-        ),
-    )
-
-
-def test_a_model_that_fits_no_single_device_is_split_by_layers() -> None:
-    survey = make_survey(
-        [
-            make_device("a/cpu", 700, gib_per_s=8, link=EXACT_LINK),
-            make_device("b/cpu", 750, gib_per_s=4, link=EXACT_LINK),
-            make_device("c/cpu", 90, gib_per_s=2, link=EXACT_LINK),
-        ],
-        local=["c"],
-    )
-    plan = make_plan(survey, make_memory(output_mib=64, logits_bytes=8192), goal="latency")
-    prefill_token_s = 500 / 80 / 1024 + 430 / 40 / 1024 + 2 * (2**-12 + 2**-12 / 512)
-    assert plan.prefill_token_s == pytest.approx(prefill_token_s)
-    assert plan == Plan(
-        mode="layers",
-        model="llama.gguf",
-        context=4096,
-        parallel=1,
-        micro_batch=512,
-        shares=(
-            Share("a/cpu", 0, 5, False, 500 * MIB, 50 * MIB, 40 * MIB, 700 * MIB, time_s=500 / 8192 + 2**-11),
-            Share("b/cpu", 5, 5, True, 564 * MIB, 50 * MIB, 60 * MIB, 750 * MIB, time_s=564 / 4096 + 2**-11),
-        ),
-        head="",
-        output_on_head=False,
-        head_bytes=70 * MIB,
-        token_s=500 / 8192 + 564 / 4096 + 2 * 2**-11,
-        prefill_token_s=plan.prefill_token_s,
-        left_out=(
-            LeftOut(
-                "c/cpu",
-                "budget 90.0 MiB holds no layer: the smallest needs 166 MiB with its buffers and margin",
-            ),
-        ),
-        reasons=(
-            "no single device holds the whole model: it needs 1.3 GiB, the largest budget is 750 MiB (b/cpu)",
-            "output layer on the last device: 200 ms per token, on the head 215 ms",
-            "the head is taken to be as fast as c/cpu through RPC",
-        ),
-        head_compute_bytes=20 * MIB,
-    )
-    assert plan.tensor_split == (5, 6)
+ONE_HOLDS_IT = (make_device("a/cpu", 2000), make_device("b/cpu", 1000, gib_per_s=5))
+SLOW_HOLDS_IT = (make_device("a/cpu", 2000, gib_per_s=1), make_device("b/cpu", 700), make_device("c/cpu", 700))
+TWO_NEAR = (make_device("a/cpu", 2000, link=LOOPBACK), make_device("b/cpu", 2000, link=LOOPBACK))
+TWO_FAR = (make_device("a/cpu", 2000, link=FAR), make_device("b/cpu", 2000, link=FAR))
+TOO_SMALL = (make_device("a/cpu", 700), make_device("b/cpu", 100))
 
 
 @dataclass(frozen=True)
 class Case:
-    """A survey and what its plan must be: shares as "DEVICE FIRST+COUNT", the head's part, and sentences."""
+    """A survey and what its best plan must be: shares as "DEVICE LAYERS" or "DEVICE PART/ALL", all or some reasons."""
 
     name: str
     devices: tuple[Device, ...]
+    mode: str
     shares: tuple[str, ...]
-    mode: str = "layers"
-    head: str = ""
-    output_on_head: bool = False
-    local: tuple[str, ...] = ()
-    controller_mib: int = 48 * 1024
-    asked_mode: str | None = None
-    asked_devices: frozenset[str] | None = None
-    goal: str = "latency"
-    left_out: tuple[str, ...] = ()
-    reason: str = ""
+    reasons: tuple[str, ...] = ()
+    asked: Asked = LATENCY
+    parallel: int = 1
+    tensor_refused: str = ""
 
 
 CASES = (
     Case(
-        "a local device that holds everything runs it on the controller",
-        (make_device("a/cpu", 2000, link=LOOPBACK),),
-        ("a/cpu 0+10",),
-        mode="single",
-        local=("a",),
-    ),
-    Case(
-        "the faster of two devices that hold everything",
-        (make_device("a/cpu", 2000), make_device("b/cpu", 2000, gib_per_s=20)),
-        ("b/cpu 0+10",),
-        mode="single",
-        head="b",
-        left_out=("a/cpu: alone 107 ms per token, b/cpu 53.7 ms",),
-    ),
-    Case(
-        "a GPU that holds everything",
-        (make_device("a/cuda0", 2000, kind="cuda"), make_device("a/cpu", 700)),
-        ("a/cuda0 0+10",),
-        mode="single",
-        head="a",
-        left_out=("a/cpu: alone it would need 1.3 GiB, its budget is 700 MiB",),
-    ),
-    Case(
-        "a split that is faster than the one device that holds everything",
-        (make_device("a/cpu", 2000, gib_per_s=1), make_device("b/cpu", 700), make_device("c/cpu", 700)),
-        ("b/cpu 0+5", "c/cpu 5+5"),
-        output_on_head=True,
-        left_out=(
-            "a/cpu: with 1 of 10 layers it would compute 87.9 ms per token slower than others, "
-            "and costs 392 µs as one more stage (round trip 250 µs)",
-        ),
-        reason="2 devices 108 ms per token, a/cpu alone 1.1 s",
-    ),
-    Case(
-        "single when it is asked for, although a split is faster",
-        (make_device("a/cpu", 2000, gib_per_s=1), make_device("b/cpu", 700), make_device("c/cpu", 700)),
-        ("a/cpu 0+10",),
-        mode="single",
-        head="a",
-        asked_mode="single",
-        left_out=(
-            "b/cpu: alone it would need 1.3 GiB, its budget is 700 MiB",
-            "c/cpu: alone it would need 1.3 GiB, its budget is 700 MiB",
-        ),
-        reason="mode single was asked for",
-    ),
-    Case(
-        "layers when they are asked for, although one device is faster",
-        (make_device("a/cpu", 2000), make_device("b/cpu", 700)),
-        ("a/cpu 0+10",),
-        output_on_head=True,
-        asked_mode="layers",
-        left_out=(
-            "b/cpu: with 5 of 10 layers it would save nothing, and costs 392 µs as one more stage (round trip 250 µs)",
-        ),
-        reason="one worker 108 ms per token, a/cpu alone 107 ms",
-    ),
-    Case(
-        "the output layer on the head when logits would cross a slow link",
-        (make_device("a/cpu", 700, link=SLOW), make_device("b/cpu", 800, link=SLOW), make_device("c/cpu", 100)),
-        ("a/cpu 0+5", "b/cpu 5+5"),
-        output_on_head=True,
-        local=("c",),
-        left_out=("c/cpu: budget 100 MiB holds no layer: the smallest needs 166 MiB with its buffers and margin",),
-        reason="output layer on the head: 111 ms per token, on the last device 126 ms; "
-        "195 KiB of logits per token stay off the link",
-    ),
-    Case(
-        "the output layer on the last device when the head is slow",
-        (make_device("a/cpu", 700), make_device("b/cpu", 800), make_device("c/cpu", 100, gib_per_s=1)),
-        ("a/cpu 0+5", "b/cpu 5+5"),
-        local=("c",),
-        left_out=("c/cpu: budget 100 MiB holds no layer: the smallest needs 166 MiB with its buffers and margin",),
-        reason="output layer on the last device: 110 ms per token, on the head 196 ms",
-    ),
-    Case(
-        "a far device is left out when its link costs more than it saves",
+        "one device that holds everything, when nothing is faster",
+        ONE_HOLDS_IT,
+        "single",
+        ("a/cpu 10",),
         (
-            make_device("a/cpu", 800),
-            make_device("b/cpu", 800, gib_per_s=9),
-            make_device("c/cpu", 300, gib_per_s=10.2, link=FAR),
-        ),
-        ("a/cpu 0+6", "b/cpu 6+4"),
-        output_on_head=True,
-        left_out=(
-            "c/cpu: with 2 of 10 layers it would save 2.55 ms per token, "
-            "but costs 4.40 ms as one more stage (round trip 3.10 ms)",
+            "a/cpu holds the whole model and runs it natively: 107 ms per token",
+            "layers (a/cpu): 108 ms per token, as fast within 1%; single (a/cpu) reads prompts 2% faster",
+            "tensor (a/cpu and b/cpu): 133 ms per token; this is 1.23 times as fast",
         ),
     ),
     Case(
-        "a far device is used when it saves more than its link costs",
+        "layers over two when the one that holds everything is slow and the engine cannot cut layers",
+        SLOW_HOLDS_IT,
+        "layers",
+        ("b/cpu 5", "c/cpu 5"),
         (
-            make_device("a/cpu", 800),
-            make_device("b/cpu", 800, gib_per_s=9),
-            make_device("c/cpu", 300, gib_per_s=13, link=FAR),
+            "b/cpu and c/cpu one after the other, each with some of the layers: 108 ms per token",
+            "single (a/cpu): 1.1 s per token; this is 9.93 times as fast",
+            "no tensor: the engine cannot cut this model's layers (unknown architecture)",
+            "output layer on the head: 108 ms per token, on the last device 198 ms; "
+            "195 KiB of logits per token stay off the link",
         ),
-        ("c/cpu 0+2", "a/cpu 2+6", "b/cpu 8+2"),
-        output_on_head=True,
+        tensor_refused=REFUSED,
     ),
     Case(
-        "two local hosts share the controller's memory",
-        (make_device("a/cpu", 700), make_device("b/cpu", 800)),
-        ("a/cpu 0+5", "b/cpu 5+5"),
-        local=("a", "b"),
-        controller_mib=1500,
-        reason="budgets of a/cpu and b/cpu cut to 94%: their machine has 1.4 GiB beside the head's 86.0 MiB, "
-        "they add up to 1.5 GiB",
-    ),
-    Case(
-        "two hosts whose speeds differ by noise share the layers evenly",
-        (make_device("left/cpu", 1000), make_device("right/cpu", 1000, gib_per_s=10.3)),
-        ("right/cpu 0+5", "left/cpu 5+5"),
-        output_on_head=True,
-        local=("right",),
-        reason="left/cpu and right/cpu differ by 3%, within what counts as noise: layers shared evenly",
-    ),
-    Case(
-        "two hosts whose speeds differ by more than noise do not",
-        (make_device("left/cpu", 1000), make_device("right/cpu", 1000, gib_per_s=11.1)),
-        ("right/cpu 0+8", "left/cpu 8+2"),
-        output_on_head=True,
-        local=("right",),
-    ),
-    Case(
-        "a spread of the repetitions that is wide makes more count as noise",
-        (make_device("left/cpu", 1000), make_device("right/cpu", 1000, gib_per_s=12, spread=0.3)),
-        ("right/cpu 0+5", "left/cpu 5+5"),
-        output_on_head=True,
-        local=("right",),
-        reason="left/cpu and right/cpu differ by 20%, within what counts as noise: layers shared evenly",
-    ),
-    Case(
-        "layers are shared as evenly as a small budget allows",
+        "every layer over two on a fast link",
+        TWO_NEAR,
+        "tensor",
+        ("a/cpu 4/8", "b/cpu 4/8"),
         (
-            make_device("a/cpu", 400),
-            make_device("b/cpu", 1000, gib_per_s=10.04),
-            make_device("c/cpu", 600, gib_per_s=10.06),
+            "a/cpu and b/cpu each with a part of every layer: 56.8 ms per token",
+            "single (a/cpu): 107 ms per token; this is 1.89 times as fast",
+            "layers (a/cpu and b/cpu): 107 ms per token; this is 1.89 times as fast",
         ),
-        ("c/cpu 0+4", "b/cpu 4+6"),
-        output_on_head=True,
-        left_out=("a/cpu: with 3 of 10 layers on it a token would take 194 µs longer than without it",),
-        reason="b/cpu and c/cpu differ by less than 1%, within what counts as noise: "
-        "layers shared as evenly as their sizes, the budgets and the prefill speeds allow",
+    ),
+    Case("one of them on a slow link, for one conversation", TWO_FAR, "single", ("a/cpu 10",), parallel=8),
+    Case(
+        "both of them with a copy each on a slow link, for many conversations",
+        TWO_FAR,
+        "replicas",
+        ("a/cpu 10", "b/cpu 10"),
+        (
+            "2 heads share 8 conversations (a/cpu 4, b/cpu 4): 52.1 tokens per second with 8 conversations",
+            "single (a/cpu): 37.2 tokens per second with 8 conversations; this is 1.40 times as fast",
+        ),
+        asked=Asked("throughput"),
+        parallel=8,
     ),
     Case(
-        "a device that would save no more than noise for the price of a stage is left out and that is said",
-        (make_device("a/cpu", 2000, link=LOOPBACK), make_device("b/cpu", 2000, gib_per_s=10.5)),
-        ("a/cpu 0+10",),
-        output_on_head=True,
-        local=("a",),
-        asked_mode="layers",
-        left_out=("b/cpu: with 5 of 10 layers it would save 1.93 ms per token, within what counts as noise",),
+        "a mode that is asked for, although others are faster",
+        SLOW_HOLDS_IT,
+        "single",
+        ("a/cpu 10",),
+        (
+            "mode single was asked for",
+            "a/cpu holds the whole model and runs it natively: 1.1 s per token",
+            "layers (b/cpu and c/cpu): 108 ms per token, 9.93 times as fast as this",
+            "tensor (b/cpu and c/cpu): 106 ms per token, 10.15 times as fast as this",
+        ),
+        asked=Asked("latency", mode="single"),
+    ),
+    Case(
+        "a split that is asked for, in its order",
+        TWO_NEAR,
+        "layers",
+        ("b/cpu 3", "a/cpu 7"),
+        ("this split was asked for",),
+        asked=Asked("latency", split={"b/cpu": 3, "a/cpu": 7}),
     ),
     Case(
         "only the devices that are asked for",
-        (make_device("a/cpu", 2000), make_device("b/cpu", 2000, gib_per_s=5)),
-        ("b/cpu 0+10",),
-        mode="single",
-        head="b",
-        asked_devices=frozenset({"b/cpu"}),
-        left_out=("a/cpu: not among the devices asked for",),
+        TWO_NEAR,
+        "single",
+        ("b/cpu 10",),
+        asked=Asked("latency", devices=frozenset({"b/cpu"})),
     ),
     Case(
-        "devices that were not measured or have no budget are left out",
-        (make_device("a/cpu", 2000), make_device("b/cpu", 700, gib_per_s=0), make_device("c/cpu", 0)),
-        ("a/cpu 0+10",),
-        mode="single",
-        head="a",
-        left_out=("b/cpu: its speed was not measured", "c/cpu: it has no budget"),
+        "layers shared evenly where speeds differ by noise",
+        (make_device("left/cpu", 1000, link=FAR), make_device("right/cpu", 1000, gib_per_s=10.3, link=FAR)),
+        "layers",
+        ("right/cpu 5", "left/cpu 5"),
+        (
+            "no single device holds the whole model: it needs 1.3 GiB, the largest budget is 1000 MiB (right/cpu)",
+            "left/cpu and right/cpu differ by 3%, within what counts as noise: layers shared evenly",
+        ),
     ),
     Case(
-        "goal throughput is said to be planned like latency",
-        (make_device("a/cpu", 2000),),
-        ("a/cpu 0+10",),
-        mode="single",
-        head="a",
-        goal="throughput",
-        reason="goal throughput: planned for one conversation's time per token, the engine batches several",
+        "as one worker what was not timed natively",
+        (make_device("a/cpu", 2000, native_gib_per_s=0),),
+        "layers",
+        ("a/cpu 10",),
+        ("no single device: a/cpu would hold the whole model but was not timed natively",),
     ),
 )
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_the_plan_of_each_case(case: Case) -> None:
-    survey = make_survey(case.devices, local=case.local, controller_mib=case.controller_mib)
-    plan = make_plan(survey, make_memory(), goal=case.goal, devices=case.asked_devices, mode=case.asked_mode)
-    assert (plan.mode, plan.head, plan.output_on_head) == (case.mode, case.head, case.output_on_head)
-    assert tuple(f"{one.device} {one.first_layer}+{one.layers}" for one in plan.shares) == case.shares
-    assert tuple(f"{one.device}: {one.reason}" for one in plan.left_out) == case.left_out
-    assert case.reason in ("", *plan.reasons)
+def test_the_best_plan_of_each_case(case: Case) -> None:
+    survey = make_survey(case.devices, tensor_refused=case.tensor_refused)
+    plan = make_plan(survey, (make_memory(parallel=case.parallel),), case.asked)
+    assert (plan.mode, shares(plan)) == (case.mode, case.shares)
+    assert [reason for reason in plan.reasons if reason in case.reasons] == list(case.reasons)
 
 
-MODEL = make_memory()
+def shares(plan: Plan) -> tuple[str, ...]:
+    return tuple(f"{one.device} {f'{one.part}/8' if one.part else one.layers}" for one in plan.shares)
+
+
+def test_all_candidates_are_ranked_and_each_says_how_the_best_compares() -> None:
+    ranking = rank_plans(make_survey(TWO_NEAR), make_memories(make_memory(parallel=8)), Asked("throughput"))
+    assert ranking.plans[0] == ranking.chosen
+    assert {plan.mode for plan in ranking.plans} == {"single", "layers", "tensor", "replicas"}
+    assert all(plan.reasons[-1].startswith("tensor (a/cpu and b/cpu): ") for plan in ranking.plans[1:])
+
+
+def test_the_best_plan_says_why_it_leaves_devices_out() -> None:
+    survey = make_survey([*ONE_HOLDS_IT, make_device("c/cpu", 0)])
+    plan = make_plan(survey, (make_memory(),), Asked("latency", devices=frozenset({"a/cpu", "c/cpu"})))
+    assert plan.left_out == (
+        LeftOut("b/cpu", "not among the devices asked for"),
+        LeftOut("c/cpu", "it has no budget"),
+    )
+
+
+def a_plan(mode: PlanMode, token_s: float, prefill_s: float = 1.0, goal: str = "latency") -> Plan:
+    """A plan of one group with these times; replicas of two such groups."""
+    survey = make_survey([make_device("a/cpu", 2000)])
+    (group,) = make_plan(survey, (make_memory(),), Asked("latency", mode="single")).groups
+    timed: Group = replace(group, token_s=token_s, step_s=token_s, prefill_s=prefill_s)
+    groups = (timed, timed) if mode == "replicas" else (timed,)
+    return Plan(mode, goal, "llama.gguf", 4096, 1, groups)
+
+
+@pytest.mark.parametrize(
+    ("name", "plans", "order"),
+    [
+        ("the faster token", (a_plan("single", 0.2), a_plan("layers", 0.1, 9.0)), (1, 0)),
+        ("the faster prompt of equals", (a_plan("single", 0.1, 2.0), a_plan("layers", 0.1005, 1.0)), (1, 0)),
+        (
+            "the simpler mode of equals",
+            (a_plan("tensor", 0.1), a_plan("layers", 0.1005), a_plan("single", 0.1)),
+            (2, 1, 0),
+        ),
+        ("copies after what they copy", (a_plan("replicas", 0.1, 1.0), a_plan("single", 0.1, 2.0)), (1, 0)),
+    ],
+)
+def test_for_latency_comes_first(name: str, plans: tuple[Plan, ...], order: tuple[int, ...]) -> None:
+    assert in_order(plans, "latency") == tuple(plans[k] for k in order)
+
+
+def test_for_throughput_comes_first_what_serves_all_fastest() -> None:
+    plans = (a_plan("single", 0.1, goal="throughput"), a_plan("replicas", 0.15, goal="throughput"))
+    assert in_order(plans, "throughput") == plans[::-1]
+
+
+def test_what_was_measured_before_corrects_the_ranking() -> None:
+    survey, memories = make_survey(TWO_NEAR), (make_memory(),)
+    (group,) = make_plan(survey, memories, LATENCY).groups
+    slow = record_of(group, Measured(1.0, 1.0, 10.0))
+    ranking = rank_plans(survey, memories, LATENCY, Experience((slow,)))
+    assert (group.mode, ranking.chosen.mode) == ("tensor", "layers")
+    assert next(plan.token_s for plan in ranking.plans if plan.mode == "tensor") == pytest.approx(1.0)
 
 
 @dataclass(frozen=True)
@@ -310,88 +211,151 @@ class Refusal:
     """A survey and model without a plan, and the whole error."""
 
     name: str
-    survey: Survey
     message: str
     hint: str
-    memory: ModelMemory = MODEL
-    mode: str | None = None
-    devices: frozenset[str] | None = None
-    goal: str = "latency"
+    survey: Survey = make_survey(TOO_SMALL)  # noqa: RUF009 - frozen
+    asked: Asked = LATENCY
+    memory: ModelMemory = make_memory(parallel=4)  # noqa: RUF009 - frozen
 
 
-NEEDS = "split, each device also needs 56.0 MiB or more for its buffers and margin, and layers stay whole: they hold"
-TWO = make_survey([make_device("a/cpu", 700), make_device("b/cpu", 800)])
+SMALLER = "choose a smaller quantisation of the model"
+BUFFERS = "split, each device also needs 56.0 MiB or more for its buffers and margin, and layers stay whole: they hold"
+NEAR = make_survey(TWO_NEAR)
+LARGER = make_survey([make_device("a/cpu", 700), make_device("b/cpu", 800)])
 REFUSALS = (
     Refusal(
         "too little memory in sum",
-        make_survey([make_device("a/cpu", 700), make_device("b/cpu", 100)]),
         "llama.gguf needs 1.3 GiB at context 4096; the devices have 800 MiB (a/cpu 700, b/cpu 100)\n"
-        f"{NEEDS} 4 of 10 layers and the output layer\n"
+        f"{BUFFERS} 4 of 10 layers and the output layer\n"
         "b/cpu: budget 100 MiB holds no layer: the smallest needs 166 MiB with its buffers and margin",
-        "choose a smaller quantisation of the model, raise `memory` of a host, or add a host to inventory.yaml",
-    ),
-    Refusal(
-        "a context that is too long",
-        TWO,
-        "llama.gguf needs 2.0 GiB at context 4096; the devices have 1.5 GiB (a/cpu 0.7, b/cpu 0.8)\n"
-        f"{NEEDS} 6 of 10 layers and the output layer",
-        "choose a smaller quantisation of the model, lower context to 1024, raise `memory` of a host, "
-        "or add a host to inventory.yaml",
-        memory=make_memory(kv_mib=80),
+        f"{SMALLER}, raise `memory` of a host, or add a host to inventory.yaml",
     ),
     Refusal(
         "too many conversations",
-        TWO,
         "llama.gguf needs 1.6 GiB at context 4096; the devices have 1.5 GiB (a/cpu 0.7, b/cpu 0.8)\n"
-        f"{NEEDS} 8 of 10 layers and the output layer",
-        "choose a smaller quantisation of the model, lower parallel to 1, lower context to 2048, "
-        "raise `memory` of a host, or add a host to inventory.yaml",
-        memory=replace(make_memory(kv_mib=40), parallel=4),
+        f"{BUFFERS} 8 of 10 layers and the output layer",
+        f"{SMALLER}, lower parallel to 1, lower context to 2048, raise `memory` of a host, "
+        "or add a host to inventory.yaml",
+        LARGER,
+        memory=make_memory(kv_mib=40, parallel=4),
     ),
     Refusal(
         "a controller too small for the head",
-        make_survey([make_device("a/cpu", 700), make_device("b/cpu", 800)], controller_mib=64),
         "llama.gguf needs 1.3 GiB at context 4096; the devices have 1.5 GiB (a/cpu 0.7, b/cpu 0.8)\n"
         "the head needs 86.0 MiB on the controller, which has 64.0 MiB available",
         "free memory on the controller, or run meshctl on a larger machine",
+        make_survey([make_device("a/cpu", 700), make_device("b/cpu", 800)], controller_mib=64),
     ),
     Refusal(
         "too few devices allowed",
-        TWO,
         "llama.gguf needs 1.3 GiB at context 4096; the devices have 700 MiB (a/cpu 700)\n"
-        f"{NEEDS} 4 of 10 layers and the output layer",
-        "choose a smaller quantisation of the model, or allow more devices",
-        devices=frozenset({"a/cpu"}),
+        f"{BUFFERS} 4 of 10 layers and the output layer",
+        f"{SMALLER}, or allow more devices",
+        LARGER,
+        Asked("latency", devices=frozenset({"a/cpu"})),
     ),
     Refusal(
-        "a device too small to be measured",
-        make_survey([make_device("a/cpu", 700), replace(make_device("b/cpu", 20, gib_per_s=0), note="too little")]),
-        "llama.gguf needs 1.3 GiB at context 4096; the devices have 700 MiB (a/cpu 700)\n"
-        f"{NEEDS} 4 of 10 layers and the output layer\nb/cpu: too little",
-        "choose a smaller quantisation of the model, raise `memory` of a host, or add a host to inventory.yaml",
-    ),
-    Refusal(
-        "mode single on devices that are each too small",
-        TWO,
+        "single on devices that are each too small",
         "llama.gguf at context 4096 fits no single device: "
-        "a/cpu needs 1.3 GiB and has 700 MiB; b/cpu needs 1.3 GiB and has 800 MiB",
-        "choose a smaller quantisation of the model, or let the model be split (mode layers)",
-        mode="single",
+        "a/cpu needs 1.3 GiB and has 700 MiB; b/cpu needs 1.3 GiB and has 100 MiB",
+        f"{SMALLER}, or let the model be split (mode layers)",
+        asked=Asked("latency", mode="single"),
+    ),
+    Refusal(
+        "single on a device that was not timed natively",
+        "llama.gguf at context 4096 fits no single device: a/cpu was not timed natively",
+        f"{SMALLER}, survey again with --recalibrate, or let the model be split (mode layers)",
+        make_survey([make_device("a/cpu", 2000, native_gib_per_s=0)]),
+        Asked("latency", mode="single"),
+    ),
+    Refusal(
+        "tensor on devices that are too small",
+        "llama.gguf at context 4096 does not fit in mode tensor: its layers are cut into 8 parts, one per KV head; "
+        "2 to 8 devices can share them\n"
+        "a/cpu holds 4 parts in 700 MiB; one part needs 226 MiB with buffers and margin\n"
+        "b/cpu holds 0 parts in 100 MiB; one part needs 226 MiB with buffers and margin",
+        f"{SMALLER}, or choose another mode",
+        asked=Asked("latency", mode="tensor"),
+    ),
+    Refusal(
+        "tensor that the engine refuses",
+        "the engine refuses mode tensor for llama.gguf: unknown architecture",
+        "choose another mode",
+        make_survey(TWO_NEAR, tensor_refused=REFUSED),
+        Asked("latency", mode="tensor"),
+    ),
+    Refusal(
+        "tensor with one KV head",
+        "llama.gguf has one KV head: no device can have less than one, so mode tensor has nothing to share",
+        "choose another mode",
+        NEAR,
+        Asked("latency", mode="tensor"),
+        make_memory(kv_heads=1),
+    ),
+    Refusal(
+        "tensor on one device",
+        "mode tensor needs 2 devices or more, and one can be used",
+        "allow more, or choose another mode",
+        NEAR,
+        Asked("latency", mode="tensor", devices=frozenset({"a/cpu"})),
+    ),
+    Refusal(
+        "replicas for one conversation",
+        "mode replicas shares conversations among heads, and parallel is 1",
+        "raise `parallel` to 2 or more, or choose another mode",
+        NEAR,
+        Asked("latency", mode="replicas"),
+        make_memory(),
+    ),
+    Refusal(
+        "replicas with one copy at most",
+        "llama.gguf at context 4096 has no two heads with a whole copy each: "
+        "a/cpu holds one; b/cpu needs 1.3 GiB and has 100 MiB",
+        f"{SMALLER}, or let the model be split (mode layers)",
+        make_survey([make_device("a/cpu", 2000), make_device("b/cpu", 100)]),
+        Asked("latency", mode="replicas"),
+    ),
+    Refusal(
+        "a split that is not the model's",
+        "the split b/cpu=0 a/cpu=7 cannot run\nit has 7 layers, llama.gguf has 10\n"
+        "b/cpu has 0 layers: it must have one or more",
+        "change --split, or leave it out and let meshctl choose",
+        NEAR,
+        Asked("latency", split={"b/cpu": 0, "a/cpu": 7}),
+    ),
+    Refusal(
+        "a split that is too large for a device",
+        "the split b/cpu=5 a/cpu=5 cannot run\nb/cpu needs 614 MiB for 5 layers and has 100 MiB",
+        "change --split, or leave it out and let meshctl choose",
+        asked=Asked("latency", split={"b/cpu": 5, "a/cpu": 5}),
+    ),
+    Refusal(
+        "a split in another mode",
+        "a split is of mode layers, not single",
+        "leave out --mode or --split",
+        NEAR,
+        Asked("latency", mode="single", split={"a/cpu": 10}),
     ),
     Refusal(
         "an unknown device",
-        TWO,
-        "the survey has no device a, c/cpu",
+        "the survey has no device c/cpu, x",
         "its devices are a/cpu, b/cpu",
-        devices=frozenset({"a", "c/cpu", "b/cpu"}),
+        NEAR,
+        Asked("latency", devices=frozenset({"x", "c/cpu", "b/cpu"})),
     ),
-    Refusal("an unknown mode", TWO, "unknown mode 'tensor'", "the modes are single and layers", mode="tensor"),
-    Refusal("an unknown goal", TWO, "unknown goal 'fun'", "the goals are latency and throughput", goal="fun"),
+    Refusal(
+        "an unknown mode",
+        "unknown mode 'x'",
+        "the modes are single, layers, tensor and replicas",
+        NEAR,
+        Asked("latency", mode="x"),
+    ),
+    Refusal("an unknown goal", "unknown goal 'fun'", "the goals are latency and throughput", NEAR, Asked("fun")),
     Refusal(
         "no usable device",
-        make_survey([make_device("b/cpu", 700, gib_per_s=0)]),
         "no device can be used\nb/cpu: its speed was not measured",
         "run `meshctl doctor` on the inventory, or survey it again with `meshctl survey`",
+        make_survey([make_device("b/cpu", 700, gib_per_s=0)]),
     ),
 )
 
@@ -399,117 +363,10 @@ REFUSALS = (
 @pytest.mark.parametrize("case", REFUSALS, ids=lambda case: case.name)
 def test_without_a_plan_every_shortfall_is_said_with_what_to_change(case: Refusal) -> None:
     with pytest.raises(PlanError) as caught:
-        make_plan(case.survey, case.memory, goal=case.goal, devices=case.devices, mode=case.mode)
+        rank_plans(case.survey, (case.memory,), case.asked)
     assert (str(caught.value), caught.value.hint) == (case.message, case.hint)
 
 
-@pytest.mark.parametrize("case", REFUSALS[1:3], ids=lambda case: case.name)
-def test_the_context_that_an_error_proposes_has_a_plan(case: Refusal) -> None:
-    context = int(case.hint.split("lower context to ")[1].split(",")[0])
-    kv = tuple(size * context // 4096 for size in case.memory.layer_kv_bytes)
-    make_plan(case.survey, replace(case.memory, context=context, layer_kv_bytes=kv), goal="latency")
-
-
-machines = st.lists(
-    st.tuples(st.integers(50, 1500), st.sampled_from([1.0, 2.5, 10.0]), st.sampled_from([EXACT_LINK, SLOW, FAR])),
-    min_size=1,
-    max_size=6,
-)
-calm = settings(max_examples=50, deadline=None, derandomize=True)
-
-
-def plan_or_none(devices: list[Device], memory: ModelMemory) -> Plan | None:
-    """The plan for remote hosts, or None when there is none."""
-    try:
-        return make_plan(make_survey(devices), memory, goal="latency")
-    except PlanError:
-        return None
-
-
-def named(cluster: list[tuple[int, float, Link]], more_mib: int = 0) -> list[Device]:
-    """Devices h0/cpu, h1/cpu, ..., each with `more_mib` more than drawn."""
-    return [
-        make_device(f"h{k}/cpu", budget + more_mib, gib_per_s=speed, link=link)
-        for k, (budget, speed, link) in enumerate(cluster)
-    ]
-
-
-@calm
-@given(machines, st.integers(1, 12), st.randoms(use_true_random=False))
-def test_the_order_of_hosts_changes_nothing(
-    cluster: list[tuple[int, float, Link]], layers: int, random: Random
-) -> None:
-    devices = named(cluster)
-    shuffled = random.sample(devices, len(devices))
-    assert plan_or_none(devices, make_memory(layers)) == plan_or_none(shuffled, make_memory(layers))
-
-
-@calm
-@given(machines, st.integers(1, 12), st.integers(0, 800))
-def test_more_budget_is_never_a_worse_plan(cluster: list[tuple[int, float, Link]], layers: int, more_mib: int) -> None:
-    before = plan_or_none(named(cluster), make_memory(layers))
-    after = plan_or_none(named(cluster, more_mib), make_memory(layers))
-    if before is not None:
-        assert after is not None
-        assert after.token_s <= before.token_s * (1 + 1e-5)
-
-
-like_machines = st.lists(
-    st.tuples(st.integers(150, 1500), st.floats(8, 16), st.sampled_from([EXACT_LINK, SLOW, FAR])),
-    min_size=1,
-    max_size=6,
-)
-
-
-@calm
-@given(like_machines, st.integers(1, 12), st.integers(0, 800), st.randoms(use_true_random=False))
-def test_machines_of_like_speeds_are_planned_in_any_order_and_more_budget_costs_no_more_than_noise(
-    cluster: list[tuple[int, float, Link]], layers: int, more_mib: int, random: Random
-) -> None:
-    devices, memory = named(cluster), make_memory(layers)
-    before, after = plan_or_none(devices, memory), plan_or_none(named(cluster, more_mib), memory)
-    assert before == plan_or_none(random.sample(devices, len(devices)), memory)
-    if before is not None:
-        assert after is not None
-        assert after.token_s <= before.token_s * (1 + LEAST_NOISE) * (1 + 1e-5)
-
-
-@calm
-@given(st.one_of(machines, like_machines), st.integers(1, 12))
-def test_a_plan_places_every_layer_once_and_names_every_device(
-    cluster: list[tuple[int, float, Link]], layers: int
-) -> None:
-    plan = plan_or_none(named(cluster), make_memory(layers))
-    if plan is None:
-        return
-    placed = [layer for one in plan.shares for layer in range(one.first_layer, one.first_layer + one.layers)]
-    names = [*(one.device for one in plan.shares), *(one.device for one in plan.left_out)]
-    assert placed == list(range(layers))
-    assert sorted(names) == [f"h{k}/cpu" for k in range(len(cluster))]
-    assert all(needed_bytes(one.total_bytes) <= one.budget_bytes for one in plan.shares)
-    assert sum(one.time_s for one in plan.shares) + plan.head_time_s == pytest.approx(plan.token_s)
-    assert sum(plan.tensor_split) == layers + 1
-
-
-def test_what_is_predicted_comes_from_each_devices_own_speed_also_where_two_are_taken_for_one() -> None:
-    left, right = make_device("left/cpu", 1000), make_device("right/cpu", 1000, gib_per_s=10.3)
-    memory = make_memory()
-    plan = make_plan(make_survey([left, right], local=["right"]), memory, goal="latency")
-    right_s, left_s = (decode_s(memory, one, 0, 5, output=False) for one in (right, left))
-    assert [share.time_s for share in plan.shares] == [right_s, left_s]
-    assert right_s < left_s
-    assert plan.token_s == pytest.approx(right_s + left_s + compute_s(memory.output_bytes, right.speed))
-
-
-def test_sixteen_devices_and_two_hundred_layers_are_planned_at_once_over_fifteen() -> None:
-    """The engine splits over at most 15 devices; half a second is what a person takes for instant."""
-    others = [make_device(f"h{k:02}/cpu", 1550, gib_per_s=2 + k) for k in range(1, 16)]
-    survey = make_survey([make_device("h00/cpu", 300, gib_per_s=100), *others])
-    took_s = []
-    for _ in range(3):
-        began_s = process_time()
-        plan = make_plan(survey, make_memory(200, layer_mib=92), goal="latency")
-        took_s.append(process_time() - began_s)
-    assert len(plan.shares) == 15
-    assert plan.left_out == (LeftOut("h00/cpu", "the engine splits over at most 15 devices"),)
-    assert min(took_s) < 0.5
+def test_the_context_that_an_error_proposes_has_a_plan() -> None:
+    smaller = with_kv(REFUSALS[1].memory, 2048, 4)
+    assert make_plan(LARGER, (smaller,), LATENCY).mode == "layers"

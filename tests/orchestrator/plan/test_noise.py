@@ -1,14 +1,18 @@
 """Which speeds count as one."""
 
-from dataclasses import replace
+from random import Random
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from orchestrator.plan.noise import LEAST_NOISE, MOST_NOISE, Rates, decode_groups, even_rates
-from orchestrator.survey.values import Device
-from tests.orchestrator.plan.examples import GIB, make_device
+from orchestrator.plan.noise import (
+    LEAST_NOISE,
+    MOST_NOISE,
+    decode_bytes_per_s,
+    decode_groups,
+    even_speeds,
+    prefill_bytes_per_s,
+)
+from tests.orchestrator.plan.examples import GIB, make_device, make_speed
 
 
 def groups(*speeds: tuple[float, float]) -> list[list[float]]:
@@ -16,7 +20,7 @@ def groups(*speeds: tuple[float, float]) -> list[list[float]]:
     devices = [
         make_device(f"d{k}/cpu", 900, gib_per_s=speed, spread=spread) for k, (speed, spread) in enumerate(speeds)
     ]
-    return [[one.speed.decode_bytes_per_s / GIB for one in group] for group in decode_groups(devices)]
+    return [[decode_bytes_per_s(one.speed) / GIB for one in group] for group in decode_groups(devices)]
 
 
 @pytest.mark.parametrize(
@@ -41,31 +45,27 @@ def test_groups(speeds: list[tuple[float, float]], expected: list[list[float]]) 
 
 
 def test_decode_and_prefill_speeds_are_grouped_by_themselves() -> None:
-    one, other = make_device("a/cpu", 900, gib_per_s=10), make_device("b/cpu", 900, gib_per_s=10.5)
-    reader = replace(one, speed=replace(one.speed, prefill_bytes_per_s=300.0 * GIB))
-    assert even_rates([one, other]) == {"a/cpu": Rates(10.5 * GIB, 105 * GIB), "b/cpu": Rates(10.5 * GIB, 105 * GIB)}
-    assert even_rates([reader, other]) == {
-        "a/cpu": Rates(10.5 * GIB, 300 * GIB),
-        "b/cpu": Rates(10.5 * GIB, 105 * GIB),
-    }
+    slow, fast = make_speed(10), make_speed(10.5)
+    assert even_speeds({"a": slow, "b": fast}) == {"a": fast, "b": fast}
+    reader = make_speed(10, prefill=3)
+    even = even_speeds({"a": reader, "b": fast})
+    assert even["a"].passes == (*fast.passes[:2], *reader.passes[2:])
+    assert even["b"] == fast
 
 
-devices = st.lists(st.tuples(st.floats(1, 4), st.floats(0, 1)), max_size=12).map(
-    lambda speeds: [make_device(f"d{k:02}/cpu", 900, gib_per_s=one, spread=two) for k, (one, two) in enumerate(speeds)]
-)
-
-
-@settings(deadline=None, derandomize=True)
-@given(devices)
-def test_even_rates_are_bounded_keep_the_order_of_speeds_and_do_not_depend_on_that_of_devices(
-    found: list[Device],
-) -> None:
-    rates = even_rates(found)
-    assert even_rates(found[::-1]) == rates
-    fastest_first = sorted(found, key=lambda one: -one.speed.decode_bytes_per_s)
-    even = [rates[one.name].decode_bytes_per_s for one in fastest_first]
-    assert even == sorted(even, reverse=True)
-    limit = min(MOST_NOISE, max([LEAST_NOISE, *(one.speed.spread for one in found)]))
-    for device in found:
-        own, taken = device.speed.decode_bytes_per_s, rates[device.name].decode_bytes_per_s
-        assert own <= taken <= own * (1 + limit) * (1 + 1e-9)
+def test_even_speeds_are_bounded_keep_the_order_of_speeds_and_do_not_depend_on_that_of_devices() -> None:
+    for seed in range(100):
+        random = Random(seed)
+        speeds = {
+            f"d{k:02}": make_speed(random.uniform(1, 4), spread=random.uniform(0, 1), prefill=random.uniform(1, 2))
+            for k in range(random.randint(0, 12))
+        }
+        even = even_speeds(speeds)
+        assert even_speeds(dict(reversed(speeds.items()))) == even
+        limit = min(MOST_NOISE, max([LEAST_NOISE, *(one.spread for one in speeds.values())]))
+        for rate in (decode_bytes_per_s, prefill_bytes_per_s):
+            fastest_first = sorted(speeds, key=lambda name: -rate(speeds[name]))
+            rates = [rate(even[name]) for name in fastest_first]
+            assert rates == sorted(rates, reverse=True)
+            for name, taken in zip(fastest_first, rates, strict=True):
+                assert rate(speeds[name]) <= taken <= rate(speeds[name]) * (1 + limit) * (1 + 1e-9)

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import CommandError, DeadlineError, TransferError
+from orchestrator.errors import CommandError, DeadlineError, HostError, TransferError
+from orchestrator.inventory import Host
+from orchestrator.shell.connect import connect
 from orchestrator.shell.local import LocalShell
 from orchestrator.shell.protocol import Finished, Shell
+from tests.orchestrator.shell.ssh_server import ssh_files
 
 
 @pytest.fixture
@@ -26,6 +29,26 @@ async def test_a_command_runs_at_home_under_the_c_locale(shell: Shell, home: Pat
     words = ("sh", "-c", 'pwd; echo "$LC_ALL $WORD"; cat')
     answer = await shell.run(words, deadline_s=10, stdin=b"in", environment={"WORD": "a b"})
     assert answer == Finished(0, f"{home}\nC a b\nin".encode(), b"")
+
+
+async def test_a_launcher_stands_before_every_command(home: Path) -> None:
+    """The environment is set behind it, where the command itself sees it."""
+    shell = LocalShell("here", home / "root", home, ("env", "LC_ALL=C.UTF-8", "ONE=1"))
+    words = ("sh", "-c", 'echo "$LC_ALL $ONE"')
+    assert (await shell.run(words, deadline_s=10)).stdout == b"C 1\n"
+    process = await shell.start(words)
+    assert [line async for line in process.lines()] == ["C.UTF-8 1"]
+    await process.kill()
+
+
+async def test_a_launcher_that_is_missing_or_fails_is_named_with_its_key(home: Path) -> None:
+    for word, details in (("no-such-launcher", "No such file"), ("false", "")):
+        host = Host("left", "local", run_with=(word, "-x"))
+        with pytest.raises(HostError) as caught:
+            await connect(host, ssh_files(home), local_root=home)
+        assert str(caught.value) == f"left: `run_with` does not work: `{word} -x true` fails there"
+        assert caught.value.hint == f"install {word} on left, or correct `run_with` of that host in the inventory"
+        assert details in caught.value.details
 
 
 async def test_failures_are_named(shell: Shell) -> None:

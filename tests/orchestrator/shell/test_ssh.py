@@ -2,11 +2,12 @@
 
 import asyncio
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import CommandError, ConnectError, DeadlineError, TransferError
+from orchestrator.errors import CommandError, ConnectError, DeadlineError, HostError, TransferError
 from orchestrator.shell.connect import connect
 from orchestrator.shell.protocol import Finished
 from orchestrator.shell.ssh import SshShell
@@ -20,6 +21,26 @@ async def test_a_command_runs_in_the_home_folder_with_its_words_intact(shell: Ss
     assert answer == Finished(0, b"a b|$HOME|it's|*|", b"")
     assert (await shell.run(("pwd",), deadline_s=10)).stdout.decode().strip() == str(server.home)
     assert shell.root == f"{server.home}/.cache/meshctl"
+
+
+async def test_a_launcher_stands_before_every_command_there(trusted: SshFiles, server: Server, login: Path) -> None:
+    host = replace(host_of(server, login), run_with=("env", "ONE=a b"))
+    shell = await connect(host, trusted)
+    assert (await shell.run(("sh", "-c", 'echo "$LC_ALL $ONE"'), deadline_s=10)).stdout == b"C a b\n"
+    process = await shell.start(("sh", "-c", 'echo "$ONE"'))
+    assert [line async for line in process.lines()] == ["a b"]
+    await shell.close()
+
+
+async def test_a_launcher_that_is_missing_there_is_named_with_its_key(
+    trusted: SshFiles, server: Server, login: Path
+) -> None:
+    host = replace(host_of(server, login), run_with=("no-such-launcher",))
+    with pytest.raises(
+        HostError, match="desk: `run_with` does not work: `no-such-launcher true` fails there"
+    ) as caught:
+        await connect(host, trusted)
+    assert "not found" in caught.value.details
 
 
 async def test_commands_get_the_c_locale_the_environment_and_stdin(shell: SshShell) -> None:
@@ -128,6 +149,16 @@ async def test_a_file_goes_there_whole_with_its_mode_and_comes_back(shell: SshSh
 async def test_a_secret_can_be_read_by_nobody_else_while_it_is_written(shell: SshShell, server: Server) -> None:
     await shell.put_bytes(b"secret", "key", mode=0o600)
     assert server.written_modes == [0o600]
+
+
+async def test_of_a_symbolic_link_the_file_behind_it_is_put(shell: SshShell, tmp_path: Path) -> None:
+    """The link's target means nothing on the host; model files are often links into a cache."""
+    (tmp_path / "blob").write_bytes(b"weights")
+    (tmp_path / "model.gguf").symlink_to(tmp_path / "blob")
+    await shell.put(tmp_path / "model.gguf", "models/model.gguf")
+    (tmp_path / "blob").unlink()
+    await shell.get("models/model.gguf", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == b"weights"
 
 
 async def test_a_put_replaces_an_existing_file(shell: SshShell, server: Server) -> None:

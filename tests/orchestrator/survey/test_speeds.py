@@ -1,47 +1,106 @@
-"""Speeds from two depths of the calibration model."""
+"""Speeds from two depths of a model: exact where times are exact, sane where they are noise."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from orchestrator.survey.speeds import CalibrationModel, keep_speed, kept_speed, speed_from
+from orchestrator.plan.costs import LAST_BLOCK_PREFILL, layers_seconds
+from orchestrator.survey.slices import Slice, Slices
+from orchestrator.survey.speeds import keep_speed, kept_speed, last_block, native_speed, passes_for, rpc_speed
 from orchestrator.survey.values import Link, Speed
-from workers.bench_output import BenchRow
+from workers.pass_bench import Timed
 
-SHALLOW = CalibrationModel(Path("2.gguf"), 2, 200)
-LINK = Link("tunnel", round_trip_s=0.001, up_bytes_per_s=1e8, down_bytes_per_s=1e8)
-SECOND = 1_000_000_000
-
-
-def decode(token_s: float, spread: float = 0.0) -> BenchRow:
-    samples = (token_s * (1 - spread / 2), token_s, token_s * (1 + spread / 2))
-    return BenchRow("", 0, 10, tuple(round(10 * sample * SECOND) for sample in samples))
-
-
-def prefill(token_s: float) -> BenchRow:
-    return BenchRow("", 64, 0, (round(64 * token_s * SECOND),))
-
-
-def test_the_slope_is_the_layers_and_the_rest_is_the_stage_without_its_link() -> None:
-    """0.1 ms per layer byte-hundred: 200 bytes take 20 ms of the shallow model's 26, 1 ms is the link, 5 are fixed."""
-    speed = speed_from(prefill(0.010), decode(0.026, 0.1), prefill(0.030), decode(0.066), 400, SHALLOW, LINK)
-    assert speed.decode_bytes_per_s == pytest.approx(400 / 0.040)
-    assert speed.prefill_bytes_per_s == pytest.approx(400 / 0.020)
-    assert speed.fixed_s == pytest.approx(0.005)
-    assert speed.spread == pytest.approx(0.1)
+LAYER, OUTPUT, HIDDEN, LOGITS = 1000, 500, 40, 400
+SLICES = Slices(
+    shallow=Slice(Path("2.gguf"), 2, (LAYER,) * 2, "slice"),
+    deep=Slice(Path("4.gguf"), 4, (LAYER,) * 4, "slice"),
+    output_bytes=OUTPUT,
+    output_tied=False,
+    hidden_bytes=HIDDEN,
+    logits_bytes=LOGITS,
+    digest="digest",
+)
+LINK = Link("tunnel", round_trip_s=0.001, up_bytes_per_s=1e5, down_bytes_per_s=1e5)
+DECODE_S, PREFILL_S, OUTPUT_S, FIXED_S = 1e-5, 4e-5, 0.006, 0.002
+"""Per byte of layers, per byte of layers for 64 tokens, for the output layer, for one more stage."""
 
 
-def test_noise_that_turns_the_slope_over_gives_a_pessimistic_speed_never_a_negative_one() -> None:
-    speed = speed_from(prefill(0.03), decode(0.07), prefill(0.02), decode(0.06), 400, SHALLOW, LINK)
-    assert speed.decode_bytes_per_s == pytest.approx(400 / 0.06)
-    assert speed.prefill_bytes_per_s == pytest.approx(400 / 0.02)
-    assert speed.fixed_s >= 0
+def natively(one: Slice) -> dict[int, Timed]:
+    """The last block's feed-forward takes as long as decoding, whatever the number of tokens."""
+    last_s = LAYER * (LAST_BLOCK_PREFILL * PREFILL_S + (1 - LAST_BLOCK_PREFILL) * DECODE_S)
+    return {
+        1: Timed(one.layers * LAYER * DECODE_S + OUTPUT_S, 0.01),
+        64: Timed((one.layers - 1) * LAYER * PREFILL_S + last_s + OUTPUT_S, 0.5),
+    }
+
+
+def through_rpc(one: Slice) -> dict[int, Timed]:
+    def link_s(tokens: int) -> float:
+        return LINK.round_trip_s + HIDDEN * tokens / LINK.up_bytes_per_s + LOGITS / LINK.down_bytes_per_s
+
+    return {
+        tokens: Timed(timed.seconds + FIXED_S + link_s(tokens), timed.spread) for tokens, timed in natively(one).items()
+    }
+
+
+def test_of_the_last_block_of_a_prompt_the_feed_forward_costs_what_decoding_costs() -> None:
+    shallow, deep = natively(SLICES.shallow), natively(SLICES.deep)
+    part = last_block(shallow, deep, 64)
+    assert part == pytest.approx(LAST_BLOCK_PREFILL + (1 - LAST_BLOCK_PREFILL) * DECODE_S / PREFILL_S)
+    assert last_block(shallow, deep, 1) == 1.0
+    assert SLICES.shallow.pass_bytes(0.25) == LAYER + LAYER // 4
+    assert SLICES.shallow.pass_bytes() == 2 * LAYER
+
+
+def test_the_last_block_of_timings_that_are_noise_counts_as_in_long_prompts() -> None:
+    falling = {1: Timed(0.02, 0.0), 64: Timed(0.02, 0.0)}, {1: Timed(0.01, 0.0), 64: Timed(0.05, 0.0)}
+    assert last_block(*falling, 64) == LAST_BLOCK_PREFILL
+
+
+def test_natively_the_line_through_both_depths_is_found_and_the_rest_is_the_output_layer() -> None:
+    speed = native_speed(SLICES, natively(SLICES.shallow), natively(SLICES.deep))
+    assert speed.output_s == pytest.approx(OUTPUT_S)
+    assert layers_seconds(speed, 16 * LAYER, 1) == pytest.approx(16 * LAYER * DECODE_S)
+    assert layers_seconds(speed, 16 * LAYER, 64) == pytest.approx(16 * LAYER * PREFILL_S)
+    assert (speed.spread, speed.source, speed.output_bytes) == (0.01, "slice", OUTPUT)
+
+
+def test_through_rpc_link_fixed_cost_and_output_layer_are_told_apart() -> None:
+    """The head computes the output layer in 5 ms, the worker in 6; the link carries logits or hidden states."""
+    head = replace(native_speed(SLICES, natively(SLICES.shallow), natively(SLICES.deep)), output_s=0.005)
+    on_head_s = 2 * LAYER * DECODE_S + 0.005 + FIXED_S + LINK.round_trip_s + 2 * HIDDEN / 1e5
+    shallow, deep = through_rpc(SLICES.shallow), through_rpc(SLICES.deep)
+    speed = rpc_speed(SLICES, shallow, deep, Timed(on_head_s, 0.0), head, LINK)
+    assert speed.output_s == pytest.approx(OUTPUT_S)
+    assert speed.passes[0].fixed_s == pytest.approx(FIXED_S)
+    assert layers_seconds(speed, 16 * LAYER, 1) == pytest.approx(16 * LAYER * DECODE_S + FIXED_S)
+    assert layers_seconds(speed, 16 * LAYER, 64) == pytest.approx(16 * LAYER * PREFILL_S + FIXED_S)
+
+
+@pytest.mark.parametrize("deep_s", [0.001, 0.02, 0.0261])
+def test_noise_that_turns_the_line_over_never_gives_a_negative_or_falling_time(deep_s: float) -> None:
+    shallow = {1: Timed(0.026, 0.0), 64: Timed(0.03, 0.0)}
+    deep = {1: Timed(deep_s, 0.0), 64: Timed(0.02, 0.0)}
+    speed = native_speed(SLICES, shallow, deep)
+    for one in speed.passes:
+        times = [layers_seconds(speed, count * LAYER, one.tokens) for count in range(1, 40)]
+        assert times[0] > 0
+        assert times == sorted(times)
+    assert speed.output_s > 0
+
+
+def test_passes_are_decoding_steps_of_all_and_half_of_the_conversations_and_prompts() -> None:
+    assert passes_for(1) == (1, 64, 256)
+    assert passes_for(8) == (1, 4, 8, 64, 256)
+    assert passes_for(2) == (1, 2, 64, 256)
 
 
 def test_a_kept_speed_comes_back_equal_and_a_damaged_one_counts_as_none(tmp_path: Path) -> None:
-    speed = Speed(1e9, 2e9, 0.001, 0.05)
+    speed = native_speed(SLICES, natively(SLICES.shallow), natively(SLICES.deep))
     assert kept_speed(tmp_path, "key") is None
     keep_speed(tmp_path, "key", speed)
     assert kept_speed(tmp_path, "key") == speed
     (tmp_path / "key.json").write_text("{")
     assert kept_speed(tmp_path, "key") is None
+    assert Speed().measured is False

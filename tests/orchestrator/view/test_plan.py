@@ -1,147 +1,153 @@
-"""The whole text of a plan, and its JSON."""
+"""The whole picture of a plan and what stands beside it, as a terminal of 80 columns shows it."""
 
-import json
+from dataclasses import replace
 
-from orchestrator.plan.choose import make_plan
-from orchestrator.survey.values import Link
-from orchestrator.view.plan import plan_json, plan_view
-from tests.orchestrator.plan.examples import LOOPBACK, make_device, make_memory, make_survey
+from rich.console import RenderableType
+
+from orchestrator.plan.values import Ranking
+from orchestrator.view.plan import plan_view
+from orchestrator.view.ranking import ranking_view
+from tests.orchestrator.view.plans import LAYERS, RANKING, SURVEY, TENSOR, plan, share, single
 from tests.orchestrator.view.rendering import rendered
-from workers.budget import MIB
 
-FAR = Link("tunnel", round_trip_s=0.0031, up_bytes_per_s=12 * MIB, down_bytes_per_s=12 * MIB)
-EXACT_LINK = Link("tunnel", round_trip_s=2**-12, up_bytes_per_s=2.0**26, down_bytes_per_s=2.0**26)
-"""With hidden states of 8192 bytes a stage costs 2^-11 s: exact in binary."""
+RANKED = """\
+llama.gguf: layers over 3 devices, 4 conversations of 4096 tokens
 
-SURVEY = make_survey(
-    [
-        make_device("desk/cpu", 700, link=LOOPBACK),
-        make_device("nuc/cpu", 800, gib_per_s=6),
-        make_device("[pi]/cpu", 900, gib_per_s=1, link=FAR),
-    ],
-    local=["desk"],
-)
+ device              model             layers       MiB of budget  ms/tok
+ ────────────────────────────────────────────────────────────────────────
+ desk/cpu            ██████░░░░░░░░░░  0-3, native     499 of 800    40.0
+ nuc/cpu             ░░░░░░████████░░  4-8             614 of 800    50.0
+ [pi]/cpu            ░░░░░░░░░░░░░░██  9               166 of 800    10.0
+ head on controller                    in, out       186 of 49152    10.0
 
-LAYERS = """\
-llama.gguf: layers over 2 devices, 1 conversation of 4096 tokens
-predicted: decode 7.12 tok/s (140 ms per token), prefill 83.1 tok/s
+goal         latency
+decode       8.00 tok/s, 125 ms per token (predicted)
+prefill      128 tok/s in micro-batches of 64
+first token  after 8.1 s for a prompt of 1024 tokens
+aggregate    16.0 tok/s in 4 conversations at once
+memory       weights 1000 MiB, KV 100 MiB, buffers 120 MiB, in heads 170 MiB
+network      2 hops and 2 synchronisations per token; 16.0 KiB up, 16.0 KiB down
+link         nuc/cpu: tunnel, 250 µs, up 110 MiB/s, down 110 MiB/s
+link         [pi]/cpu: wireless tunnel, 3.10 ms, up 12.0 MiB/s, down 12.0 MiB/s
 
- device (MiB)       layers   weights    KV  compute  needs  budget  ms/tok  time
- ───────────────────────────────────────────────────────────────────────────────
- desk/cpu           0-4          500  50.0     40.0    614     700    48.8   35%
- nuc/cpu            5-9          500  50.0     40.0    614     800    81.8   58%
- head (controller)  in, out      150     -     20.0    186   49152    9.77    7%
+ runners-up                      decode  prefill  first token  aggregate  worse
+ ──────────────────────────────────────────────────────────────────────────────
+ tensor desk/cpu 3, [pi]/cpu 1     6.67     64.0       16.1 s       8.00   +20%
+ single nuc/cpu                    5.00      256        4.2 s       10.0   +60%
+ single nuc/cpu + single           8.00      256        4.1 s       24.0  equal
+ [pi]/cpu
 
-· no single device holds the whole model: it needs 1.3 GiB, the largest budget is 900 MiB ([pi]/cpu)
-· output layer on the head: 140 ms per token, on the last device 147 ms; 195 KiB of logits per token
-  stay off the link
-· the head is taken to be as fast as desk/cpu through RPC
-· [pi]/cpu left out: with 1 of 10 layers it would compute 81.4 ms per token slower than others, and
-  costs 4.40 ms as one more stage (round trip 3.10 ms)
+decode, prefill and aggregate in tokens/s; worse: time per token
+
+· hub/cpu left out: its link costs 3.1 ms
+· no single device holds the whole model
+· desk/cpu computes natively
 """
 
-SINGLE = """\
-llama.gguf: single on pc/cuda0, 1 conversation of 4096 tokens
-predicted: decode 9.31 tok/s (107 ms per token), prefill 110 tok/s
+TENSOR_TEXT = """\
+llama.gguf: tensor over 2 devices, 4 conversations of 4096 tokens
 
- device (MiB)  layers    weights   KV  compute  needs  budget  ms/tok  time
- ──────────────────────────────────────────────────────────────────────────
- pc/cuda0      0-9, out     1100  100     60.0   1310    2000     107  100%
- head (pc)     in           50.0    -     20.0   86.0   49152    0.00    0%
+ device              model             part          MiB of budget  ms/tok
+ ─────────────────────────────────────────────────────────────────────────
+ desk/cpu            ████████████░░░░  3 of 4 (75%)    1186 of 800     100
+ [pi]/cpu            ░░░░░░░░░░░░████  1 of 4 (25%)    1186 of 800     100
+ head on controller                    in            86.0 of 49152    0.00
 
-· pc/cuda0 holds the whole model: 107 ms per token, the best split 108 ms
-· predicted from pc/cuda0's speed through RPC; run natively it is usually as fast or faster
-· pc/cpu left out: alone it would need 1.3 GiB, its budget is 900 MiB
+goal         latency
+decode       6.67 tok/s, 150 ms per token (predicted, corrected by earlier runs)
+prefill      64.0 tok/s in micro-batches of 256
+first token  after 16.1 s for a prompt of 1024 tokens
+aggregate    8.00 tok/s in 4 conversations at once
+memory       weights 2.0 GiB, KV 200 MiB, buffers 80.0 MiB, in heads 70.0 MiB
+network      1 hop and 40 synchronisations per token; 5.0 MiB up, 391 KiB down
+link         [pi]/cpu: wireless tunnel, 3.10 ms, up 12.0 MiB/s, down 12.0 MiB/s
+
+· no single device holds the whole model
+"""
+
+REPLICAS = """\
+llama.gguf: replicas, 2 heads for 4 conversations of 4096 tokens
+head 1: single on nuc/cpu, 2 conversations, 8.00 tok/s each, 16.0 tok/s together
+
+ device    model             layers    MiB of budget  ms/tok
+ ───────────────────────────────────────────────────────────
+ nuc/cpu   ████████████████  0-9, out    1186 of 800     100
+
+head 2: single on [pi]/cpu, 2 conversations, 4.00 tok/s each, 8.00 tok/s
+together
+
+ device    model             layers    MiB of budget  ms/tok
+ ───────────────────────────────────────────────────────────
+ [pi]/cpu  ████████████████  0-9, out    1186 of 800     100
+
+goal         latency
+decode       8.00 tok/s, 125 ms per token (measured when it ran)
+prefill      256 tok/s in micro-batches of 512
+first token  after 4.1 s for a prompt of 1024 tokens
+aggregate    24.0 tok/s in 4 conversations at once
+memory       weights 2.0 GiB, KV 200 MiB, buffers 80.0 MiB
+link         nuc/cpu: tunnel, 250 µs, up 110 MiB/s, down 110 MiB/s
+link         [pi]/cpu: wireless tunnel, 3.10 ms, up 12.0 MiB/s, down 12.0 MiB/s
+
+· no single device holds the whole model
 """
 
 
-def test_a_split_shows_every_share_the_head_and_why_and_keeps_names_in_brackets() -> None:
-    assert rendered(plan_view(make_plan(SURVEY, make_memory(), goal="latency"), SURVEY)) == LAYERS
+def narrow(view: RenderableType) -> str:
+    """As `rendered`, at the width of a terminal that nobody has made larger."""
+    return rendered(view, width=80)
 
 
-def test_a_single_device_shows_itself_and_what_its_head_needs_of_main_memory() -> None:
-    survey = make_survey([make_device("pc/cuda0", 2000, kind="cuda"), make_device("pc/cpu", 900)])
-    assert rendered(plan_view(make_plan(survey, make_memory(), goal="latency"), survey)) == SINGLE
+def test_a_ranking_shows_the_chosen_plan_then_the_others_then_why_and_keeps_names_in_brackets() -> None:
+    assert narrow(ranking_view(RANKING, SURVEY)) == RANKED
 
 
-def test_the_json_has_every_number_with_its_unit_in_the_key() -> None:
-    survey = make_survey(
-        [
-            make_device("a/cpu", 700, gib_per_s=8, link=EXACT_LINK),
-            make_device("b/cpu", 750, gib_per_s=4, link=EXACT_LINK),
-            make_device("c/cpu", 90, gib_per_s=2, link=EXACT_LINK),
-        ],
-        local=["c"],
-    )
-    plan = make_plan(survey, make_memory(output_mib=64, logits_bytes=8192), goal="latency")
-    a_s, b_s = 500 / 8192 + 2**-11, 564 / 4096 + 2**-11
-    assert json.loads(plan_json(plan, survey)) == {
-        "survey": {
-            "cluster": "demo",
-            "taken_at": "2026-11-22T18:00:00Z",
-            "engine": "cpu-linux-x86_64-1a2b3c4d5e6f",
-        },
-        "mode": "layers",
-        "model": "llama.gguf",
-        "context": 4096,
-        "parallel": 1,
-        "micro_batch": 512,
-        "tensor_split": [5, 6],
-        "shares": [
-            {
-                "device": "a/cpu",
-                "first_layer": 0,
-                "layers": 5,
-                "output": False,
-                "weights_bytes": 500 * MIB,
-                "kv_bytes": 50 * MIB,
-                "compute_bytes": 40 * MIB,
-                "total_bytes": 590 * MIB,
-                "margin_bytes": 24746394,
-                "budget_bytes": 700 * MIB,
-                "time_s": a_s,
-                "time_share": a_s / (a_s + b_s),
-            },
-            {
-                "device": "b/cpu",
-                "first_layer": 5,
-                "layers": 5,
-                "output": True,
-                "weights_bytes": 564 * MIB,
-                "kv_bytes": 50 * MIB,
-                "compute_bytes": 60 * MIB,
-                "total_bytes": 674 * MIB,
-                "margin_bytes": 28269609,
-                "budget_bytes": 750 * MIB,
-                "time_s": b_s,
-                "time_share": b_s / (a_s + b_s),
-            },
-        ],
-        "head": {
-            "host": "",
-            "output": False,
-            "weights_bytes": 50 * MIB,
-            "compute_bytes": 20 * MIB,
-            "total_bytes": 70 * MIB,
-            "time_s": 0.0,
-            "time_share": 0.0,
-        },
-        "prediction": {
-            "token_s": a_s + b_s,
-            "decode_tokens_per_s": 1 / (a_s + b_s),
-            "prefill_token_s": plan.prefill_token_s,
-            "prefill_tokens_per_s": 1 / plan.prefill_token_s,
-        },
-        "reasons": list(plan.reasons),
-        "left_out": [
-            {
-                "device": "c/cpu",
-                "reason": "budget 90.0 MiB holds no layer: the smallest needs 166 MiB with its buffers and margin",
-            }
-        ],
-    }
+def test_in_mode_tensor_a_bar_is_the_part_of_every_layer() -> None:
+    assert narrow(plan_view(RANKING.plans[1], SURVEY)) == TENSOR_TEXT
 
 
-def test_a_single_plan_has_no_tensor_split() -> None:
-    survey = make_survey([make_device("a/cpu", 2000)])
-    assert json.loads(plan_json(make_plan(survey, make_memory(), goal="latency"), survey))["tensor_split"] is None
+def test_replicas_show_each_head_with_its_own_picture() -> None:
+    assert narrow(plan_view(RANKING.plans[3], SURVEY)) == REPLICAS
+
+
+def test_even_long_names_and_sixteen_devices_fit_80_columns() -> None:
+    shares = tuple(share(f"machine-number-{k:02}-of-the-lab/cpu", 10 * k, 10, native=k == 0) for k in range(16))
+    wide = plan(replace(LAYERS, shares=shares))
+    lines = narrow(ranking_view(Ranking((wide, plan(replace(TENSOR, shares=shares)))), SURVEY)).splitlines()
+    assert max(len(line) for line in lines) <= 80
+    text = "".join(lines)
+    assert all(size in text for size in ("0-9, native", "150-159", "of 800"))
+
+
+def test_every_device_has_at_least_one_cell_of_the_bar() -> None:
+    shares = (share("a/cpu", 0, 99), share("b/cpu", 99, 1))
+    shown = narrow(plan_view(plan(replace(LAYERS, shares=shares)), SURVEY))
+    assert "███████████████" + "█" in shown
+    assert "░" * 15 + "█" in shown
+
+
+def test_runners_up_beyond_the_first_six_are_counted() -> None:
+    plans = tuple(plan(single("nuc/cpu", 4, 0.1 * k)) for k in range(1, 10))
+    shown = narrow(ranking_view(Ranking(plans), SURVEY))
+    assert "2 more plans in --json" in shown
+    assert "+600%" in shown
+    assert "+700%" not in shown
+
+
+def test_plans_of_the_same_mode_and_devices_are_told_apart_by_what_differs() -> None:
+    other = plan(replace(LAYERS, output_on_head=False, micro_batch=256, token_s=0.1251))
+    shown = " ".join(narrow(ranking_view(Ranking((plan(LAYERS), other)), SURVEY)).split())
+    assert "output on the" in shown
+    assert "micro-batch" in shown
+    assert "equal" in shown
+
+
+def test_for_throughput_the_others_are_worse_by_their_aggregate() -> None:
+    plans = (plan(LAYERS, goal="throughput"), plan(TENSOR, goal="throughput"))
+    shown = narrow(ranking_view(Ranking(plans), SURVEY))
+    assert "-50%" in shown
+    assert "worse: aggregate" in shown
+
+
+def test_a_lone_plan_has_no_runners_up() -> None:
+    assert "runners-up" not in narrow(ranking_view(Ranking((plan(LAYERS),)), SURVEY))

@@ -22,17 +22,19 @@ engine cpu-linux-x86_64-1a2b3c4d5e6f; controller desk: Debian GNU/Linux 12 (book
 64.0 GiB available
 
  device                          budget             link             speed
- ──────────────────────────────────────────────────────────────────────────────────────
- desk/cpu, this machine          700 MiB            loopback 10 µs   decode 10.0 GiB/s
- AMD Ryzen 7 5800X               free 1.4 GiB       up 1.7 GiB/s     prefill 100 GiB/s
- 8 threads                       cap 700 MiB (50%)  down 1.7 GiB/s   spread 2%
- nuc/cpu                         6.4 GiB            tunnel 250 µs    decode 6.0 GiB/s
- AMD Ryzen 7 5800X               free 8.0 GiB       up 110 MiB/s     prefill 60.0 GiB/s
- 8 threads                       cap 6.4 GiB (80%)  down 110 MiB/s   spread 2%
-                                 less 32.0 MiB
- [pi]/vulkan0                    900 MiB            tunnel 3.10 ms   decode 10.0 GiB/s
- V3D 4.2 [unified memory]        free 1.8 GiB       up 12.0 MiB/s    prefill 100 GiB/s
-                                 cap 900 MiB (50%)  down 12.0 MiB/s  spread 2%
+ ─────────────────────────────────────────────────────────────────────────────────────────────────
+ desk/cpu, this machine          700 MiB            loopback 10 µs   RPC 25.0 ms a layer
+ AMD Ryzen 7 5800X               free 1.4 GiB       up 1.7 GiB/s     in prompts 2.50 ms, spread 2%
+ 8 threads                       cap 700 MiB (50%)  down 1.7 GiB/s   native 25.0 ms a layer
+                                                                     in prompts 2.50 ms, spread 2%
+ nuc/cpu                         6.4 GiB            tunnel 250 µs    RPC 41.7 ms a layer
+ AMD Ryzen 7 5800X               free 8.0 GiB       up 110 MiB/s     in prompts 4.17 ms, spread 2%
+ 8 threads                       cap 6.4 GiB (80%)  down 110 MiB/s   native 41.7 ms a layer
+                                 less 32.0 MiB                       in prompts 4.17 ms, spread 2%
+ [pi]/vulkan0                    900 MiB            tunnel 3.10 ms   RPC 25.0 ms a layer
+ V3D 4.2 [unified memory]        free 1.8 GiB       up 12.0 MiB/s    in prompts 2.50 ms, spread 2%
+                                 cap 900 MiB (50%)  down 12.0 MiB/s  native 25.0 ms a layer
+                                                                     in prompts 2.50 ms, spread 2%
  bare                            48.0 GiB free
  Debian GNU/Linux 12 (bookworm)
  no device

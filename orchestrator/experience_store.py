@@ -1,0 +1,121 @@
+"""Measurements of groups as they are kept: a file per model (by its tensors' shapes) and engine, under the cache.
+
+A measurement is of machines, so each is kept with what they were: only those whose machines are the same now are
+loaded. The newest are kept; a file that cannot be read counts as empty, since everything in it can be measured again.
+Two programs that measure the same model at the same moment may lose one measurement, never the file.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from orchestrator.folders import Folders
+from orchestrator.inventory import Inventory
+from orchestrator.plan.experience import Experience, Measured, Record, record_of
+from orchestrator.plan.values import Group
+from orchestrator.state import write_private
+from orchestrator.survey.values import Device, HostSurvey, Survey
+from quant.model import Model
+from quant.slice import shape_digest
+
+MOST_RECORDS = 300
+MOST_OF_ONE_GROUP = 5
+_FORMAT = "1"
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What measurements are of: a model, an engine, and the machine behind each device's name ("": the controller)."""
+
+    shape: str
+    engine_id: str
+    machines: Mapping[str, str]
+
+    def of(self, group: Group) -> tuple[str, ...]:
+        """The machines that a group runs on: its devices' in order, and that of its head."""
+        devices = tuple(self.machines[share.device] for share in group.shares)
+        return devices if group.head else (*devices, self.machines[""])
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A record, and its machines as `Circumstances.of` gives them."""
+
+    record: Record
+    machines: tuple[str, ...]
+
+
+_FILE = TypeAdapter(tuple[_Kept, ...])
+
+
+def circumstances_of(model: Model, engine_id: str, survey: Survey, inventory: Inventory) -> Circumstances:
+    """`survey` with the threads that will really be used: a measurement with others is another one."""
+    run_with = {host.name: host.run_with for host in inventory.hosts}
+    machines = {
+        device.name: _digest(host.facts.hostname, *_machine(host, device), *run_with.get(host.name, ()))
+        for host in survey.hosts
+        for device in host.devices
+    }
+    facts = survey.controller
+    machines[""] = _digest(facts.hostname, facts.cpu_name, str(facts.cores_logical), str(facts.cpu_quota))
+    return Circumstances(shape_digest(model), engine_id, machines)
+
+
+def load_experience(folders: Folders, circumstances: Circumstances) -> Experience:
+    """What was measured in these circumstances, oldest first."""
+    kept = _read(_path(folders, circumstances))
+    return Experience(tuple(one.record for one in kept if _is_of(one, circumstances)))
+
+
+def remember(
+    folders: Folders, circumstances: Circumstances, group: Group, measured: Measured, experience: Experience
+) -> None:
+    """Keep a measurement. `experience` is what `group` was corrected by, to keep its prediction uncorrected."""
+    path = _path(folders, circumstances)
+    record = record_of(experience.uncorrected(group), measured)
+    kept = (*_read(path), _Kept(record, circumstances.of(group)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_private(path, _FILE.dump_json(_newest(kept), indent=2).decode())
+
+
+def _path(folders: Folders, circumstances: Circumstances) -> Path:
+    name = _digest(_FORMAT, circumstances.shape, circumstances.engine_id)
+    return folders.cache / "experience" / f"{name}.json"
+
+
+def _read(path: Path) -> tuple[_Kept, ...]:
+    try:
+        return _FILE.validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return ()
+
+
+def _is_of(one: _Kept, circumstances: Circumstances) -> bool:
+    now = tuple(circumstances.machines.get(device, "") for device in one.record.devices)
+    return one.machines in (now, (*now, circumstances.machines[""]))
+
+
+def _newest(kept: Iterable[_Kept]) -> tuple[_Kept, ...]:
+    """At most `MOST_RECORDS`, and of the same group on the same machines at most `MOST_OF_ONE_GROUP`."""
+    seen = Counter[tuple[str, tuple[str, ...]]]()
+    newest_first = []
+    for one in reversed(tuple(kept)):
+        group = (one.record.key, one.machines)
+        seen[group] += 1
+        if seen[group] <= MOST_OF_ONE_GROUP:
+            newest_first.append(one)
+    return tuple(reversed(newest_first[:MOST_RECORDS]))
+
+
+def _machine(host: HostSurvey, device: Device) -> tuple[str, ...]:
+    facts = host.facts
+    cores = (facts.cpu_name, str(facts.cores_logical), str(facts.cpu_quota))
+    return (*cores, device.kind, device.description, str(device.threads), device.link.kind)
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]

@@ -1,0 +1,178 @@
+"""Measure groups by the engine's own programs: one conversation by `llama-bench`, several by `llama-batched-bench`.
+
+Every program is a load of the model, and every load gets fresh workers, as in `cluster`.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orchestrator.cluster import start_workers
+from orchestrator.errors import EngineError
+from orchestrator.fanout import all_or_raise, each_host
+from orchestrator.group_commands import HeadPlace, head_place, placement_of, worker_devices
+from orchestrator.head_checks import prompt_scale
+from orchestrator.hosts import OpenHosts
+from orchestrator.leash import run_leashed
+from orchestrator.model_copies import model_on_host
+from orchestrator.plan.values import Group
+from orchestrator.prepare import Prepared
+from orchestrator.processes import BENCH_LOGS, Started, Worker, log_path
+from orchestrator.report import Report
+from workers.batched_output import read_batched
+from workers.bench_output import BenchRow, read_bench
+from workers.engine_commands import ENVIRONMENT, Placement, batched_bench_command, bench_command
+
+DEADLINE_S = 1800.0
+SHORT_PROMPT = 16
+"""Tokens that each of several conversations begins with: what is measured is how they go on."""
+
+
+@dataclass(frozen=True)
+class BenchSize:
+    """Tokens of prefill and decode, and how often each is repeated."""
+
+    prompt: int
+    generate: int
+    repetitions: int
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Tokens per second: the median of the repetitions, the slowest and the fastest."""
+
+    median: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Of one plan or device: a prompt, one conversation, and all conversations at once (None: there is only one)."""
+
+    prefill: Rate
+    decode: Rate
+    aggregate: Rate | None
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """The same in tokens per second, as planned; `prefill` for a prompt of the bench's length."""
+
+    prefill: float
+    decode: float
+    aggregate: float
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What measuring needs; `started` is empty between two programs, and stopped by the caller when one fails."""
+
+    prepared: Prepared
+    hosts: OpenHosts
+    size: BenchSize
+    started: Started
+    report: Report
+
+
+async def measure_groups(bench: Bench, groups: Sequence[Group]) -> Rates:
+    """One conversation and prompt on the fastest group; all conversations on all groups at the same time."""
+    fastest = min(groups, key=lambda group: group.token_s)
+    prefill, decode = await _one_conversation(bench, fastest)
+    several = sum(group.parallel for group in groups) > 1
+    return Rates(_rate(prefill), _rate(decode), await _all_conversations(bench, groups) if several else None)
+
+
+def predicted_of(groups: Sequence[Group], prompt: int) -> Predicted:
+    """What the plan of these groups promises for what `measure_groups` measures."""
+    fastest = min(groups, key=lambda group: group.token_s)
+    tokens = bench_prompt(fastest, prompt)
+    return Predicted(
+        prefill=tokens * prompt_scale(fastest, tokens) / fastest.prefill_s,
+        decode=fastest.decode_tokens_per_s,
+        aggregate=sum(group.aggregate_tokens_per_s for group in groups),
+    )
+
+
+def bench_prompt(group: Group, prompt: int) -> int:
+    """No longer than what was predicted and what a conversation may hold."""
+    return min(prompt, group.prompt_tokens)
+
+
+async def _one_conversation(bench: Bench, group: Group) -> tuple[BenchRow, BenchRow]:
+    """The prefill and the decode."""
+    place = head_place(bench.prepared, bench.hosts, group)
+    workers = await start_workers(bench.prepared, [group], bench.hosts, bench.started, logs=BENCH_LOGS)
+    words = bench_command(
+        f"{place.engine}/llama-bench",
+        models=[await model_on_host(bench.prepared.model, place.host, bench.report)],
+        prompt=bench_prompt(group, bench.size.prompt),
+        generate=bench.size.generate,
+        repetitions=bench.size.repetitions,
+        threads=place.threads,
+        micro_batch=group.micro_batch,
+        placement=_placement(bench, group, workers),
+    )
+    rows = read_bench(await _run(bench, place, words, "bench"))
+    await bench.started.stop()
+    return rows
+
+
+async def _all_conversations(bench: Bench, groups: Sequence[Group]) -> Rate:
+    """The sum over the groups, repetition by repetition."""
+    workers = await start_workers(bench.prepared, groups, bench.hosts, bench.started, logs=BENCH_LOGS)
+    answers = await each_host(
+        {str(number): _conversations(bench, group, workers, number) for number, group in enumerate(groups, 1)},
+        limit=len(groups),
+    )
+    rates = [sum(parts) for parts in zip(*all_or_raise(answers).values(), strict=True)]
+    await bench.started.stop()
+    return Rate(statistics.median(rates), min(rates), max(rates))
+
+
+async def _conversations(bench: Bench, group: Group, workers: dict[str, Worker], number: int) -> list[float]:
+    """Tokens per second of all conversations of one group, for every repetition."""
+    place = head_place(bench.prepared, bench.hosts, group, f"batched{number}")
+    words = batched_bench_command(
+        f"{place.engine}/llama-batched-bench",
+        model=await model_on_host(bench.prepared.model, place.host, bench.report),
+        prompt=SHORT_PROMPT,
+        generate=bench.size.generate,
+        conversations=group.parallel,
+        repetitions=bench.size.repetitions,
+        threads=place.threads,
+        micro_batch=group.micro_batch,
+        placement=_placement(bench, group, workers),
+    )
+    return [row.aggregate_tokens_per_s for row in read_batched(await _run(bench, place, words, place.name))]
+
+
+def _placement(bench: Bench, group: Group, workers: dict[str, Worker]) -> Placement | None:
+    endpoints = [workers[device.name].endpoint for device in worker_devices(bench.prepared, group)]
+    return placement_of(bench.prepared, group, endpoints)
+
+
+async def _run(bench: Bench, place: HeadPlace, words: tuple[str, ...], log: str) -> bytes:
+    """The program's stdout; EngineError with the end of what it wrote when it fails."""
+    program = words[0].rpartition("/")[2]
+    done = await run_leashed(
+        place.host.shell,
+        place.host.agent,
+        words,
+        log=log_path(place.host, f"{bench.prepared.inventory.cluster}{BENCH_LOGS}", f"{log}-0"),
+        environment={**ENVIRONMENT, "LC_ALL": "C"},
+        name=program,
+        deadline_s=DEADLINE_S,
+    )
+    if done.status != 0:
+        raise EngineError(
+            f"{place.host.name}: {program} ended with status {done.status}",
+            hint="not enough memory is the usual reason; lower `context` or `memory` in inventory.yaml",
+            details=done.stderr.decode(errors="replace")[-2000:],
+        )
+    return done.stdout
+
+
+def _rate(row: BenchRow) -> Rate:
+    rates = row.tokens_per_s
+    return Rate(statistics.median(rates), min(rates), max(rates))

@@ -1,0 +1,36 @@
+"""The model on a host of its own head: copied there once, whole or not at all."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from orchestrator.hosts import OpenHost
+from orchestrator.report import Report
+from quant.model import Model
+
+
+async def model_on_host(model: Model, host: OpenHost, report: Report) -> str:
+    """The path of the model on that host; all its shards are put there first when it is not the controller."""
+    if host.is_local:
+        return str(model.path)
+    folder = remote_model_folder(host.shell.root, model.shards)
+    for shard in model.shards:
+        target = f"{folder}/{shard.name}"
+        seen = await host.shell.run(("test", "-f", target), deadline_s=30, check=False)
+        if seen.status != 0:
+            await host.shell.put(shard, target, progress=report.bytes_of(f"{host.name}: {shard.name}"))
+    return remote_model(model, host.shell.root)
+
+
+def remote_model(model: Model, root: str) -> str:
+    """Where the model lies on a host whose folder for our files is `root`, once it has been put there."""
+    return f"{remote_model_folder(root, model.shards)}/{model.path.name}"
+
+
+def remote_model_folder(root: str, shards: Iterable[Path]) -> str:
+    """A folder for exactly these files: another size or time of change leads to another one.
+
+    Files appear there whole or not at all, so that one which is there is the right one.
+    """
+    facts = [f"{shard.name} {shard.stat().st_size} {shard.stat().st_mtime_ns}" for shard in shards]
+    return f"{root}/models/{hashlib.sha256(chr(10).join(facts).encode()).hexdigest()[:12]}"

@@ -1,0 +1,141 @@
+"""What groups really took when they ran before, and what that says of the predictions for others.
+
+Pure. A group that has run keeps its own figures; of others, those of the same mode on the same devices, or on some of
+them, are taken to be off by as much as those that ran. Predictions in records are always the uncorrected ones:
+otherwise a correction would be learnt away by the next measurement.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from orchestrator.plan.values import Group, GroupMode, group_key
+
+LEAST_RATIO, MOST_RATIO = 0.5, 2.0
+"""No prediction of a group that has not run itself is changed by more: that would be another machine, not an error."""
+
+SAME_WITHIN = 1.25
+"""A measurement stands for itself as long as its group is predicted within this factor of what it was then: a link
+or a processor that has changed by more makes it a measurement of something else."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds as in `Group`: per token of one conversation, per step of all of them, for its whole prompt."""
+
+    token_s: float
+    step_s: float
+    prefill_s: float
+
+    def by(self, other: "Measured") -> "Measured":
+        """Each figure divided by the other's."""
+        return Measured(self.token_s / other.token_s, self.step_s / other.step_s, self.prefill_s / other.prefill_s)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measurement of one group: `key` is its `group_key`, `prompt_tokens` those that `prefill_s` is for."""
+
+    key: str
+    mode: GroupMode
+    devices: tuple[str, ...]
+    prompt_tokens: int
+    predicted: Measured
+    measured: Measured
+
+    @property
+    def ratio(self) -> Measured:
+        """By how much the prediction was off; above 1 it was too fast."""
+        return self.measured.by(self.predicted)
+
+
+@dataclass(frozen=True)
+class Experience:
+    """All that is known of these devices with this model, oldest first."""
+
+    records: tuple[Record, ...] = ()
+
+    def correct(self, group: Group) -> Group:
+        """The group as it is to be expected; one that has been corrected already is left as it is."""
+        if group.known != "predicted":
+            return group
+        predicted = predicted_of(group)
+        own = [record for record in self._of(group) if _like(record.predicted, predicted)]
+        if own:
+            measured = _median([record.measured for record in own])
+            return replace(_scaled(group, measured.by(predicted)), known="measured")
+        ratio = self._ratio(group)
+        return group if ratio is None else replace(_scaled(group, ratio), known="corrected")
+
+    def uncorrected(self, group: Group) -> Group:
+        """The prediction behind what `correct` gave; of a measured group, that of its newest record."""
+        if group.known == "predicted":
+            return group
+        shown, ratio = predicted_of(group), self._ratio(group)
+        own = self._of(group)
+        if group.known == "measured" and own:
+            ratio = shown.by(own[-1].predicted)
+        assert ratio is not None, "only this experience can have corrected the group"
+        return replace(_scaled(group, Measured(1.0, 1.0, 1.0).by(ratio)), known="predicted")
+
+    def _of(self, group: Group) -> list[Record]:
+        """Measurements of this very group."""
+        key = group_key(group)
+        return [one for one in self.records if (one.key, one.prompt_tokens) == (key, group.prompt_tokens)]
+
+    def _ratio(self, group: Group) -> Measured | None:
+        """How far predictions of this mode were off on the same devices, else on some of them; None: not known."""
+        devices = frozenset(share.device for share in group.shares)
+        like = [record for record in self.records if record.mode == group.mode and devices & set(record.devices)]
+        same = [record for record in like if devices == set(record.devices)]
+        if not like:
+            return None
+        return _limited(_median([record.ratio for record in same or like]))
+
+
+NO_EXPERIENCE = Experience()
+
+
+def record_of(group: Group, measured: Measured) -> Record:
+    """What to keep of a measurement; `group` must be as predicted (`Experience.uncorrected`)."""
+    devices = tuple(share.device for share in group.shares)
+    return Record(group_key(group), group.mode, devices, group.prompt_tokens, predicted_of(group), measured)
+
+
+def predicted_of(group: Group) -> Measured:
+    """The group's own figures."""
+    return Measured(group.token_s, group.step_s, group.prefill_s)
+
+
+def _scaled(group: Group, ratio: Measured) -> Group:
+    """The parts of the time per token are scaled with it, so that they still add up."""
+    return replace(
+        group,
+        shares=tuple(replace(share, time_s=share.time_s * ratio.token_s) for share in group.shares),
+        head_time_s=group.head_time_s * ratio.token_s,
+        token_s=group.token_s * ratio.token_s,
+        step_s=group.step_s * ratio.step_s,
+        prefill_s=group.prefill_s * ratio.prefill_s,
+    )
+
+
+def _median(many: Sequence[Measured]) -> Measured:
+    """Figure by figure."""
+    return Measured(
+        statistics.median(one.token_s for one in many),
+        statistics.median(one.step_s for one in many),
+        statistics.median(one.prefill_s for one in many),
+    )
+
+
+def _limited(ratio: Measured) -> Measured:
+    token, step, prefill = (
+        min(max(one, LEAST_RATIO), MOST_RATIO) for one in (ratio.token_s, ratio.step_s, ratio.prefill_s)
+    )
+    return Measured(token, step, prefill)
+
+
+def _like(then: Measured, now: Measured) -> bool:
+    """Whether two predictions are of the same circumstances."""
+    ratio = now.by(then)
+    return all(1 / SAME_WITHIN <= one <= SAME_WITHIN for one in (ratio.token_s, ratio.step_s, ratio.prefill_s))

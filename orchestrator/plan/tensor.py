@@ -1,0 +1,354 @@
+"""Mode `tensor`: every layer cut across devices that work at the same time. Pure.
+
+Where the survey timed these very devices and parts (`survey.values.TensorTime`) that is the time. Otherwise a formula,
+in seconds per pass of n tokens, d over the devices, each with p_d of all K parts:
+
+    max over d of (p_d of K of its blocks and output layer, timed through RPC)
+    + sum over d of (2 x blocks x (round trip + n hidden states up and down) + graphs up + its part of the logits down)
+
+The head adds up what the devices computed twice per layer, a blocking exchange with each; graphs are sent again in each
+pass, `GRAPH_BYTES` x blocks^2 per device. Both were measured on the pinned engine, over loopback and at 1 Gbit/s.
+A prompt takes one such pass per micro-batch, without overlap. A layer is cut by its KV heads (llama-model.cpp,
+`get_split_granularity`; the feed-forward by 128 rows): K is their number and no device has less than one.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+
+from orchestrator.plan.costs import (
+    Seconds,
+    ShareBytes,
+    head_share_bytes,
+    layers_s,
+    layers_seconds,
+    needed_bytes,
+    output_seconds,
+    pipeline_s,
+    prefill_bytes,
+    transfer_s,
+)
+from orchestrator.plan.pools import Candidate, pool_budgets
+from orchestrator.plan.single import find_singles
+from orchestrator.plan.split import ENGINE_DEVICES, find_splits, head_need_bytes
+from orchestrator.plan.values import Group, ModelMemory, Share, Traffic
+from orchestrator.survey.values import Device, Speed, Survey, TensorTime
+
+SYNCHRONISATIONS = 2
+"""Per layer and device: after attention and after the feed-forward."""
+
+GRAPH_BYTES = 20_000
+"""Of graphs sent again per token and device, for each layer squared: 5.2 MB at 16 layers, 18 to 20 MB at 30."""
+
+EVERY_SET = 6
+"""Up to this many devices every set of them is tried; of more, the fastest, the largest and the nearest."""
+
+MOST_FINALISTS = 3
+
+WORTH_TIMING = 2.0
+"""A group predicted slower than this many times the best of the other modes is not worth timing."""
+
+NOT_EQUAL = "the text need not be byte-equal to that of other modes: sums over devices are added in another order"
+NOT_TIMED = "predicted from each device's own speed and link: these devices were not timed together"
+
+PassSeconds = Callable[[ModelMemory, int, int, int], float]
+"""Seconds of a pass: memory, bytes of weights worked through, tokens, rows of logits."""
+
+
+@dataclass(frozen=True)
+class TensorSet:
+    """Devices, fastest first, and the integers of `--tensor-split`, which add up to the model's KV heads."""
+
+    devices: tuple[str, ...]
+    parts: tuple[int, ...]
+
+
+def find_tensors(survey: Survey, memories: Sequence[ModelMemory], candidates: Sequence[Candidate]) -> tuple[Group, ...]:
+    """The groups worth considering, fastest token first: all that were timed, and the best of each number of devices.
+
+    None when the engine cannot cut this model.
+    """
+    if survey.tensor_refused:
+        return ()
+    groups = [
+        group for members in _device_sets(memories[0], candidates) for group in _groups(survey, memories, members)
+    ]
+    timed = {(one.devices, one.parts) for one in survey.tensor}
+    best = {id(one): one for count in range(2, ENGINE_DEVICES + 1) for one in _best_of(groups, count)}
+    kept = [one for one in groups if id(one) in best or _names_and_parts(one) in timed]
+    return tuple(sorted(kept, key=lambda one: (one.token_s, len(one.shares), _names_and_parts(one))))
+
+
+def finalists(
+    survey: Survey, memories: Sequence[ModelMemory], candidates: Sequence[Candidate]
+) -> tuple[TensorSet, ...]:
+    """The groups, at most `MOST_FINALISTS`, that are worth timing over their real links, by the formula alone.
+
+    Few devices: the two fastest, the three fastest and so on. More: those whose token or step is predicted within
+    `WORTH_TIMING` of the best single device or layer split.
+    """
+    untimed = replace(survey, tensor=())
+    if len(candidates) <= MOST_FINALISTS + 1 and not survey.tensor_refused:
+        prefixes = [candidates[:count] for count in range(2, len(candidates) + 1)]
+        groups = [group for members in prefixes for group in _groups(untimed, memories, members)]
+    else:
+        groups = _worth_timing(untimed, memories, candidates)
+    return tuple(TensorSet(*_names_and_parts(one)) for one in groups)
+
+
+def tensor_group(
+    survey: Survey, memories: Sequence[ModelMemory], members: Sequence[Candidate], parts: Sequence[int]
+) -> Group | None:
+    """These devices with these parts, at the micro-batch that reads a prompt fastest; None where it does not fit."""
+    fitting = [memory for memory in memories if _fits(survey, memory, members, parts)]
+    if not fitting or fitting[0] is not memories[0]:
+        return None
+    timed = _timed(survey, members, parts)
+    pass_s = _by_formula(members, parts) if timed is None else _as_timed(timed)
+    memory = min(fitting, key=lambda one: _prefill_s(one, pass_s))
+    return _group(
+        memory, _pooled(survey, memory, members), parts, pass_s, (NOT_EQUAL,) if timed else (NOT_EQUAL, NOT_TIMED)
+    )
+
+
+def best_parts(paces: Seconds, per_part_s: Sequence[float], most: Sequence[int]) -> tuple[int, ...] | None:
+    """The parts that minimise the slowest device's time plus what each part costs on its link; exact.
+
+    `paces[d, p]` is the time of device d with p parts, not falling with p; their number is that of the columns less one
+    and each device takes 1 to `most[d]` of them. For each time that could be the slowest, parts go where links are
+    cheapest. None when they do not fit.
+    """
+    wanted = paces.shape[1] - 1
+    if sum(most) < wanted or min(most) < 1 or len(most) > wanted:
+        return None
+    best, best_s = None, np.inf
+    cheapest_s = min(per_part_s) * wanted
+    for limit_s in np.unique(paces[:, 1:][paces[:, 1:] >= paces[:, 1].max()]):
+        if limit_s + cheapest_s >= best_s:
+            break
+        allowed = [min(most[d], int(np.searchsorted(row[1:], limit_s, "right"))) for d, row in enumerate(paces)]
+        if sum(allowed) < wanted:
+            continue
+        parts = _hand_out(paces, per_part_s, allowed)
+        total_s = max(paces[d, part] for d, part in enumerate(parts)) + float(np.dot(per_part_s, parts))
+        if total_s < best_s:
+            best, best_s = tuple(parts), total_s
+    return best
+
+
+def part_bytes(memory: ModelMemory, part: int) -> ShareBytes:
+    """What a device with this part takes: of every block and of the output layer, rounded up.
+
+    Its compute buffers are taken as those of a device that makes all logits, which is an upper bound.
+    """
+    weights = sum(memory.layer_weights_bytes) + memory.output_bytes
+    kv, parts = sum(memory.layer_kv_bytes), memory.kv_heads
+    return ShareBytes(-(-weights * part // parts), -(-kv * part // parts), memory.compute_last_bytes)
+
+
+def most_parts(memory: ModelMemory, candidate: Candidate) -> int:
+    """How many parts the budget of this device holds."""
+    every_part = range(1, memory.kv_heads + 1)
+    return bisect_right(
+        every_part, candidate.budget_bytes, key=lambda part: needed_bytes(part_bytes(memory, part).total_bytes)
+    )
+
+
+def _hand_out(paces: Seconds, per_part_s: Sequence[float], allowed: Sequence[int]) -> list[int]:
+    """One part each, and every other one where its link costs least; among those, where it is done first."""
+    parts = [1] * len(allowed)
+    for _ in range(paces.shape[1] - 1 - len(parts)):
+        open_to = [d for d, part in enumerate(parts) if part < allowed[d]]
+        parts[min(open_to, key=lambda d: (per_part_s[d], paces[d, parts[d] + 1], d))] += 1
+    return parts
+
+
+def _device_sets(memory: ModelMemory, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, ...]]:
+    """The sets to try, each fastest first."""
+    most = min(memory.kv_heads, ENGINE_DEVICES, len(candidates))
+    if len(candidates) <= EVERY_SET:
+        for count in range(2, most + 1):
+            yield from combinations(candidates, count)
+        return
+    place = {one.device.name: k for k, one in enumerate(candidates)}
+    orders = (
+        list(candidates),
+        sorted(candidates, key=lambda one: (-one.budget_bytes, place[one.device.name])),
+        sorted(candidates, key=lambda one: (_exchanges_s(memory, one.device, 1), place[one.device.name])),
+    )
+    sets = {frozenset(order[:count]): None for order in orders for count in range(2, most + 1)}
+    for members in sets:
+        yield tuple(sorted(members, key=lambda one: place[one.device.name]))
+
+
+def _groups(survey: Survey, memories: Sequence[ModelMemory], members: Sequence[Candidate]) -> Iterator[Group]:
+    """These devices as they were timed, where that fits, else with the parts that the formula finds best."""
+    names = {one.device.name for one in members}
+    timed = [one for one in survey.tensor if set(one.devices) == names and sum(one.parts) == memories[0].kv_heads]
+    by_name = {one.device.name: one for one in members}
+    found = [tensor_group(survey, memories, [by_name[name] for name in one.devices], one.parts) for one in timed]
+    if not any(found):
+        parts = _choose_parts(survey, memories[0], members)
+        found = [tensor_group(survey, memories, members, parts)] if parts else []
+    yield from (group for group in found if group is not None)
+
+
+def _choose_parts(survey: Survey, memory: ModelMemory, members: Sequence[Candidate]) -> tuple[int, ...] | None:
+    pooled = _pooled(survey, memory, members)
+    if not pooled or len(members) > memory.kv_heads:
+        return None
+    logits_s = [memory.logits_bytes / memory.kv_heads / one.device.link.down_bytes_per_s for one in pooled]
+    paces = np.stack([_paces(memory, one.device.speed) for one in pooled])
+    return best_parts(paces, logits_s, [most_parts(memory, one) for one in pooled])
+
+
+def _paces(memory: ModelMemory, speed: Speed) -> Seconds:
+    """Seconds of a token's computing with 0, 1, ... all parts; what noise makes fall is taken as level."""
+    parts = np.arange(memory.kv_heads + 1)
+    blocks_s = layers_s(speed, sum(memory.layer_weights_bytes) * parts // memory.kv_heads, 1)
+    rising: Seconds = np.maximum.accumulate(blocks_s + output_seconds(speed, memory.output_bytes) * parts / parts[-1])
+    return rising
+
+
+def _pooled(survey: Survey, memory: ModelMemory, members: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    head_bytes = head_need_bytes(memory, output=False)
+    available = survey.controller.memory_available_bytes
+    pooled = pool_budgets(members, controller_bytes=available, head_bytes=head_bytes)
+    return pooled.candidates if pooled else ()
+
+
+def _fits(survey: Survey, memory: ModelMemory, members: Sequence[Candidate], parts: Sequence[int]) -> bool:
+    pooled = _pooled(survey, memory, members)
+    return bool(pooled) and all(part <= most_parts(memory, one) for one, part in zip(pooled, parts, strict=True))
+
+
+def _timed(survey: Survey, members: Sequence[Candidate], parts: Sequence[int]) -> TensorTime | None:
+    wanted: Mapping[str, int] = {one.device.name: part for one, part in zip(members, parts, strict=True)}
+    matching = (one for one in survey.tensor if dict(zip(one.devices, one.parts, strict=True)) == wanted)
+    return next(matching, None)
+
+
+def _as_timed(timed: TensorTime) -> PassSeconds:
+    speed = Speed(passes=timed.passes, output_s=timed.output_s, spread=timed.spread)
+
+    def pass_s(memory: ModelMemory, weights: int, tokens: int, rows: int) -> float:
+        seconds = layers_seconds(speed, weights, tokens) + timed.quadratic_s * memory.blocks**2
+        return seconds + (output_seconds(speed, memory.output_bytes, rows) if rows else 0.0)
+
+    return pass_s
+
+
+def _by_formula(members: Sequence[Candidate], parts: Sequence[int]) -> PassSeconds:
+    shares = [(one.device, part) for one, part in zip(members, parts, strict=True)]
+
+    def pass_s(memory: ModelMemory, weights: int, tokens: int, rows: int) -> float:
+        slowest_s = max(_computing_s(memory, device, part, weights, tokens, rows) for device, part in shares)
+        return slowest_s + sum(
+            _exchanges_s(memory, device, tokens)
+            + memory.logits_bytes * rows * part / memory.kv_heads / device.link.down_bytes_per_s
+            for device, part in shares
+        )
+
+    return pass_s
+
+
+def _computing_s(memory: ModelMemory, device: Device, part: int, weights: int, tokens: int, rows: int) -> float:
+    seconds = layers_seconds(device.speed, weights * part // memory.kv_heads, tokens)
+    output_s = output_seconds(device.speed, memory.output_bytes, rows) if rows else 0.0
+    return seconds + output_s * part / memory.kv_heads
+
+
+def _exchanges_s(memory: ModelMemory, device: Device, tokens: int) -> float:
+    """Seconds on the link of one device per pass, but for its logits."""
+    hidden = memory.hidden_bytes * tokens
+    graphs_s = GRAPH_BYTES * memory.blocks**2 / device.link.up_bytes_per_s
+    return SYNCHRONISATIONS * memory.blocks * transfer_s(device.link, hidden, hidden) + graphs_s
+
+
+def _prefill_s(memory: ModelMemory, pass_s: PassSeconds) -> float:
+    micro_batch = min(memory.micro_batch, memory.prompt_tokens)
+    each_s = pass_s(memory, prefill_bytes(memory, 0, memory.blocks), micro_batch, 0)
+    return pipeline_s((each_s,), memory.prompt_tokens, micro_batch, overlap=False)
+
+
+def _group(
+    memory: ModelMemory,
+    members: Sequence[Candidate],
+    parts: Sequence[int],
+    pass_s: PassSeconds,
+    notes: tuple[str, ...],
+) -> Group:
+    weights, head = sum(memory.layer_weights_bytes), head_share_bytes(memory, output=False)
+    token_s = pass_s(memory, weights, 1, 1)
+    return Group(
+        mode="tensor",
+        head="",
+        shares=tuple(_share(memory, one, part, token_s) for one, part in zip(members, parts, strict=True)),
+        parallel=memory.parallel,
+        micro_batch=memory.micro_batch,
+        output_on_head=False,
+        head_bytes=head.total_bytes,
+        head_compute_bytes=head.compute_bytes,
+        head_time_s=0.0,
+        token_s=token_s,
+        step_s=pass_s(memory, weights, memory.parallel, memory.parallel),
+        prefill_s=_prefill_s(memory, pass_s),
+        prompt_tokens=memory.prompt_tokens,
+        traffic=_traffic(memory, len(members)),
+        notes=notes,
+    )
+
+
+def _share(memory: ModelMemory, candidate: Candidate, part: int, token_s: float) -> Share:
+    held = part_bytes(memory, part)
+    return Share(
+        device=candidate.device.name,
+        first_layer=0,
+        layers=memory.blocks,
+        output=True,
+        weights_bytes=held.weights_bytes,
+        kv_bytes=held.kv_bytes,
+        compute_bytes=held.compute_bytes,
+        budget_bytes=candidate.budget_bytes,
+        time_s=token_s,
+        part=part,
+    )
+
+
+def _traffic(memory: ModelMemory, devices: int) -> Traffic:
+    """All devices are one stage."""
+    synchronisations = SYNCHRONISATIONS * memory.blocks * devices
+    hidden = synchronisations * memory.hidden_bytes
+    return Traffic(
+        hops=1,
+        synchronisations=synchronisations,
+        up_bytes=hidden + devices * GRAPH_BYTES * memory.blocks**2,
+        down_bytes=hidden + memory.logits_bytes,
+    )
+
+
+def _best_of(groups: Sequence[Group], count: int) -> Iterator[Group]:
+    """Of the groups of this many devices the one with the fastest token and the one with the fastest step."""
+    ours = [one for one in groups if len(one.shares) == count]
+    if ours:
+        yield min(ours, key=lambda one: (one.token_s, _names_and_parts(one)))
+        yield min(ours, key=lambda one: (one.step_s, _names_and_parts(one)))
+
+
+def _worth_timing(survey: Survey, memories: Sequence[ModelMemory], candidates: Sequence[Candidate]) -> list[Group]:
+    others = [*find_singles(survey, memories, candidates), *find_splits(survey, memories, candidates, goal="latency")]
+    token_s = min((one.token_s for one in others), default=np.inf) * WORTH_TIMING
+    step_s = min((one.step_s for one in others), default=np.inf) * WORTH_TIMING
+    by_token = [
+        one for one in find_tensors(survey, memories, candidates) if one.token_s <= token_s or one.step_s <= step_s
+    ]
+    by_step = sorted(by_token, key=lambda one: (one.step_s, _names_and_parts(one)))
+    ordered = {_names_and_parts(one): one for one in (*by_token[:1], *by_step[:1], *by_token)}
+    return [*ordered.values()][:MOST_FINALISTS]
+
+
+def _names_and_parts(group: Group) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    return tuple(share.device for share in group.shares), group.tensor_split

@@ -1,0 +1,110 @@
+"""The slices of a model that devices are timed on: which depths, where they lie, what their layers weigh."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from quant.errors import SliceError
+from quant.gguf_file import read_model
+from quant.model import Model, hidden_bytes, layer_bytes, logits_bytes, output_bytes
+from quant.slice import shape_digest, slice_depths, write_slice
+from quant.synthetic import like_shape, write_random_model
+from workers.budget import MIB
+
+BESIDE_LAYERS_BYTES = 24 * MIB
+"""What a worker takes beside layers and output layer while it is timed: itself, buffers, the cache of a few tokens."""
+
+LEAST_LAYERS = 4
+"""A device that holds fewer layers beside the output layer is timed with that on the head, and short prompts only."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A model file of the first layers. `source` is "slice", "model" (all layers) or "synthetic"."""
+
+    path: Path
+    layers: int
+    layers_bytes: tuple[int, ...]
+    source: str
+
+    def pass_bytes(self, last_block: float = 1.0) -> int:
+        """The weights that a pass works through, of the last block only this part."""
+        return sum(self.layers_bytes) - int((1 - last_block) * self.layers_bytes[-1])
+
+
+@dataclass(frozen=True)
+class Slices:
+    """A shallow and a deep slice, and what of the model counts beside its layers; bytes per token where not said."""
+
+    shallow: Slice
+    deep: Slice
+    output_bytes: int
+    output_tied: bool
+    hidden_bytes: int
+    logits_bytes: int
+    digest: str
+    output_fits: bool = True
+
+
+class SliceStore:
+    """Writes slices of one model into a folder, each once; the deepest may be the model's own file."""
+
+    def __init__(self, model: Model, folder: Path) -> None:
+        self._model = model
+        self._folder = folder
+        self._digest = shape_digest(model)
+
+    @property
+    def digest(self) -> str:
+        return self._digest
+
+    def slices(self, available_bytes: int | None = None) -> Slices | None:
+        """The slices for a device with this much memory (None: no limit); None when it holds not even the smallest.
+
+        While a tensor is loaded the worker holds it twice, and the output layer is the largest one.
+        """
+        model, output = self._model, output_bytes(self._model)
+        room = None if available_bytes is None else available_bytes - 2 * output - BESIDE_LAYERS_BYTES
+        output_fits = room is None or room >= sum(layer_bytes(model)[:LEAST_LAYERS])
+        if available_bytes is not None and not output_fits:
+            room = available_bytes - BESIDE_LAYERS_BYTES
+        shallow, deep = slice_depths(model, room)
+        if shallow == deep or (room is not None and sum(layer_bytes(model)[:deep]) > room):
+            return None
+        pair = self._pair(shallow, deep)
+        return Slices(
+            shallow=pair[0],
+            deep=pair[1],
+            output_bytes=output_bytes(read_model(pair[1].path)) if pair[1].source == "synthetic" else output,
+            output_tied=model.output_tied,
+            hidden_bytes=hidden_bytes(model),
+            logits_bytes=logits_bytes(model),
+            digest=self._digest,
+            output_fits=output_fits,
+        )
+
+    def needed_bytes(self) -> int:
+        """What a device must have for the smallest pair of slices."""
+        return sum(layer_bytes(self._model)[:2]) + BESIDE_LAYERS_BYTES
+
+    def _pair(self, shallow: int, deep: int) -> tuple[Slice, Slice]:
+        """Both of one kind: a line through a slice and a synthetic model would mean nothing."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            return self._slice(shallow), self._slice(deep)
+        except (SliceError, ValueError):
+            return self._synthetic(shallow), self._synthetic(deep)
+
+    def _slice(self, layers: int) -> Slice:
+        model = self._model
+        if layers == model.block_count and len(model.shards) == 1:
+            return Slice(model.path, layers, layer_bytes(model), "model")
+        path = self._folder / f"{self._digest}-{layers}.gguf"
+        if not path.exists():
+            write_slice(model, layers, path)
+        return Slice(path, layers, layer_bytes(model)[:layers], "slice")
+
+    def _synthetic(self, layers: int) -> Slice:
+        path = self._folder / f"{self._digest}-{layers}-synthetic.gguf"
+        if not path.exists():
+            write_random_model(path, like_shape(self._model, layers), self._model.quantisation)
+        return Slice(path, layers, layer_bytes(read_model(path)), "synthetic")

@@ -1,0 +1,152 @@
+"""Time layers cut across several devices, on slices over the links that will be used: mode `tensor` is all exchange."""
+
+import asyncio
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from pydantic import TypeAdapter, ValidationError
+
+from orchestrator.errors import EngineError, MeshctlError
+from orchestrator.fanout import all_or_raise, each_host
+from orchestrator.hosts import OpenHost
+from orchestrator.plan.tensor import GRAPH_BYTES, TensorSet
+from orchestrator.processes import Worker, start_worker
+from orchestrator.report import Report
+from orchestrator.state import write_private
+from orchestrator.survey.gather import default_threads
+from orchestrator.survey.slices import Slice, Slices
+from orchestrator.survey.speeds import DECODE, FORMAT, last_block, passes_for
+from orchestrator.survey.timing import Measuring, stopping, time_passes
+from orchestrator.survey.values import Device, PassTime, Survey, TensorTime
+from workers.engine_commands import Placement
+from workers.pass_bench import Timed
+
+_TIME = TypeAdapter(TensorTime)
+
+
+async def measure_tensor(
+    measuring: Measuring, survey: Survey, sets: Sequence[TensorSet], report: Report
+) -> tuple[tuple[TensorTime, ...], str]:
+    """The times of these sets of devices, one after the other, and why the engine refuses ("" when it does not)."""
+    times = []
+    for one in sets:
+        try:
+            times.append(await _kept_or_measured(measuring, survey, one, report))
+        except MeshctlError as error:
+            report.warn(f"mode tensor over {', '.join(one.devices)}: {error}")
+            if not times and isinstance(error, EngineError) and (refusal := await _refusal(measuring)):
+                return (), refusal
+    return tuple(times), ""
+
+
+async def _refusal(measuring: Measuring) -> str:
+    """Why the engine cannot cut this model's layers, asked over two workers of the controller; "" when it can.
+
+    A bench over other devices may fail for reasons of theirs, such as their memory.
+    """
+    controller = measuring.hosts.controller
+    slices = await asyncio.to_thread(measuring.slices.slices, controller.facts.memory_available_bytes // 2)
+    if slices is None:
+        return ""
+    try:
+        await _time_over(measuring, [(name, controller, 1) for name in ("a/cpu", "b/cpu")], (1, 1), slices.shallow)
+    except EngineError as error:
+        return _reason(error)
+    return ""
+
+
+async def _kept_or_measured(measuring: Measuring, survey: Survey, one: TensorSet, report: Report) -> TensorTime:
+    """As it was timed before, if nothing that counts has changed since."""
+    by_name = {device.name: device for device in survey.devices}
+    devices = [by_name[name] for name in one.devices]
+    kept = measuring.kept / f"tensor-{_key(measuring, devices, one.parts)}.json"
+    if not measuring.recalibrate:
+        with suppress(FileNotFoundError, ValidationError):
+            return _TIME.validate_json(kept.read_bytes())
+    report.say(f"timing layers cut across {', '.join(one.devices)}")
+    time = await _measure_set(measuring, devices, one)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_private(kept, _TIME.dump_json(time, indent=2).decode())
+    return time
+
+
+def _key(measuring: Measuring, devices: Sequence[Device], parts: tuple[int, ...]) -> str:
+    """What a time is good for: these processors, threads, links to a factor of two, engine, model and passes."""
+    engine_id, passes = measuring.engine.manifest.engine, passes_for(measuring.parallel)
+    facts = [FORMAT, engine_id, measuring.slices.digest, str(passes), str(parts)]
+    for device in devices:
+        host = measuring.hosts.by_name[device.host]
+        about = (device.link.round_trip_s * 1e6, device.link.up_bytes_per_s)
+        facts += [device.name, host.facts.hostname, host.facts.cpu_name, str(host.facts.cpu_quota), str(device.threads)]
+        facts += [
+            *host.host.run_with,
+            device.link.kind,
+            *(str(round(math.log2(max(1.0, value)) / 2)) for value in about),
+        ]
+    return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
+
+
+async def _measure_set(measuring: Measuring, devices: Sequence[Device], one: TensorSet) -> TensorTime:
+    room = min(measuring.hosts.by_name[device.host].facts.memory_available_bytes for device in devices)
+    slices = await asyncio.to_thread(measuring.slices.slices, room)
+    if slices is None or not slices.output_fits:
+        raise MeshctlError("its devices have too little memory for slices of the model")
+    passes = passes_for(measuring.parallel)
+    hosts = [(device.name, measuring.hosts.by_name[device.host], device.threads) for device in devices]
+    shallow = await _time_over(measuring, hosts, one.parts, slices.shallow, passes)
+    deep = await _time_over(measuring, hosts, one.parts, slices.deep, passes)
+    quadratic_s = sum(GRAPH_BYTES / device.link.up_bytes_per_s for device in devices)
+    return TensorTime(
+        devices=one.devices,
+        parts=one.parts,
+        passes=tuple(_pass_time(slices, shallow, deep, tokens, quadratic_s) for tokens in passes),
+        output_s=0.0,
+        spread=max(shallow[DECODE].spread, deep[DECODE].spread),
+        quadratic_s=quadratic_s,
+    )
+
+
+async def _time_over(
+    measuring: Measuring,
+    workers: Sequence[tuple[str, OpenHost, int]],
+    parts: tuple[int, ...],
+    one: Slice,
+    passes: Sequence[int] = (DECODE,),
+) -> Mapping[int, Timed]:
+    """Over workers, each a device's name, its host and threads; fresh ones: a used one may read what nobody wrote."""
+    controller = measuring.hosts.controller
+    async with stopping() as started:
+
+        async def start(name: str, host: OpenHost, threads: int) -> Worker:
+            engine = measuring.engine_on(host)
+            return await start_worker(started, measuring.hosts, measuring.logs, name, host, engine, threads)
+
+        running = all_or_raise(await each_host({worker[0]: start(*worker) for worker in workers}))
+        endpoints = tuple(running[name].endpoint for name, _, _ in workers)
+        placement = Placement(endpoints, parts, output_on_head=False, output_tied=False, mode="tensor")
+        threads = default_threads(controller.facts)
+        return await time_passes(measuring, controller, one, passes, threads, placement, "tensor")
+
+
+def _pass_time(
+    slices: Slices, shallow: Mapping[int, Timed], deep: Mapping[int, Timed], tokens: int, quadratic_s: float
+) -> PassTime:
+    """The line through both depths, graphs' bytes taken off; what is left at no layer is the output layer and more."""
+    pairs = ((slices.shallow, shallow), (slices.deep, deep))
+    at_bytes = tuple(one.pass_bytes(last_block(shallow, deep, tokens)) for one, _ in pairs)
+    at_s = tuple(max(0.1 * t[tokens].seconds, t[tokens].seconds - quadratic_s * one.layers**2) for one, t in pairs)
+    if at_s[1] <= at_s[0]:
+        at_s = (at_s[1] * at_bytes[0] / at_bytes[1], at_s[1])
+    slope_s = (at_s[1] - at_s[0]) / (at_bytes[1] - at_bytes[0])
+    return PassTime(tokens, max(0.0, at_s[0] - slope_s * at_bytes[0]), at_bytes, at_s)
+
+
+def _reason(error: MeshctlError) -> str:
+    """The engine's own words where it says any: the first line of its log that is an error."""
+    details = getattr(error, "details", "")
+    lines = [
+        line.strip() for line in details.splitlines() if "error" in line.lower() or "not supported" in line.lower()
+    ]
+    return lines[0] if lines else str(error)

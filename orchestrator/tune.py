@@ -1,0 +1,247 @@
+"""Really run the best plans, vary the best one's threads and micro-batch, and keep what was fastest.
+
+Every measurement is kept as soon as it is there, and the winner so far with it, so that stopping at any time loses
+nothing; whatever was started is ended. A trial that fails is noted, and the next one is tried.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from orchestrator.errors import EngineError, MeshctlError
+from orchestrator.experience_store import circumstances_of, remember
+from orchestrator.folders import Folders
+from orchestrator.group_bench import Bench, BenchSize, Rates, bench_prompt, measure_groups
+from orchestrator.head_checks import prompt_scale
+from orchestrator.hosts import open_hosts
+from orchestrator.inventory import Inventory
+from orchestrator.plan.asked import Asked
+from orchestrator.plan.choose import in_order
+from orchestrator.plan.experience import Experience, Measured, record_of
+from orchestrator.plan.values import PROMPT_TOKENS, Group, Plan, Ranking, group_key, plan_key
+from orchestrator.prepare import Prepared, prepare_ranking
+from orchestrator.processes import Started
+from orchestrator.report import Report
+from orchestrator.survey.gather import default_threads
+from orchestrator.survey.values import Survey
+from orchestrator.tuned import (
+    Tuned,
+    asked_again,
+    find_plan,
+    memory_at,
+    save_tuned,
+    split_of,
+    tuned_of,
+    valid_for,
+    with_micro_batch,
+    with_threads,
+)
+from orchestrator.wishes import Wishes
+
+SIZE = BenchSize(prompt=PROMPT_TOKENS, generate=32, repetitions=3)
+"""Whole prompts, since how well stages overlap depends on their length."""
+
+MICRO_BATCHES = (32, 64, 128, 256)
+BETTER = 0.98
+"""A variant counts as better when it takes less than this part of the time: the rest is noise."""
+
+NO_ROOM = "does not fit"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run: of a `plan`, or of the best one with other "threads" or another "micro-batch".
+
+    `measured` is the plan with what its groups took; None when it did not run, and `note` says why.
+    """
+
+    varied: str
+    plan: Plan
+    threads: Mapping[str, int]
+    measured: Plan | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """All trials in the order they were made, and the winner, which is one of them and has been kept."""
+
+    model: str
+    goal: str
+    trials: tuple[Trial, ...]
+    best: Trial
+    tuned: Tuned
+
+
+async def tune(inventory: Inventory, folders: Folders, report: Report, wishes: Wishes, *, top: int = 3) -> TuneResult:
+    """Run the `top` best plans and variants of the winner. EngineError when no plan could be run at all."""
+    report.step("Connecting")
+    async with open_hosts(inventory, folders, report) as hosts:
+        prepared, ranking = await prepare_ranking(inventory, hosts, folders, report, wishes)
+        started = Started()
+        try:
+            asked = Asked(ranking.chosen.goal, wishes.devices, wishes.mode)
+            tuning = _Tuning(Bench(prepared, hosts, SIZE, started, report), folders, asked)
+            return await tuning.run(ranking, top)
+        finally:
+            await asyncio.shield(started.stop())
+
+
+def measured_of(group: Group, rates: Rates, prompt: int) -> Measured:
+    """What a bench of this one group with prompts of `prompt` tokens measured, in the terms of a `Group`."""
+    tokens = bench_prompt(group, prompt)
+    token_s = 1 / rates.decode.median
+    return Measured(
+        token_s=token_s,
+        step_s=group.parallel / rates.aggregate.median if rates.aggregate else token_s,
+        prefill_s=tokens * prompt_scale(group, tokens) / rates.prefill.median,
+    )
+
+
+def thread_profiles(inventory: Inventory, survey: Survey, devices: Sequence[str]) -> tuple[dict[str, int], ...]:
+    """Other numbers of threads for these devices than they have: all cores, all but one, half of them.
+
+    Devices whose host has its `threads` in the inventory keep them, and so does anything but a CPU.
+    """
+    fixed = {host.name for host in inventory.hosts if host.threads is not None}
+    known = {device.name: device for device in survey.devices}
+    cores = {host.name: default_threads(host.facts) for host in survey.hosts}
+    free = [name for name in devices if known[name].kind == "cpu" and known[name].host not in fixed]
+    now = {name: known[name].threads for name in devices}
+    wanted = [{**now, **{name: _reduced(cores[known[name].host])[which] for name in free}} for which in range(3)]
+    return tuple(one for number, one in enumerate(wanted) if one != now and one not in wanted[:number])
+
+
+def _reduced(cores: int) -> tuple[int, int, int]:
+    return cores, max(1, cores - 1), max(1, cores // 2)
+
+
+class _Tuning:
+    """The trials made so far, and the best of them."""
+
+    def __init__(self, bench: Bench, folders: Folders, asked: Asked) -> None:
+        self._bench = bench
+        self._folders = folders
+        self._goal = asked.goal
+        self._trials = list[Trial]()
+        self._measured = dict[tuple[str, tuple[int, ...]], Group]()
+        prepared = bench.prepared
+        self._valid = valid_for(prepared.inventory, prepared.model, prepared.engine.manifest.engine, asked)
+
+    async def run(self, ranking: Ranking, top: int) -> TuneResult:
+        best = await self._best_plan(ranking.plans[:top])
+        best = await self._best_threads(best)
+        best = await self._best_micro_batch(best)
+        return TuneResult(best.plan.model, self._goal, tuple(self._trials), best, self._keep(best))
+
+    async def _best_plan(self, plans: Sequence[Plan]) -> Trial:
+        """By the very order that plans are ranked in, but of what was measured."""
+        threads = {device.name: device.threads for device in self._prepared.survey.devices}
+        ran = dict[str, Trial]()
+        for number, plan in enumerate(plans, 1):
+            self._bench.report.step(f"Running plan {number} of {len(plans)}: {plan_key(plan)}")
+            trial = await self._try("plan", plan, {share.device: threads[share.device] for share in plan.shares})
+            if trial.measured is not None:
+                ran[plan_key(plan)] = trial
+                self._keep(_first(ran, self._goal))
+        if not ran:
+            raise EngineError("none of the best plans could be run", hint="the remarks above say why; `meshctl doctor`")
+        return _first(ran, self._goal)
+
+    async def _best_threads(self, best: Trial) -> Trial:
+        devices = [share.device for share in best.plan.shares]
+        for threads in thread_profiles(self._prepared.inventory, self._prepared.survey, devices):
+            self._bench.report.step(f"Running it with threads {threads_text(threads)}")
+            trial = await self._try("threads", best.plan, threads)
+            best = self._better(best, trial, _seconds_per_token)
+        return best
+
+    async def _best_micro_batch(self, best: Trial) -> Trial:
+        """By the time that a prompt takes: decoding does not depend on it."""
+        started_with = best.plan
+        for micro_batch in MICRO_BATCHES:
+            if all(group.micro_batch == micro_batch for group in started_with.groups):
+                continue
+            self._bench.report.step(f"Running it with micro-batches of {micro_batch} tokens")
+            plan = await self._at_micro_batch(started_with, micro_batch)
+            if plan is None:
+                unfit = with_micro_batch(started_with, micro_batch)
+                self._trials.append(Trial("micro-batch", unfit, best.threads, note=NO_ROOM))
+                continue
+            trial = await self._try("micro-batch", plan, best.threads)
+            best = self._better(best, trial, _seconds_per_prompt)
+        return best
+
+    async def _at_micro_batch(self, plan: Plan, micro_batch: int) -> Plan | None:
+        """As the planner has it, with the bytes that this micro-batch takes; None when it does not fit."""
+        prepared = self._prepared
+        memory = await memory_at(micro_batch, prepared.memory, prepared.engine.folder, prepared.model, self._folders)
+        asked = asked_again(self._goal, plan.mode, split_of(plan))
+        key = plan_key(with_micro_batch(plan, micro_batch))
+        return find_plan(prepared.survey, (memory,), asked, key, prepared.experience)
+
+    def _better(self, best: Trial, trial: Trial, seconds_of: Callable[[Plan], float]) -> Trial:
+        """The better one, which is kept at once."""
+        if trial.measured is None or best.measured is None:
+            return best
+        if seconds_of(trial.measured) >= BETTER * seconds_of(best.measured):
+            return best
+        self._keep(trial)
+        return trial
+
+    async def _try(self, varied: str, plan: Plan, threads: Mapping[str, int]) -> Trial:
+        """Measure every group of the plan; a failure is noted, and nothing of it is left running."""
+        trial = Trial(varied, plan, threads)
+        try:
+            groups = [await self._measure(group, threads) for group in plan.groups]
+            trial = replace(trial, measured=replace(plan, groups=tuple(groups)))
+        except MeshctlError as error:
+            self._bench.report.warn(str(error))
+            await self._bench.started.stop()
+            trial = replace(trial, note=f"could not be run: {error}")
+        self._trials.append(trial)
+        return trial
+
+    async def _measure(self, group: Group, threads: Mapping[str, int]) -> Group:
+        """The group with what it took; each is run once with the same threads."""
+        key = group_key(group), tuple(threads[share.device] for share in group.shares)
+        if key not in self._measured:
+            prepared = replace(self._prepared, survey=with_threads(self._prepared.survey, threads))
+            rates = await measure_groups(replace(self._bench, prepared=prepared), [group])
+            measured = measured_of(group, rates, self._bench.size.prompt)
+            circumstances = circumstances_of(
+                prepared.model, prepared.engine.manifest.engine, prepared.survey, prepared.inventory
+            )
+            remember(self._folders, circumstances, group, measured, prepared.experience)
+            predicted = prepared.experience.uncorrected(group)
+            self._measured[key] = Experience((record_of(predicted, measured),)).correct(predicted)
+        return self._measured[key]
+
+    def _keep(self, best: Trial) -> Tuned:
+        assert best.measured is not None, "only what ran can be the best"
+        tuned = tuned_of(best.measured, best.threads, self._valid)
+        save_tuned(self._folders.cluster(self._prepared.inventory.cluster), tuned)
+        return tuned
+
+    @property
+    def _prepared(self) -> Prepared:
+        return self._bench.prepared
+
+
+def threads_text(threads: Mapping[str, int]) -> str:
+    """Such as "a/cpu 4, b/cpu 3"."""
+    return ", ".join(f"{device} {count}" for device, count in threads.items())
+
+
+def _first(ran: Mapping[str, Trial], goal: str) -> Trial:
+    best = in_order([trial.measured for trial in ran.values() if trial.measured is not None], goal)[0]
+    return ran[plan_key(best)]
+
+
+def _seconds_per_token(plan: Plan) -> float:
+    """Of one conversation, or of all together, by the plan's goal."""
+    return plan.token_s if plan.goal == "latency" else 1 / plan.aggregate_tokens_per_s
+
+
+def _seconds_per_prompt(plan: Plan) -> float:
+    return plan.fastest.prefill_s

@@ -1,0 +1,90 @@
+"""How a ranking looks: the chosen plan's picture, and the others beside it as a small table. Pure; prints nothing."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Group as Lines
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.plan.values import Group, Plan, Ranking
+from orchestrator.survey.values import Survey
+from orchestrator.view.plan import count_text, picture, why
+from orchestrator.view.sizes import duration_text, tokens_text
+
+RUNNERS_UP_SHOWN = 6
+EQUAL_WITHIN = 0.005
+"""Half of the last figure shown."""
+
+
+def ranking_view(ranking: Ranking, survey: Survey) -> RenderableType:
+    """The chosen plan's picture, the best of the others, each unused device's reason, and why this plan."""
+    others = _runners_up(ranking) if len(ranking.plans) > 1 else Text()
+    return Lines(picture(ranking.chosen, survey), others, why(ranking.chosen))
+
+
+def worse_by(plan: Plan, chosen: Plan) -> float:
+    """How much worse than the chosen one, for its goal: the part of time per token more, or of aggregate less."""
+    if chosen.goal == "throughput":
+        return 1 - plan.aggregate_tokens_per_s / chosen.aggregate_tokens_per_s
+    return plan.token_s / chosen.token_s - 1
+
+
+def _runners_up(ranking: Ranking) -> RenderableType:
+    others = ranking.plans[1:]
+    shown = others[:RUNNERS_UP_SHOWN]
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("runners-up", overflow="fold")
+    for title in ("decode", "prefill", "first token", "aggregate", "worse"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for plan, name in zip(shown, _told_apart([ranking.chosen, *shown])[1:], strict=True):
+        table.add_row(*(Text(cell) for cell in _runner_up(plan, name, ranking.chosen)))
+    hidden = len(others) - len(shown)
+    rest = f"{count_text(hidden, 'more plan')} in --json; " if hidden else ""
+    worse = "aggregate" if ranking.chosen.goal == "throughput" else "time per token"
+    return Lines(table, Text(f"{rest}decode, prefill and aggregate in tokens/s; worse: {worse}", style="dim"), Text())
+
+
+def _runner_up(plan: Plan, name: str, chosen: Plan) -> tuple[str, ...]:
+    worse = worse_by(plan, chosen)
+    change = -worse if chosen.goal == "throughput" else worse
+    return (
+        name,
+        _number(plan.decode_tokens_per_s),
+        _number(plan.prefill_tokens_per_s),
+        duration_text(plan.first_token_s),
+        _number(plan.aggregate_tokens_per_s),
+        "equal" if abs(worse) < EQUAL_WITHIN else f"{change:+.0%}",
+    )
+
+
+def _number(tokens_per_s: float) -> str:
+    return tokens_text(tokens_per_s).removesuffix(" tok/s")
+
+
+def _told_apart(plans: Sequence[Plan]) -> list[str]:
+    """Mode and devices of each plan, and what else it takes to tell those apart that have the same of both."""
+    names = [_plan_name(plan) for plan in plans]
+    return [
+        f"{name}, {_details(plan)}" if names.count(name) > 1 else name for name, plan in zip(names, plans, strict=True)
+    ]
+
+
+def _plan_name(plan: Plan) -> str:
+    return " + ".join(f"{group.mode} {_devices_text(group)}" for group in plan.groups)
+
+
+def _devices_text(group: Group) -> str:
+    if group.mode == "single":
+        return group.shares[0].device
+    sizes = ((share, share.part if group.mode == "tensor" else share.layers) for share in group.shares)
+    return ", ".join(f"{share.device} {size}{' native' if share.native else ''}" for share, size in sizes)
+
+
+def _details(plan: Plan) -> str:
+    """Output place and micro-batch of each group."""
+    return " + ".join(
+        f"output on the {'head' if group.output_on_head else 'last'}, micro-batch {group.micro_batch}"
+        for group in plan.groups
+    )

@@ -1,0 +1,21 @@
+"""What the user asks of the plan on the command line; everything left out is decided by the planner."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """The planning options of one command. None means: not asked for.
+
+    devices: the names of the only devices that may be used.
+    mode: one of `orchestrator.plan.values.MODES`.
+    split: the number of layers of each device, in pipeline order; implies mode "layers".
+    goal: one of `orchestrator.plan.values.GOALS`; overrides the inventory.
+    recalibrate: measure again what has been measured before.
+    """
+
+    devices: frozenset[str] | None = None
+    mode: str | None = None
+    split: dict[str, int] | None = None
+    goal: str | None = None
+    recalibrate: bool = False

@@ -1,0 +1,221 @@
+"""Write a model cut to its first layers: devices are timed on it, so that types, shapes and kernels are the real ones.
+
+Metadata and tensors are copied byte by byte, a piece in memory at a time; only what tells of the layers is changed.
+(The `gguf` package's writer takes apart and rebuilds every word of the vocabulary: 8 s for 152,000, here 0.2 s.)
+"""
+
+import hashlib
+import os
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from gguf import GGMLQuantizationType
+
+from quant.errors import ModelFileError, SliceError
+from quant.gguf_header import FETCH_AGAIN, MAGIC, Array, Header, Scalar, TensorInfo, read_header
+from quant.model import Model, layer_bytes
+
+MIB = 1024 * 1024
+
+SHALLOW, DEEP = 2, 4
+"""Decoding is linear in the layers: a line through 2 and 4 of them predicts 16 within 3 % (see docs/plan.md)."""
+
+CACHE_GOAL_BYTES = 96 * MIB
+"""The layers of the deep slice exceed this: those that fit a processor's last-level cache seem too fast."""
+
+LARGE_LAYER_BYTES = 128 * MIB
+"""Larger layers are timed on slices of 2 and 3: every slice also has to travel to the devices."""
+
+_OTHER_STACKS = re.compile(r"(enc|dec)\.blk\.")
+_ALL_LAYERS_IN_ONE = re.compile(r"per_layer_")
+_BLOCK = re.compile(r"blk\.\d+\.")
+
+_NOT_PER_LAYER = "rope.dimension_sections"
+_COUNTED_FROM_THE_END = ("nextn_predict_layers", "attention.shared_kv_layers")
+_COUNTED_FROM_THE_START = "leading_dense_block_count"
+
+_VERSION = 3
+_PIECE_BYTES = 8 * MIB
+
+
+def slice_depths(model: Model, available_bytes: int | None = None) -> tuple[int, int]:
+    """How many layers the shallow and the deep slice have; the deep one may be the whole model.
+
+    What the deep slice has more are layers of the most frequent kind, where the first ones are of another (dense ones
+    before those with experts). `available_bytes` is what a device has for layers (None: no limit); the deep slice
+    takes no more.
+    """
+    sizes = layer_bytes(model)
+    most = _layers_within(sizes, available_bytes)
+    if most < 2 or model.block_count < 2:
+        return 1, max(1, min(2, most))
+    unusual = _unusual_first_layers(model)
+    large = sizes[unusual] > LARGE_LAYER_BYTES
+    wanted = 3 if large else max(DEEP, 1 + _layers_within(sizes, CACHE_GOAL_BYTES))
+    deep = min(max(wanted, unusual + 1), most, model.block_count)
+    return max(1, min(deep - 1, max(SHALLOW, unusual, deep // 3))), deep
+
+
+def shape_digest(model: Model) -> str:
+    """The same for models whose tensors have the same names, types and shapes: what measured speeds are kept under."""
+    facts = [model.architecture, str(model.block_count)]
+    facts += sorted(f"{tensor.name} {tensor.type} {tensor.shape}" for tensor in model.tensors)
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:24]
+
+
+def write_slice(model: Model, layers: int, path: Path) -> None:
+    """Write the model with its first `layers` layers, all else as it is; beside `path` first, then renamed.
+
+    SliceError for an architecture whose layers are not one stack, or share a tensor.
+    """
+    if not 1 <= layers <= model.block_count:
+        raise ValueError(f"{layers} of {model.block_count} layers")
+    _check_can_be_cut(model)
+    headers = tuple(read_header(shard) for shard in model.shards)
+    tensors = tuple(_kept_tensors(model.shards, headers, layers))
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as target:
+            _write(target, _cut_facts(model, headers[0], layers), tensors, _alignment(headers[0]))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _layers_within(sizes: tuple[int, ...], limit_bytes: int | None) -> int:
+    if limit_bytes is None:
+        return len(sizes)
+    total = 0
+    for count, size in enumerate(sizes):
+        total += size
+        if total > limit_bytes:
+            return count
+    return len(sizes)
+
+
+def _unusual_first_layers(model: Model) -> int:
+    """How many layers come before the first one of the most frequent kind; a kind is the names of its tensors."""
+    names: list[set[str]] = [set() for _ in range(model.block_count)]
+    for tensor in model.tensors:
+        if tensor.block is not None and tensor.block < model.block_count:
+            names[tensor.block].add(_BLOCK.sub("", tensor.name))
+    kinds = [frozenset(of_layer) for of_layer in names]
+    return kinds.index(Counter(kinds).most_common(1)[0][0])
+
+
+def _check_can_be_cut(model: Model) -> None:
+    if any(_OTHER_STACKS.match(tensor.name) for tensor in model.tensors):
+        raise SliceError(f"{model.name}: a {model.architecture} model has more than one stack of layers")
+    shared = [tensor.name for tensor in model.tensors if _ALL_LAYERS_IN_ONE.match(tensor.name)]
+    if shared:
+        raise SliceError(f"{model.name}: {shared[0]} of a {model.architecture} model belongs to all layers at once")
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A tensor of the slice and the file that it lies in."""
+
+    info: TensorInfo
+    source: Path
+
+
+def _kept_tensors(shards: tuple[Path, ...], headers: tuple[Header, ...], layers: int) -> Iterator[_Kept]:
+    for shard, header in zip(shards, headers, strict=True):
+        for info in header.tensors:
+            match = re.match(r"blk\.(\d+)\.", info.name)
+            if match is None or int(match[1]) < layers:
+                yield _Kept(info, shard)
+
+
+def _alignment(header: Header) -> int:
+    stated = header.facts.get("general.alignment", 32)
+    return stated if isinstance(stated, int) else 32
+
+
+def _cut_facts(model: Model, header: Header, layers: int) -> tuple[bytes, ...]:
+    """The entries of the metadata, each as its bytes in the file."""
+    with model.path.open("rb") as source:
+        return tuple(
+            _cut_entry(_read(source, *header.places[key]), key, value, header, model, layers)
+            for key, value in header.facts.items()
+            if not key.startswith("split.")
+        )
+
+
+def _cut_entry(entry: bytes, key: str, value: Scalar | Array, header: Header, model: Model, layers: int) -> bytes:
+    """This entry for a model of so many layers. The engine takes arrays of exactly one item per layer, those for
+    predicting several tokens counted or not."""
+    prefix = f"{model.architecture}."
+    name = key.removeprefix(prefix)
+    if not key.startswith(prefix) or name == _NOT_PER_LAYER:
+        return entry
+    if isinstance(value, Array):
+        predicting = header.facts.get(f"{prefix}nextn_predict_layers", 0)
+        without = model.block_count - predicting if isinstance(predicting, int) else model.block_count
+        per_layer = value.items and value.count in (model.block_count, without)
+        return _with_first_items(entry, value.count, min(layers, value.count)) if per_layer else entry
+    number = _cut_number(name, value, model.block_count, layers) if isinstance(value, int) else value
+    return entry if number == value else _with_number(entry, int(number))
+
+
+def _cut_number(name: str, value: int, block_count: int, layers: int) -> int:
+    if name == "block_count":
+        return layers
+    if name in _COUNTED_FROM_THE_END:
+        return max(0, layers - (block_count - value))
+    return min(value, layers) if name == _COUNTED_FROM_THE_START else value
+
+
+def _with_first_items(entry: bytes, count: int, kept: int) -> bytes:
+    """An array of numbers cut: type and number of its items, then the items."""
+    items = _value_start(entry) + 12
+    size = (len(entry) - items) // count
+    return entry[: items - 8] + struct.pack("<Q", kept) + entry[items : items + kept * size]
+
+
+def _with_number(entry: bytes, number: int) -> bytes:
+    start = _value_start(entry)
+    return entry[:start] + number.to_bytes(len(entry) - start, "little")
+
+
+def _value_start(entry: bytes) -> int:
+    """An entry starts with the length of its key in 8 bytes, the key, and its type in 4 bytes."""
+    return 8 + int(struct.unpack_from("<Q", entry)[0]) + 4
+
+
+def _write(target: BinaryIO, facts: tuple[bytes, ...], tensors: tuple[_Kept, ...], alignment: int) -> None:
+    target.write(MAGIC + struct.pack("<IQQ", _VERSION, len(tensors), len(facts)))
+    target.writelines(facts)
+    offset = 0
+    for tensor in tensors:
+        target.write(_tensor_entry(tensor.info, offset))
+        offset += tensor.info.size_bytes + -tensor.info.size_bytes % alignment
+    for tensor in tensors:
+        target.write(bytes(-target.tell() % alignment))
+        _copy(tensor, target)
+    target.write(bytes(-target.tell() % alignment))
+
+
+def _tensor_entry(info: TensorInfo, offset: int) -> bytes:
+    name, kind = info.name.encode(), GGMLQuantizationType[info.type]
+    shape = struct.pack(f"<I{len(info.shape)}Q", len(info.shape), *info.shape)
+    return struct.pack("<Q", len(name)) + name + shape + struct.pack("<IQ", kind, offset)
+
+
+def _copy(tensor: _Kept, target: BinaryIO) -> None:
+    with tensor.source.open("rb") as source:
+        for start in range(tensor.info.end - tensor.info.size_bytes, tensor.info.end, _PIECE_BYTES):
+            target.write(_read(source, start, min(start + _PIECE_BYTES, tensor.info.end)))
+
+
+def _read(source: BinaryIO, start: int, end: int) -> bytes:
+    source.seek(start)
+    data = source.read(end - start)
+    if len(data) < end - start:
+        raise ModelFileError(f"{source.name} has become shorter while it was read", hint=FETCH_AGAIN)
+    return data

@@ -1,0 +1,81 @@
+"""What the planner's benchmark found out, one record per cell, and its JSON lines."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import TypeAdapter
+
+Role = Literal["plan", "default split", "one worker"]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Tokens per second; None: not known. `aggregate` is of all conversations together."""
+
+    decode: float | None = None
+    prefill: float | None = None
+    aggregate: float | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One way to run the model: a plan, llama.cpp's own split over all RPC workers, or one RPC worker alone.
+
+    `key` tells plans apart; `mode` is "" for what is no plan. Without `measured`, `note` says why.
+    """
+
+    role: Role
+    key: str
+    mode: str = ""
+    devices: tuple[str, ...] = ()
+    predicted: Rates | None = None
+    measured: Rates | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A worker of the first plan that has workers: bytes planned, and by how much it grew in a whole prompt."""
+
+    device: str
+    planned_bytes: int
+    grown_bytes: int
+
+
+@dataclass(frozen=True)
+class CellRecord:
+    """A cell. `runs[0]` is the chosen plan; no runs: `note` says why. Prefill is of `prompt` tokens."""
+
+    key: str
+    setup: str
+    goal: str
+    model: str
+    link: str
+    parallel: int
+    prompt: int = 0
+    rounds: int = 0
+    runs: tuple[Run, ...] = ()
+    memory: tuple[Memory, ...] = ()
+    note: str = ""
+    seconds: float = 0.0
+
+
+_RECORD = TypeAdapter(CellRecord)
+
+
+def append_record(path: Path, record: CellRecord) -> None:
+    """Add one line, at once, so that a run that is stopped can go on."""
+    with path.open("ab") as file:
+        file.write(_RECORD.dump_json(record) + b"\n")
+
+
+def read_records(path: Path) -> tuple[CellRecord, ...]:
+    """All records, the newest of each cell only; a last line that was cut off is left out."""
+    found: dict[str, CellRecord] = {}
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    for line in lines:
+        if line.endswith(b"\n"):
+            record = _RECORD.validate_json(line)
+            found[record.key] = record
+    return tuple(found.values())

@@ -1,0 +1,207 @@
+"""What may be asked of a plan on the command line, and what is refused before any host is reached."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli import planning
+from orchestrator.cli.arguments import KnownHosts, read_wishes, wish_options
+from orchestrator.errors import UsageError
+from orchestrator.plan.values import ModelMemory
+from orchestrator.survey.values import survey_json
+from orchestrator.wishes import Wishes
+from tests.orchestrator.plan.examples import make_device, make_memories, make_memory, make_survey
+
+ROOT = Path(__file__).parents[3]
+HOSTS = KnownHosts(("desktop", "laptop"), "inventory.yaml")
+
+
+def wishes(
+    *, mode: str | None = None, devices: str | None = None, split: str | None = None, goal: str | None = None
+) -> Wishes:
+    return read_wishes(HOSTS, mode=mode, devices=devices, split=split, goal=goal, recalibrate=False)
+
+
+def test_without_options_nothing_is_asked() -> None:
+    assert wishes() == Wishes()
+
+
+def test_devices_are_a_set_of_names() -> None:
+    assert wishes(devices="laptop/cpu, desktop/cuda0") == Wishes(frozenset({"desktop/cuda0", "laptop/cpu"}))
+
+
+def test_a_split_keeps_its_order_and_is_of_mode_layers() -> None:
+    asked = wishes(split="laptop/cpu=12, desktop/cpu=20")
+    assert asked == Wishes(frozenset({"desktop/cpu", "laptop/cpu"}), "layers", {"laptop/cpu": 12, "desktop/cpu": 20})
+    assert list(asked.split or ()) == ["laptop/cpu", "desktop/cpu"]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        Wishes(),
+        Wishes(recalibrate=True),
+        wishes(mode="tensor", devices="laptop/cpu,desktop/cpu", goal="throughput"),
+        wishes(split="laptop/cpu=12,desktop/cpu=20", goal="latency"),
+    ],
+)
+def test_a_supervisor_is_started_with_the_same_wishes(asked: Wishes) -> None:
+    words = list(wish_options(asked))
+    values: dict[str, str | None] = {"mode": None, "devices": None, "split": None, "goal": None}
+    recalibrate = "--recalibrate" in words
+    words = [word for word in words if word != "--recalibrate"]
+    values.update({option[2:]: value for option, value in zip(words[::2], words[1::2], strict=True)})
+    assert (
+        read_wishes(
+            HOSTS,
+            mode=values["mode"],
+            devices=values["devices"],
+            split=values["split"],
+            goal=values["goal"],
+            recalibrate=recalibrate,
+        )
+        == asked
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"devices": ","}, '--devices "," names no device'),
+        ({"devices": "lapdog/cpu"}, "--devices lapdog/cpu: no such host in inventory.yaml"),
+        ({"devices": "laptop"}, "--devices laptop: not the name of a device"),
+        ({"devices": "laptop/gpu"}, "--devices laptop/gpu: not the name of a device"),
+        ({"split": " "}, '--split " " names no device'),
+        ({"split": "laptop/cpu"}, '--split: "laptop/cpu" is not a device and its layers'),
+        ({"split": "laptop/cpu=0"}, '--split: "laptop/cpu=0" is not a device and its layers'),
+        ({"split": "laptop/cpu=many"}, '--split: "laptop/cpu=many" is not a device and its layers'),
+        ({"split": "laptop/cpu=1,laptop/cpu=2"}, "--split: laptop/cpu is there twice"),
+        ({"split": "lapdog/cpu=1"}, "--split lapdog/cpu: no such host in inventory.yaml"),
+        ({"split": "laptop/cpu=1", "mode": "tensor"}, "--split and --mode tensor exclude each other"),
+        ({"split": "laptop/cpu=1", "devices": "desktop/cpu"}, "--split and --devices name other devices"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_with_a_hint(options: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        wishes(**options)
+    assert str(refused.value) == message
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize("command", ["up", "plan", "bench", "supervise"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--split", "left/cpu=x"), 'error: --split: "left/cpu=x" is not a device and its layers\nhint: write each'),
+        (("--split", "left/cpu=3", "--mode", "single"), "error: --split and --mode single exclude each other\nhint: "),
+    ],
+)
+def test_a_wrong_split_reaches_no_host(tmp_path: Path, command: str, words: tuple[str, ...], message: str) -> None:
+    done = meshctl(tmp_path, command, "inventory.yaml", *words)
+    assert done.stderr.startswith(message)
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--without", "middle"), "error: --without middle: no such host\nhint: the hosts are left, right\n"),
+        (
+            ("--add", "new=1GiB"),
+            'error: --add "new=1GiB": needs a name, a memory, a speed and a link\nhint: write NAME=',
+        ),
+        (("--add", "new=1GiB,rihgt*2,wifi"), "error: --add new: its speed is that of rihgt, and there is no such host"),
+        (("--add", "left=1GiB,right,wifi"), "error: --add left: this host is there already\nhint: choose another name"),
+        (("--without", "left", "--devices", "left/cpu"), "error: --devices left/cpu: no such host in inventory.yaml"),
+        (("--survey", "here.json"), "error: here.json: No such file or directory\nhint: write one with"),
+        (("--survey", "here.json", "--recalibrate"), "error: --survey and --recalibrate exclude each other\nhint: "),
+    ],
+)
+def test_wrong_what_ifs_reach_no_host(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    done = meshctl(tmp_path, "plan", "inventory.yaml", *words)
+    assert done.stderr.startswith(message)
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "allowed"),
+    [(("--mode", "layer"), "'replicas'"), (("--goal", "speed"), "'throughput'")],
+)
+def test_other_modes_and_goals_are_refused_with_those_there_are(
+    tmp_path: Path, words: tuple[str, str], allowed: str
+) -> None:
+    done = meshctl(tmp_path, "plan", "inventory.yaml", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert allowed in done.stderr
+
+
+@pytest.fixture
+def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A saved survey of two hosts, the inventory beside it, and a model counted beforehand."""
+    shutil.copy(ROOT / "inventory.yaml", tmp_path)
+    devices = [make_device("left/cpu", 700), make_device("right/cpu", 800)]
+    survey = make_survey(devices, local=["left"])
+    (tmp_path / "survey.json").write_text(survey_json(survey))
+    monkeypatch.setattr(planning, "_memories", lambda inventory: counted())
+    return tmp_path
+
+
+def counted() -> tuple[ModelMemory, ...]:
+    return make_memories(make_memory())
+
+
+def test_a_saved_survey_is_planned_from_without_any_host(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    planning.plan(saved / "inventory.yaml", survey=saved / "survey.json", mode="layers")
+    shown = capsys.readouterr().out
+    assert shown.startswith("llama.gguf: layers over 2 devices")
+    assert "left/cpu" in shown
+    assert "right/cpu" in shown
+
+
+def test_one_machine_more_may_hold_everything(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    planning.plan(
+        saved / "inventory.yaml",
+        survey=saved / "survey.json",
+        json=True,
+        mode="single",
+        without=["right"],
+        add=["new=16GiB,left*2,gigabit"],
+    )
+    chosen = json.loads(capsys.readouterr().out)["plans"][0]
+    assert [share["device"] for group in chosen["groups"] for share in group["shares"]] == ["new/cpu"]
+
+
+def test_a_forced_split_is_the_plan(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    planning.plan(saved / "inventory.yaml", survey=saved / "survey.json", json=True, split="right/cpu=6,left/cpu=4")
+    chosen = json.loads(capsys.readouterr().out)["plans"][0]
+    assert [(one["device"], one["layers"]) for one in chosen["groups"][0]["shares"]] == [
+        ("right/cpu", 6),
+        ("left/cpu", 4),
+    ]
+
+
+@pytest.mark.parametrize("goal", ["latency", "throughput"])
+def test_the_goal_asked_for_overrides_the_inventory(saved: Path, capsys: pytest.CaptureFixture[str], goal: str) -> None:
+    planning.plan(saved / "inventory.yaml", survey=saved / "survey.json", json=True, goal=goal)  # type: ignore[arg-type]
+    assert json.loads(capsys.readouterr().out)["goal"] == goal
+
+
+def meshctl(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """The program as a user starts it, beside a copy of the root inventory of the hosts left and right."""
+    shutil.copy(ROOT / "inventory.yaml", folder)
+    own = {"XDG_STATE_HOME": str(folder / "state"), "XDG_CACHE_HOME": str(folder / "cache"), "COLUMNS": "200"}
+    return subprocess.run(
+        (sys.executable, "-m", "orchestrator", *words),
+        cwd=folder,
+        env={**os.environ, **own, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )

@@ -1,0 +1,104 @@
+"""What measurements say of the groups that ran, and of others like them."""
+
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.plan.experience import NO_EXPERIENCE, Experience, Measured, Record, record_of
+from orchestrator.plan.values import Group
+from tests.orchestrator.groups import make_group, make_share
+
+TWO = make_group(make_share("a/cpu"), make_share("b/cpu"), parallel=2)  # 0.1 s, 0.2 s, 2.0 s
+
+
+def measured(group: Group, token: float = 1.0, step: float = 1.0, prefill: float = 1.0) -> Record:
+    """A measurement that took so many times as long as predicted."""
+    real = Measured(group.token_s * token, group.step_s * step, group.prefill_s * prefill)
+    return record_of(group, real)
+
+
+def test_without_experience_a_group_stays_as_predicted() -> None:
+    assert NO_EXPERIENCE.correct(TWO) == TWO
+
+
+def test_a_group_that_ran_has_its_own_figures() -> None:
+    corrected = Experience((measured(TWO, 3.0, 1.5, 0.5),)).correct(TWO)
+    assert [corrected.token_s, corrected.step_s, corrected.prefill_s] == pytest.approx([0.3, 0.3, 1.0])
+    assert corrected.known == "measured"
+
+
+def test_a_group_that_ran_often_has_the_median_of_its_figures() -> None:
+    records = tuple(measured(TWO, token) for token in (1.1, 9.0, 1.2))
+    assert Experience(records).correct(TWO).token_s == pytest.approx(0.12)
+
+
+def test_the_devices_parts_of_the_time_follow_the_whole() -> None:
+    corrected = Experience((measured(TWO, 1.5),)).correct(TWO)
+    assert [share.time_s for share in corrected.shares] == [pytest.approx(0.15)] * 2
+    assert corrected.head_time_s == pytest.approx(0.015)
+
+
+def test_a_measurement_from_other_circumstances_only_corrects() -> None:
+    """The link has become slower since: the group is predicted at twice the time, so the old time is not it."""
+    now = replace(TWO, token_s=0.2, step_s=0.4, prefill_s=4.0)
+    corrected = Experience((measured(TWO, 1.1, 1.1, 1.1),)).correct(now)
+    assert corrected.known == "corrected"
+    assert corrected.token_s == pytest.approx(0.22)
+
+
+def test_another_split_of_the_same_devices_is_scaled_by_the_median() -> None:
+    other = replace(TWO, shares=(make_share("b/cpu", 5), make_share("a/cpu", 15)))
+    records = tuple(
+        measured(replace(TWO, micro_batch=size), ratio) for size, ratio in ((64, 1.2), (128, 1.4), (256, 1))
+    )
+    corrected = Experience(records).correct(other)
+    assert corrected.known == "corrected"
+    assert corrected.token_s == pytest.approx(0.12)
+
+
+def test_the_same_devices_count_before_devices_that_only_overlap() -> None:
+    three = make_group(make_share("a/cpu"), make_share("b/cpu"), make_share("c/cpu"))
+    other = replace(TWO, micro_batch=512)
+    assert Experience((measured(three, 1.5), measured(TWO, 1.1))).correct(other).token_s == pytest.approx(0.11)
+    assert Experience((measured(three, 1.5),)).correct(other).token_s == pytest.approx(0.15)
+
+
+@pytest.mark.parametrize(("ratio", "limited"), [(7.0, 2.0), (0.1, 0.5)])
+def test_others_are_not_scaled_beyond_reason(ratio: float, limited: float) -> None:
+    corrected = Experience((measured(TWO, ratio),)).correct(replace(TWO, micro_batch=512))
+    assert corrected.token_s == pytest.approx(0.1 * limited)
+
+
+def test_other_modes_and_other_devices_say_nothing() -> None:
+    elsewhere = make_group(make_share("c/cpu"), make_share("d/cpu"))
+    tensor = replace(TWO, mode="tensor")
+    assert Experience((measured(elsewhere, 2), measured(tensor, 2))).correct(TWO) == TWO
+
+
+def test_a_prompt_of_another_length_is_another_measurement() -> None:
+    assert Experience((measured(TWO, 1.5),)).correct(replace(TWO, prompt_tokens=512)).known == "corrected"
+
+
+@pytest.mark.parametrize("micro_batch", [64, 512], ids=["measured", "corrected"])
+def test_the_prediction_behind_a_correction_comes_back(micro_batch: int) -> None:
+    experience = Experience((measured(TWO, 1.5, 0.7, 1.2),))
+    group = replace(TWO, micro_batch=micro_batch)
+    again = experience.uncorrected(experience.correct(group))
+    assert again.known == "predicted"
+    assert [again.token_s, again.step_s, again.prefill_s] == pytest.approx([0.1, 0.2, 2.0])
+
+
+def test_correcting_twice_is_correcting_once() -> None:
+    experience = Experience((measured(TWO, 1.5),))
+    once = experience.correct(TWO)
+    assert experience.correct(once) == once
+
+
+def test_learning_from_corrected_groups_does_not_unlearn() -> None:
+    """Ten times the same machine that is 1.5 times slower than predicted, each time planned with what was learnt."""
+    experience = NO_EXPERIENCE
+    for size in range(10):
+        group = experience.correct(replace(TWO, micro_batch=32 + size))
+        record = record_of(experience.uncorrected(group), Measured(0.15, 0.3, 3.0))
+        experience = Experience((*experience.records, record))
+    assert experience.correct(replace(TWO, micro_batch=512)).token_s == pytest.approx(0.15)

@@ -1,0 +1,181 @@
+"""What holds of every ranking, over seeded random surveys and models."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from orchestrator.errors import PlanError
+from orchestrator.plan.asked import Asked
+from orchestrator.plan.choose import rank_plans
+from orchestrator.plan.costs import layers_seconds, needed_bytes, output_seconds
+from orchestrator.plan.noise import LEAST_NOISE
+from orchestrator.plan.pools import find_candidates
+from orchestrator.plan.reasons import ORDER_NOISE
+from orchestrator.plan.single import find_singles
+from orchestrator.plan.values import GOALS, MODES, ModelMemory, Plan, Ranking
+from orchestrator.survey.values import Device, HostSurvey, Link, Survey
+from tests.orchestrator.plan.examples import FAST_LINK, LOOPBACK, make_device, make_memory, make_survey
+from workers.budget import MIB
+
+SLOW = Link("tunnel", round_trip_s=0.0031, up_bytes_per_s=12 * MIB, down_bytes_per_s=12 * MIB)
+
+SEEDS = range(60)
+
+WORSE = (1 + ORDER_NOISE) * (1 + LEAST_NOISE)
+"""A plan may be slower than another by what counts as a tie, and layers are placed as if like speeds were one."""
+
+
+def a_survey(random: Random) -> Survey:
+    return make_survey([a_device(random, k) for k in range(random.randint(1, 5))])
+
+
+def a_device(random: Random, number: int) -> Device:
+    return make_device(
+        f"h{number}/cpu",
+        random.randint(50, 2000),
+        gib_per_s=random.choice([1, 2.5, 10, random.uniform(1, 20)]),
+        native_gib_per_s=random.choice([None, 0, 12]),
+        link=random.choice([LOOPBACK, FAST_LINK, SLOW]),
+    )
+
+
+def a_model(random: Random) -> ModelMemory:
+    uneven = [random.randint(20, 200) for _ in range(random.randint(2, 8))]
+    layers = uneven if random.random() < 0.5 else random.randint(1, 12)
+    return make_memory(
+        layers, parallel=random.choice([1, 2, 4, 8]), kv_heads=random.choice([1, 2, 3, 8]), tied=random.random() < 0.3
+    )
+
+
+def ranking(survey: Survey, memory: ModelMemory, goal: str = "latency", mode: str | None = None) -> Ranking | None:
+    """None where there is no plan."""
+    try:
+        return rank_plans(survey, (memory,), Asked(goal, mode=mode))
+    except PlanError:
+        return None
+
+
+def cases() -> Iterator[tuple[Survey, ModelMemory, str]]:
+    for seed in SEEDS:
+        random = Random(seed)
+        yield a_survey(random), a_model(random), random.choice(GOALS)
+
+
+def seconds(plan: Plan) -> float:
+    return plan.token_s if plan.goal == "latency" else 1 / plan.aggregate_tokens_per_s
+
+
+def with_devices(survey: Survey, change: dict[str, Device]) -> Survey:
+    hosts = tuple(
+        replace(host, devices=tuple(change.get(one.name, one) for one in host.devices)) for host in survey.hosts
+    )
+    return replace(survey, hosts=hosts)
+
+
+def test_every_layer_is_placed_once_no_budget_is_exceeded_and_every_device_is_named() -> None:
+    for survey, memory, goal in cases():
+        found = ranking(survey, memory, goal)
+        for plan in found.plans if found else ():
+            used = [share.device for share in plan.shares]
+            assert len(used) == len(set(used))
+            assert all(needed_bytes(share.total_bytes) <= share.budget_bytes for share in plan.shares)
+            assert sum(group.parallel for group in plan.groups) == memory.parallel
+            assert plan.reasons
+            assert_whole(plan, memory)
+        if found:
+            named = [*(one.device for one in found.chosen.left_out), *(one.device for one in found.chosen.shares)]
+            assert sorted(named) == [one.name for one in survey.devices]
+
+
+def assert_whole(plan: Plan, memory: ModelMemory) -> None:
+    for group in plan.groups:
+        if group.mode == "tensor":
+            assert sum(group.tensor_split) == memory.kv_heads
+            assert all(share.layers == memory.blocks for share in group.shares)
+        else:
+            placed = [layer for one in group.shares for layer in range(one.first_layer, one.first_layer + one.layers)]
+            assert placed == list(range(memory.blocks))
+
+
+def test_the_chosen_plan_is_within_a_tie_of_the_best() -> None:
+    for survey, memory, goal in cases():
+        found = ranking(survey, memory, goal)
+        if found:
+            assert seconds(found.chosen) <= min(seconds(plan) for plan in found.plans) * (1 + ORDER_NOISE)
+
+
+def test_a_forced_mode_gives_that_mode_only_and_fails_only_where_it_is_in_no_ranking() -> None:
+    for survey, memory, goal in cases():
+        found = ranking(survey, memory, goal)
+        modes = {plan.mode for plan in found.plans} if found else set()
+        for mode in MODES:
+            forced = ranking(survey, memory, goal, mode)
+            assert {plan.mode for plan in forced.plans} == {mode} if forced else mode not in modes
+
+
+def test_the_order_of_hosts_changes_nothing() -> None:
+    for seed, (survey, memory, goal) in enumerate(cases()):
+        hosts: list[HostSurvey] = Random(seed).sample(survey.hosts, len(survey.hosts))
+        assert ranking(replace(survey, hosts=tuple(hosts)), memory, goal) == ranking(survey, memory, goal)
+
+
+def test_more_budget_is_never_a_worse_plan() -> None:
+    for seed, (survey, memory, goal) in enumerate(cases()):
+        random = Random(seed)
+        richer = {one.name: with_budget(one, random.randint(0, 800)) for one in survey.devices}
+        assert_no_worse(ranking(survey, memory, goal), ranking(with_devices(survey, richer), memory, goal))
+
+
+def with_budget(device: Device, more_mib: int) -> Device:
+    budget = device.budget
+    more = replace(
+        budget, free_bytes=budget.free_bytes + more_mib * MIB, capped_bytes=device.budget.usable_bytes + more_mib * MIB
+    )
+    return replace(device, budget=more)
+
+
+def test_a_faster_device_is_never_a_worse_plan() -> None:
+    for seed, (survey, memory, goal) in enumerate(cases()):
+        one = Random(seed).choice(survey.devices)
+        speed = replace(
+            one.speed,
+            passes=tuple(replace(each, layers_s=tuple(s / 2 for s in each.layers_s)) for each in one.speed.passes),
+            output_s=one.speed.output_s / 2,
+        )
+        faster = with_devices(survey, {one.name: replace(one, speed=speed)})
+        assert_no_worse(ranking(survey, memory, goal), ranking(faster, memory, goal))
+
+
+def assert_no_worse(before: Ranking | None, after: Ranking | None) -> None:
+    if before is not None:
+        assert after is not None
+        assert seconds(after.chosen) <= seconds(before.chosen) * WORSE
+
+
+def test_single_devices_are_all_that_hold_the_model_fastest_first() -> None:
+    """Brute force over 500 surveys: what a device must hold and how fast it is, written out again."""
+    for seed in range(500):
+        random = Random(seed)
+        survey, memory = a_survey(random), a_model(random)
+        weights = sum(memory.layer_weights_bytes)
+        inputs = 0 if memory.output_tied else memory.input_bytes
+        needed = needed_bytes(memory.total_bytes + inputs)
+        times = {
+            one.name: layers_seconds(one.native, weights, 1) + output_seconds(one.native, memory.output_bytes)
+            for one in survey.devices
+            if one.native.measured and one.budget.usable_bytes >= needed
+        }
+        found = find_singles(survey, (memory,), find_candidates(survey, None))
+        assert {group.shares[0].device: group.token_s for group in found} == pytest.approx(times)
+        assert [group.token_s for group in found] == sorted(group.token_s for group in found)
+
+
+def test_without_a_plan_every_device_and_a_way_out_are_in_the_error() -> None:
+    for survey, memory, goal in cases():
+        if ranking(survey, memory, goal, "single") is None:
+            with pytest.raises(PlanError) as caught:
+                rank_plans(survey, (memory,), Asked(goal, mode="single"))
+            assert caught.value.hint
+            assert all(one.name in str(caught.value) for one in survey.devices)

@@ -1,0 +1,147 @@
+"""Layers cut across devices: the parts, the predicted time, memory, and which groups are worth timing."""
+
+from itertools import product
+from random import Random
+
+import numpy as np
+import pytest
+
+from orchestrator.plan.costs import needed_bytes
+from orchestrator.plan.pools import find_candidates
+from orchestrator.plan.tensor import (
+    NOT_EQUAL,
+    NOT_TIMED,
+    TensorSet,
+    best_parts,
+    finalists,
+    find_tensors,
+)
+from orchestrator.plan.values import Group, ModelMemory, Traffic
+from orchestrator.survey.values import Link, Survey
+from tests.orchestrator.plan.examples import LOOPBACK, make_device, make_memory, make_survey, make_tensor_time
+from workers.budget import MIB
+
+ROUND = Link("tunnel", round_trip_s=0.001, up_bytes_per_s=100e6, down_bytes_per_s=100e6)
+MODEL = make_memory(parallel=8, logits_bytes=200_000)
+
+
+def tensors(survey: Survey, memory: ModelMemory = MODEL) -> tuple[Group, ...]:
+    return find_tensors(survey, (memory,), find_candidates(survey, None))
+
+
+def parts(group: Group) -> dict[str, int]:
+    return {share.device: share.part for share in group.shares}
+
+
+def test_a_group_that_was_not_timed_is_predicted_by_the_formula() -> None:
+    """10 layers and the output layer, 1,100 MiB: half of it at 10 GiB/s; 20 exchanges of 1 ms with each device."""
+    devices = [make_device(f"{name}/cpu", 1000, link=ROUND) for name in "ab"]
+    (group,) = tensors(make_survey(devices))
+    exchanges_s = 2 * 20 * (0.001 + 2 * 8192 / 100e6)
+    graphs_s = 2 * 20_000 * 10**2 / 100e6
+    assert group.token_s == pytest.approx(550 / 10 / 1024 + exchanges_s + graphs_s + 200_000 / 100e6)
+    assert parts(group) == {"a/cpu": 4, "b/cpu": 4}
+    assert group.tensor_split == (4, 4)
+    assert group.traffic == Traffic(
+        hops=1, synchronisations=40, up_bytes=40 * 8192 + 4_000_000, down_bytes=40 * 8192 + 200_000
+    )
+    assert group.notes == (NOT_EQUAL, NOT_TIMED)
+
+
+def test_a_group_that_was_timed_is_predicted_from_that() -> None:
+    """1,000 MiB of layers at 18 GiB/s; its output layer was timed as a whole; graphs grow with the layers squared."""
+    survey = make_survey(
+        [make_device("a/cpu", 1000), make_device("b/cpu", 1000)],
+        tensor=[make_tensor_time(("b/cpu", "a/cpu"), (5, 3), 18, quadratic_s=1e-5)],
+    )
+    (group,) = tensors(survey)
+    assert parts(group) == {"b/cpu": 5, "a/cpu": 3}
+    assert group.token_s == pytest.approx(1000 / 1024 / 18 + 1 / 18 + 1e-5 * 100)
+    assert group.step_s == pytest.approx(2 * (1000 / 1024 / 18 + 1 / 18) + 1e-5 * 100)
+    assert group.prefill_s == pytest.approx(16 * (6.4 * 930 / 1024 / 18 + 1e-5 * 100))
+    assert group.notes == (NOT_EQUAL,)
+
+
+def test_memory_goes_by_part_but_for_the_buffers() -> None:
+    survey = make_survey([make_device("a/cpu", 1000, gib_per_s=30), make_device("b/cpu", 1000)])
+    (group,) = tensors(survey)
+    assert parts(group) == {"a/cpu": 6, "b/cpu": 2}
+    assert [(one.weights_bytes, one.kv_bytes, one.compute_bytes) for one in group.shares] == [
+        (825 * MIB, 75 * MIB, 60 * MIB),
+        (275 * MIB, 25 * MIB, 60 * MIB),
+    ]
+
+
+def test_a_small_budget_moves_parts_to_the_others() -> None:
+    survey = make_survey([make_device("a/cpu", 500), make_device("b/cpu", 1200)])
+    assert parts(tensors(survey)[0]) == {"a/cpu": 2, "b/cpu": 6}
+
+
+def test_no_device_has_less_than_a_kv_head() -> None:
+    survey = make_survey([make_device(f"{name}/cpu", 2000) for name in "abcd"])
+    assert {len(group.shares) for group in tensors(survey, make_memory(kv_heads=3))} == {2, 3}
+    assert tensors(survey, make_memory(kv_heads=1)) == ()
+
+
+def test_nothing_is_found_where_the_engine_refuses_or_memory_is_short() -> None:
+    devices = [make_device("a/cpu", 1000), make_device("b/cpu", 1000)]
+    assert tensors(make_survey(devices, tensor_refused="not implemented for this architecture")) == ()
+    assert tensors(make_survey([make_device("a/cpu", 400), make_device("b/cpu", 400)])) == ()
+    assert tensors(make_survey(devices, controller_mib=64)) == ()
+
+
+def test_few_devices_are_timed_as_the_two_fastest_the_three_fastest_and_so_on() -> None:
+    survey = make_survey(
+        [make_device(f"{name}/cpu", 2000, gib_per_s=speed) for name, speed in (("a", 9), ("b", 20), ("c", 4))]
+    )
+    found = finalists(survey, (MODEL,), find_candidates(survey, None))
+    assert found == (TensorSet(("b/cpu", "a/cpu"), (6, 2)), TensorSet(("b/cpu", "a/cpu", "c/cpu"), (5, 2, 1)))
+
+
+def test_of_many_devices_three_groups_are_timed_if_they_may_be_worth_it() -> None:
+    near = make_survey([make_device(f"h{k}/cpu", 2000, gib_per_s=1, link=LOOPBACK) for k in range(8)])
+    far = make_survey([make_device(f"h{k}/cpu", 2000, gib_per_s=1000, link=ROUND) for k in range(8)])
+    assert len(finalists(near, (MODEL,), find_candidates(near, None))) == 3
+    assert finalists(far, (MODEL,), find_candidates(far, None)) == ()
+
+
+def brute_force(paces: np.ndarray, per_part_s: list[float], most: list[int]) -> float:
+    total = paces.shape[1] - 1
+    return min(
+        (
+            max(paces[d, p] for d, p in enumerate(ways)) + sum(s * p for s, p in zip(per_part_s, ways, strict=True))
+            for ways in product(*(range(1, limit + 1) for limit in most))
+            if sum(ways) == total
+        ),
+        default=float("inf"),
+    )
+
+
+@pytest.mark.parametrize("seed", range(600))
+def test_parts_are_the_best_of_all_ways(seed: int) -> None:
+    random = Random(seed)
+    devices, total = random.randint(1, 4), random.randint(1, 9)
+    paces = np.array(
+        [np.cumsum([0.0] + [random.choice([0.0, 1.0, random.random()]) for _ in range(total)]) for _ in range(devices)]
+    )
+    per_part_s = [random.choice([0.0, 0.1, random.random()]) for _ in range(devices)]
+    most = [random.randint(0, total) for _ in range(devices)]
+    found, least_s = best_parts(paces, per_part_s, most), brute_force(paces, per_part_s, most)
+    if found is None:
+        assert least_s == float("inf")
+        return
+    assert sum(found) == total
+    assert all(1 <= part <= limit for part, limit in zip(found, most, strict=True))
+    total_s = max(paces[d, p] for d, p in enumerate(found)) + float(np.dot(per_part_s, found))
+    assert total_s == pytest.approx(least_s)
+
+
+def test_no_group_exceeds_a_budget() -> None:
+    random = Random(0)
+    for _ in range(100):
+        devices = [
+            make_device(f"h{k}/cpu", random.randint(100, 1500), gib_per_s=random.uniform(1, 20)) for k in range(4)
+        ]
+        for group in tensors(make_survey(devices)):
+            assert sum(group.tensor_split) == 8
+            assert all(needed_bytes(one.total_bytes) <= one.budget_bytes for one in group.shares)

@@ -1,0 +1,51 @@
+"""Which files devices are timed on: slices of the model, or synthetic ones where it cannot be cut."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator.survey import slices
+from orchestrator.survey.slices import SliceStore
+from quant.errors import SliceError
+from quant.gguf_file import read_model
+from quant.model import Model, output_bytes
+from quant.synthetic import Shape, write_random_model
+
+SHAPE = Shape(layers=6, embedding=256, feed_forward=512, heads=4, kv_heads=2, vocabulary=128)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    write_random_model(tmp_path / "whole.gguf", SHAPE, "Q4_0")
+    return read_model(tmp_path / "whole.gguf")
+
+
+def test_a_small_model_is_timed_whole_beside_a_slice_of_it(model: Model, tmp_path: Path) -> None:
+    found = SliceStore(model, tmp_path / "slices").slices()
+    assert found is not None
+    assert (found.shallow.source, found.deep.source, found.deep.path) == ("slice", "model", model.path)
+    assert read_model(found.shallow.path).block_count == found.shallow.layers < found.deep.layers == 6
+    assert found.output_bytes == output_bytes(model)
+
+
+def test_where_one_of_both_cannot_be_cut_both_are_synthetic(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deep one would be the model itself: a line through it and a synthetic one would mean nothing."""
+
+    def refuse(model: Model, layers: int, path: Path) -> None:
+        raise SliceError("two stacks of layers")
+
+    monkeypatch.setattr(slices, "write_slice", refuse)
+    found = SliceStore(replace(model, vocabulary=512), tmp_path / "slices").slices()
+    assert found is not None
+    assert (found.shallow.source, found.deep.source) == ("synthetic", "synthetic")
+    assert read_model(found.deep.path).block_count == 6
+    assert found.output_bytes == output_bytes(read_model(found.deep.path)) != output_bytes(model)
+
+
+def test_a_device_too_small_for_two_layers_has_no_slices(model: Model, tmp_path: Path) -> None:
+    store = SliceStore(model, tmp_path / "slices")
+    assert store.slices(store.needed_bytes() - 1) is None
+    assert not (tmp_path / "slices").exists()

@@ -1,0 +1,62 @@
+"""What a failed bench of mode tensor means: these devices cannot, or the engine cannot cut this model at all."""
+
+from typing import cast
+
+import pytest
+
+from orchestrator.errors import EngineError, MeshctlError
+from orchestrator.plan.tensor import TensorSet
+from orchestrator.report import Event, Remark, Report
+from orchestrator.survey import tensor_times
+from orchestrator.survey.tensor_times import measure_tensor
+from orchestrator.survey.timing import Measuring
+from orchestrator.survey.values import Survey, TensorTime
+from tests.orchestrator.plan.examples import make_device, make_survey
+
+SETS = (TensorSet(("a/cpu", "b/cpu"), (2, 1)), TensorSet(("a/cpu", "c/cpu"), (2, 1)))
+SURVEY = make_survey([make_device(name, 700) for name in ("a/cpu", "b/cpu", "c/cpu")])
+TIME = TensorTime(SETS[1].devices, SETS[1].parts, (), 0.0, 0.0)
+WORDS = "llama_model_load: error loading model: LLAMA_SPLIT_MODE_TENSOR not implemented for architecture 'mamba'"
+
+
+def answer(monkeypatch: pytest.MonkeyPatch, first: MeshctlError, refusal: str) -> None:
+    """The first set fails so, the second is timed."""
+
+    async def measure(measuring: Measuring, survey: Survey, one: TensorSet, report: Report) -> TensorTime:
+        if one == SETS[0]:
+            raise first
+        return TIME
+
+    async def ask(measuring: Measuring) -> str:
+        return refusal
+
+    monkeypatch.setattr(tensor_times, "_kept_or_measured", measure)
+    monkeypatch.setattr(tensor_times, "_refusal", ask)
+
+
+async def measured() -> tuple[tuple[tuple[TensorTime, ...], str], list[str]]:
+    warnings: list[str] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, Remark):
+            warnings.append(event.text)
+
+    return await measure_tensor(cast(Measuring, None), SURVEY, SETS, Report(note)), warnings
+
+
+async def test_what_fails_on_the_controller_too_is_the_engines_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(monkeypatch, EngineError("the bench failed"), WORDS)
+    assert await measured() == (((), WORDS), ["mode tensor over a/cpu, b/cpu: the bench failed"])
+
+
+@pytest.mark.parametrize("error", [EngineError("killed"), MeshctlError("too little memory")])
+async def test_what_fails_on_some_devices_only_leaves_the_others_timed(
+    monkeypatch: pytest.MonkeyPatch, error: MeshctlError
+) -> None:
+    answer(monkeypatch, error, "")
+    assert await measured() == (((TIME,), ""), [f"mode tensor over a/cpu, b/cpu: {error}"])
+
+
+def test_the_engines_words_are_the_first_line_of_its_log_that_is_an_error() -> None:
+    log = f"print_info: file type = Q4_1\n{WORDS}\nllama_bench: error: failed to load model\n"
+    assert tensor_times._reason(EngineError("ended with status 1", details=log)) == WORDS

@@ -1,0 +1,101 @@
+"""Measurements are found again by whoever plans the same model on the same machines, and by nobody else."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator.experience_store import (
+    MOST_OF_ONE_GROUP,
+    MOST_RECORDS,
+    Circumstances,
+    circumstances_of,
+    load_experience,
+    remember,
+)
+from orchestrator.folders import Folders
+from orchestrator.inventory import Host, Inventory
+from orchestrator.plan.experience import NO_EXPERIENCE, Measured, record_of
+from quant.gguf_file import read_model
+from quant.synthetic import calibration_shape, write_random_model
+from tests.orchestrator.groups import make_group, make_share
+from tests.orchestrator.plan.examples import make_device, make_survey
+
+GROUP = make_group(make_share("a/cpu"), make_share("b/cpu"))
+REAL = Measured(0.15, 0.15, 3.0)
+HERE = Circumstances("shape", "engine", {"": "c", "a/cpu": "1", "b/cpu": "2"})
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Folders:
+    return Folders(tmp_path / "cache", tmp_path / "state")
+
+
+def test_a_measurement_comes_back(folders: Folders) -> None:
+    remember(folders, HERE, GROUP, REAL, NO_EXPERIENCE)
+    assert load_experience(folders, HERE).records == (record_of(GROUP, REAL),)
+
+
+def test_the_prediction_kept_is_the_uncorrected_one(folders: Folders) -> None:
+    remember(folders, HERE, GROUP, REAL, NO_EXPERIENCE)
+    learnt = load_experience(folders, HERE)
+    remember(folders, HERE, learnt.correct(GROUP), REAL, learnt)
+    first, second = load_experience(folders, HERE).records
+    assert second.predicted.token_s == pytest.approx(first.predicted.token_s)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(HERE, shape="another model"),
+        replace(HERE, engine_id="another engine"),
+        replace(HERE, machines={**HERE.machines, "b/cpu": "another machine"}),
+        replace(HERE, machines={**HERE.machines, "": "another controller"}),
+        replace(HERE, machines={"": "c", "a/cpu": "1"}),
+    ],
+)
+def test_other_circumstances_know_nothing_of_it(folders: Folders, other: Circumstances) -> None:
+    remember(folders, HERE, GROUP, REAL, NO_EXPERIENCE)
+    assert load_experience(folders, other) == NO_EXPERIENCE
+
+
+def test_a_single_groups_measurement_does_not_depend_on_the_controller(folders: Folders) -> None:
+    single = make_group(make_share("a/cpu", native=True), mode="single", head="a")
+    remember(folders, HERE, single, REAL, NO_EXPERIENCE)
+    elsewhere = replace(HERE, machines={**HERE.machines, "": "another controller"})
+    assert len(load_experience(folders, elsewhere).records) == 1
+
+
+def test_only_the_newest_are_kept(folders: Folders) -> None:
+    for seconds in range(1, MOST_OF_ONE_GROUP + 3):
+        remember(folders, HERE, GROUP, replace(REAL, token_s=float(seconds)), NO_EXPERIENCE)
+    kept = [record.measured.token_s for record in load_experience(folders, HERE).records]
+    assert kept == [3.0, 4.0, 5.0, 6.0, 7.0]
+    for micro_batch in range(1, MOST_RECORDS + 1):
+        remember(folders, HERE, replace(GROUP, micro_batch=micro_batch), REAL, NO_EXPERIENCE)
+    assert len(load_experience(folders, HERE).records) == MOST_RECORDS
+
+
+@pytest.mark.parametrize("text", ["", "{", '[{"record": 1}]'])
+def test_what_cannot_be_read_counts_as_nothing(folders: Folders, text: str) -> None:
+    remember(folders, HERE, GROUP, REAL, NO_EXPERIENCE)
+    next((folders.cache / "experience").iterdir()).write_text(text)
+    assert load_experience(folders, HERE) == NO_EXPERIENCE
+    remember(folders, HERE, GROUP, REAL, NO_EXPERIENCE)
+    assert len(load_experience(folders, HERE).records) == 1
+
+
+def test_threads_launchers_and_processors_are_part_of_the_circumstances(tmp_path: Path) -> None:
+    write_random_model(tmp_path / "tiny.gguf", replace(calibration_shape(2), embedding=64, heads=2, kv_heads=1), "F16")
+    model = read_model(tmp_path / "tiny.gguf")
+    device = make_device("a/cpu", 1000)
+    hosts = (Host("a", "local"),)
+    inventory = Inventory(tmp_path / "inventory.yaml", "demo", "tiny.gguf", hosts)
+
+    def machine(threads: int = 8, description: str = "one", run_with: tuple[str, ...] = ()) -> str:
+        survey = make_survey([replace(device, threads=threads, description=description)])
+        there = replace(inventory, hosts=(replace(hosts[0], run_with=run_with),))
+        return circumstances_of(model, "engine", survey, there).machines["a/cpu"]
+
+    assert machine() == machine()
+    assert len({machine(), machine(threads=4), machine(description="two"), machine(run_with=("numactl",))}) == 4

@@ -1,0 +1,229 @@
+"""What tuning runs, what it keeps when, and what it makes of failures; the measuring itself is replaced."""
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from orchestrator import tune as tuning
+from orchestrator.errors import EngineError
+from orchestrator.experience_store import circumstances_of, load_experience
+from orchestrator.folders import Folders
+from orchestrator.group_bench import Bench, Rate, Rates
+from orchestrator.inventory import Host, Inventory
+from orchestrator.plan.asked import Asked
+from orchestrator.plan.choose import rank_plans
+from orchestrator.plan.experience import NO_EXPERIENCE, Measured
+from orchestrator.plan.values import Group, group_key, plan_key
+from orchestrator.processes import Started
+from orchestrator.report import silent
+from orchestrator.tune import TuneResult, measured_of, thread_profiles
+from orchestrator.view.tune import tune_json, tune_view
+from orchestrator.wishes import Wishes
+from quant.gguf_file import read_model
+from quant.synthetic import calibration_shape, write_random_model
+from tests.orchestrator.groups import make_group, make_share
+from tests.orchestrator.plan.examples import make_device, make_memories, make_memory, make_survey
+from tests.orchestrator.view.rendering import rendered
+
+SURVEY = make_survey([make_device("a/cpu", 4000), make_device("b/cpu", 4000, gib_per_s=8)])
+MEMORIES = make_memories(make_memory())
+RANKING = rank_plans(SURVEY, MEMORIES, Asked("latency"))
+Speeds = Callable[[Bench, Group], float]
+
+
+@dataclass
+class Tuning:
+    """A tuning whose programs are replaced by `speed_of`: how many times faster than predicted a group is."""
+
+    inventory: Inventory
+    folders: Folders
+    speed_of: Speeds
+    stopped: int = 0
+
+    def run(self, top: int = 2, wishes: Wishes | None = None) -> TuneResult:
+        wishes = wishes or Wishes()
+        return asyncio.run(tuning.tune(self.inventory, self.folders, silent(), wishes, top=top))
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """The only winner."""
+        told: list[dict[str, Any]] = json.loads((self.folders.cluster("demo").path / "tuned.json").read_text())
+        (winner,) = told
+        return winner
+
+
+@pytest.fixture
+def make_tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Speeds], Tuning]:
+    path = tmp_path / "inventory.yaml"
+    path.write_text("cluster: demo\n")
+    write_random_model(tmp_path / "tiny.gguf", replace(calibration_shape(2), embedding=64, heads=2, kv_heads=1), "F16")
+    inventory = Inventory(path, "demo", "tiny.gguf", (Host("a", "local"), Host("b", "local")))
+    prepared = SimpleNamespace(
+        inventory=inventory,
+        model=read_model(tmp_path / "tiny.gguf"),
+        engine=SimpleNamespace(folder=tmp_path, manifest=SimpleNamespace(engine="cpu-test")),
+        memory=MEMORIES[0],
+        survey=SURVEY,
+        experience=NO_EXPERIENCE,
+    )
+
+    def make(speed_of: Speeds) -> Tuning:
+        made = Tuning(inventory, Folders(tmp_path / "cache", tmp_path / "state"), speed_of)
+
+        async def measure(bench: Bench, groups: Sequence[Group]) -> Rates:
+            (group,) = groups
+            faster = made.speed_of(bench, group)
+            prefill, decode = faster * group.prefill_tokens_per_s, faster * group.decode_tokens_per_s
+            return Rates(Rate(prefill, prefill, prefill), Rate(decode, decode, decode), None)
+
+        async def stop(started: Started) -> None:
+            made.stopped += 1
+
+        async def memory_at(micro_batch: int, *others: object) -> object:
+            return replace(MEMORIES[0], micro_batch=micro_batch)
+
+        async def ranked(*others: object) -> object:
+            return _Bench(**vars(prepared)), RANKING
+
+        monkeypatch.setattr(tuning, "open_hosts", _no_hosts)
+        monkeypatch.setattr(tuning, "prepare_ranking", ranked)
+        monkeypatch.setattr(tuning, "measure_groups", measure)
+        monkeypatch.setattr(tuning, "memory_at", memory_at)
+        monkeypatch.setattr(Started, "stop", stop)
+        return made
+
+    return make
+
+
+@asynccontextmanager
+async def _no_hosts(*others: object) -> Any:
+    yield None
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What tuning reads of `Prepared`."""
+
+    inventory: Any
+    model: Any
+    engine: Any
+    memory: Any
+    survey: Any
+    experience: Any
+
+
+def threads_of(bench: Bench) -> set[int]:
+    return {device.threads for device in bench.prepared.survey.devices}
+
+
+def test_the_best_measured_plan_wins_whatever_was_predicted(make_tuning: Callable[[Speeds], Tuning]) -> None:
+    second = RANKING.plans[1]
+    made = make_tuning(lambda bench, group: 3.0 if group in second.groups else 1.0)
+    result = made.run()
+    assert plan_key(result.best.plan) == plan_key(second)
+    assert made.kept["plan"] == plan_key(second)
+    assert made.stopped == 1
+
+
+def test_threads_and_micro_batch_of_the_best_are_varied_and_what_is_faster_is_kept(
+    make_tuning: Callable[[Speeds], Tuning],
+) -> None:
+    made = make_tuning(lambda bench, group: (1 + (7 in threads_of(bench))) * (1 + (group.micro_batch == 128)))
+    result = made.run(top=1)
+    varied = [(trial.varied, set(trial.threads.values())) for trial in result.trials[1:3]]
+    assert varied == [("threads", {7}), ("threads", {4})]
+    assert {trial.plan.groups[0].micro_batch for trial in result.trials[3:]} <= {32, 64, 128, 256}
+    assert set(made.kept["threads"].values()) == {7}
+    assert made.kept["micro_batch"] == 128
+
+
+def test_the_best_of_one_mode_is_not_kept_as_the_best_of_all(make_tuning: Callable[[Speeds], Tuning]) -> None:
+    made = make_tuning(lambda bench, group: 1.0)
+    result = made.run(top=1, wishes=Wishes(mode="single"))
+    assert result.tuned.valid.mode == made.kept["valid"]["mode"] == "single"
+
+
+def test_a_variant_within_noise_changes_nothing(make_tuning: Callable[[Speeds], Tuning]) -> None:
+    result = make_tuning(lambda bench, group: 1.01 if 4 in threads_of(bench) else 1.0).run(top=1)
+    assert set(result.best.threads.values()) == {8}
+
+
+def test_every_measurement_is_remembered_under_its_own_threads(make_tuning: Callable[[Speeds], Tuning]) -> None:
+    made = make_tuning(lambda bench, group: 0.5 if 4 in threads_of(bench) else 2.0)
+    result = made.run(top=1)
+    model = read_model(made.inventory.path.parent / "tiny.gguf")
+    experience = load_experience(made.folders, circumstances_of(model, "cpu-test", SURVEY, made.inventory))
+    group = result.trials[0].plan.groups[0]
+    mine = [record for record in experience.records if record.key == group_key(group)]
+    assert [record.ratio.token_s for record in mine] == [pytest.approx(0.5)]
+
+
+def test_a_plan_that_cannot_be_run_is_noted_and_the_others_are_run(make_tuning: Callable[[Speeds], Tuning]) -> None:
+    def speed(bench: Bench, group: Group) -> float:
+        if group in RANKING.plans[0].groups:
+            raise EngineError("no memory")
+        return 1.0
+
+    result = make_tuning(speed).run()
+    assert result.trials[0].note == "could not be run: no memory"
+    assert plan_key(result.best.plan) == plan_key(RANKING.plans[1])
+
+
+def test_when_nothing_runs_that_is_an_error_and_nothing_is_kept(make_tuning: Callable[[Speeds], Tuning]) -> None:
+    def speed(bench: Bench, group: Group) -> float:
+        raise EngineError("no memory")
+
+    made = make_tuning(speed)
+    with pytest.raises(EngineError, match="none of the best plans"):
+        made.run()
+    assert not made.folders.cluster("demo").path.exists()
+
+
+def test_stopped_in_the_middle_everything_ends_and_what_was_measured_is_kept(
+    make_tuning: Callable[[Speeds], Tuning],
+) -> None:
+    def speed(bench: Bench, group: Group) -> float:
+        if threads_of(bench) != {8}:
+            raise asyncio.CancelledError
+        return 1.0
+
+    made = make_tuning(speed)
+    with pytest.raises(asyncio.CancelledError):
+        made.run(top=1)
+    assert made.stopped == 1
+    assert made.kept["plan"] == plan_key(RANKING.chosen)
+    assert list((made.folders.cache / "experience").iterdir())
+
+
+def test_the_table_and_the_json_tell_every_trial_and_the_winner(make_tuning: Callable[[Speeds], Tuning]) -> None:
+    result = make_tuning(lambda bench, group: 1.1).run(top=1)
+    text = rendered(tune_view(result), width=160)
+    assert "+10%" in text
+    assert f"Kept: {result.tuned.plan}" in " ".join(text.split())
+    told = json.loads(tune_json(result))
+    assert [trial["best"] for trial in told["trials"]].count(True) == 1
+    assert told["tuned"]["plan"] == result.tuned.plan
+
+
+def test_rates_become_the_terms_of_a_group() -> None:
+    """Half of the predicted prompt is measured; mode tensor has no pipeline that would have to fill."""
+    group = make_group(make_share("a/cpu", part=1), make_share("b/cpu", part=1), mode="tensor", parallel=4)
+    rates = Rates(Rate(256, 256, 256), Rate(20, 20, 20), Rate(40, 40, 40))
+    measured = measured_of(group, rates, 512)
+    assert measured == Measured(0.05, 0.1, pytest.approx(4.0))  # type: ignore[arg-type] # stands for a float
+    assert measured_of(group, replace(rates, aggregate=None), 512).step_s == 0.05
+
+
+def test_profiles_are_all_cores_all_but_one_and_half_of_them(tmp_path: Path) -> None:
+    inventory = Inventory(tmp_path, "demo", "tiny.gguf", (Host("a", "local"), Host("b", "local", threads=3)))
+    survey = make_survey([make_device("a/cpu", 4000), replace(make_device("b/cpu", 4000), threads=3)])
+    profiles = thread_profiles(inventory, survey, ["a/cpu", "b/cpu"])
+    assert profiles == ({"a/cpu": 7, "b/cpu": 3}, {"a/cpu": 4, "b/cpu": 3})
+    assert thread_profiles(inventory, survey, ["b/cpu"]) == ()

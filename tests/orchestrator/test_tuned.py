@@ -1,0 +1,111 @@
+"""The winner of a tuning is found again where it holds, and becomes the plan it was."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator.folders import ClusterFolder
+from orchestrator.plan.asked import Asked
+from orchestrator.plan.choose import rank_plans
+from orchestrator.plan.experience import NO_EXPERIENCE
+from orchestrator.plan.values import plan_key
+from orchestrator.tuned import (
+    Valid,
+    load_tuned,
+    prefer,
+    save_tuned,
+    tuned_of,
+    tuned_plan,
+    with_micro_batch,
+    with_threads,
+)
+from tests.orchestrator.groups import make_group, make_plan_of, make_share
+from tests.orchestrator.plan.examples import make_device, make_memories, make_memory, make_survey
+
+HERE = Valid("inventory", "shape", "engine", "latency")
+PLAN = make_plan_of(make_group(make_share("a/cpu", 12), make_share("b/cpu", 8)))
+TUNED = tuned_of(PLAN, {"a/cpu": 4, "b/cpu": 2, "c/cpu": 8}, HERE)
+SURVEY = make_survey([make_device("a/cpu", 4000), make_device("b/cpu", 4000), make_device("c/cpu", 4000)])
+MEMORIES = make_memories(make_memory())
+RANKING = rank_plans(SURVEY, MEMORIES, Asked("latency"))
+
+
+def test_a_winner_names_its_devices_their_layers_and_their_threads() -> None:
+    assert TUNED.plan == plan_key(PLAN)
+    assert (TUNED.split, TUNED.threads) == ({"a/cpu": 12, "b/cpu": 8}, {"a/cpu": 4, "b/cpu": 2})
+
+
+def test_a_winner_comes_back_where_it_holds(tmp_path: Path) -> None:
+    folder = ClusterFolder(tmp_path / "demo")
+    assert load_tuned(folder, HERE) is None
+    save_tuned(folder, TUNED)
+    assert load_tuned(folder, HERE) == TUNED
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(HERE, inventory_sha256="another"),
+        replace(HERE, shape="another"),
+        replace(HERE, engine_id="another"),
+        replace(HERE, goal="throughput"),
+        replace(HERE, mode="single"),
+        replace(HERE, devices=("a/cpu",)),
+    ],
+)
+def test_a_winner_holds_nowhere_else(tmp_path: Path, other: Valid) -> None:
+    folder = ClusterFolder(tmp_path / "demo")
+    save_tuned(folder, TUNED)
+    assert load_tuned(folder, other) is None
+
+
+def test_winners_of_other_questions_stay_and_those_of_an_older_inventory_go(tmp_path: Path) -> None:
+    folder = ClusterFolder(tmp_path)
+    single = replace(TUNED, valid=replace(HERE, mode="single"))
+    newer = replace(TUNED, valid=replace(HERE, inventory_sha256="changed"))
+    save_tuned(folder, TUNED)
+    save_tuned(folder, single)
+    assert [load_tuned(folder, one.valid) for one in (TUNED, single)] == [TUNED, single]
+    save_tuned(folder, newer)
+    assert [load_tuned(folder, one.valid) for one in (TUNED, single, newer)] == [None, None, newer]
+
+
+def test_a_winner_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    (tmp_path / "tuned.json").write_text('{"valid":')
+    assert load_tuned(ClusterFolder(tmp_path), HERE) is None
+
+
+def test_threads_are_those_of_the_winner_where_it_names_a_device() -> None:
+    threads = {device.name: device.threads for device in with_threads(SURVEY, TUNED.threads).devices}
+    assert threads == {"a/cpu": 4, "b/cpu": 2, "c/cpu": 8}
+
+
+def test_every_plan_of_a_ranking_is_found_again() -> None:
+    for plan in RANKING.plans:
+        winner = tuned_of(plan, {device.name: 8 for device in SURVEY.devices}, HERE)
+        assert tuned_plan(RANKING, SURVEY, MEMORIES[0], winner, NO_EXPERIENCE) == plan
+
+
+@pytest.mark.parametrize("mode", ["single", "layers"])
+def test_a_winner_with_another_micro_batch_is_planned_with_its_own_bytes(mode: str) -> None:
+    plan = next(plan for plan in RANKING.plans if plan.mode == mode)
+    memory = replace(MEMORIES[0], micro_batch=128, compute_bytes=50_000_000, compute_last_bytes=70_000_000)
+    winner = tuned_of(with_micro_batch(plan, 128), {device.name: 8 for device in SURVEY.devices}, HERE)
+    found = tuned_plan(RANKING, SURVEY, memory, winner, NO_EXPERIENCE)
+    assert found is not None
+    assert plan_key(found) == winner.plan
+    assert max(share.compute_bytes for share in found.shares) in (50_000_000, 70_000_000)
+
+
+def test_a_winner_that_does_not_fit_any_more_is_none() -> None:
+    small = make_survey([make_device("a/cpu", 100), make_device("b/cpu", 100)])
+    assert tuned_plan(replace(RANKING, plans=()), small, MEMORIES[0], TUNED, NO_EXPERIENCE) is None
+
+
+def test_the_preferred_plan_comes_first_once_and_says_why() -> None:
+    last = RANKING.plans[-1]
+    preferred = prefer(RANKING, last)
+    assert preferred.chosen.groups == last.groups
+    assert "meshctl tune" in preferred.chosen.reasons[-1]
+    assert len(preferred.plans) == len(RANKING.plans)

@@ -1,0 +1,91 @@
+"""The planner's benchmark, as far as nothing runs: which cells there are, what is kept, what the records say."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from bench_plan_cells import CONTROLLER_CORES, GOALS, MODELS, SETUPS, cells
+from bench_plan_devices import cpu_quota
+from bench_plan_record import CellRecord, Memory, Rates, Run, append_record, read_records
+from bench_plan_report import best_plan, best_single, errors_of, markdown, nearness, ratio, run_of_role, targets
+
+CHOSEN = Run("plan", "tensor a b", "tensor", ("a/cpu", "b/cpu"), Rates(5.0, 40.0), Rates(4.5, 42.0))
+OTHER = Run("plan", "layers a b", "layers", ("a/cpu", "b/cpu"), Rates(3.0, 50.0), Rates(3.0))
+ALONE = Run("plan", "single a", "single", ("a/cpu",), Rates(3.0, 25.0), Rates(3.0, 22.0))
+WORKER = Run("one worker", "one worker a/cpu", devices=("a/cpu",), measured=Rates(2.5, 20.0))
+SPLIT = Run("default split", "default split", devices=("a/cpu", "b/cpu"), note="took more than 420 s")
+RECORD = CellRecord(
+    *("two-equal/latency/1b/local", "two-equal", "latency", "1b", "local", 1, 1024, 2),
+    runs=(CHOSEN, OTHER, ALONE, SPLIT, WORKER),
+    memory=(Memory("a/cpu", 1000, 1020),),
+)
+EVERYTHING = ([one.name for one in SETUPS], [one.name for one in GOALS], [one.name for one in MODELS])
+
+
+def test_no_setup_asks_for_more_than_two_cores() -> None:
+    assert all(sum(setup.cores) + CONTROLLER_CORES <= 2 for setup in SETUPS)
+
+
+def test_large_models_are_run_in_few_cells() -> None:
+    keys = [cell.key for cell in cells(*EVERYTHING, "local")]
+    assert len(keys) == len(set(keys)) == 2 * 12 + 3
+    assert [key for key in keys if "3b" in key] == [
+        "two-equal/latency/3b/local",
+        "four-equal/latency/3b/local",
+        "too-small/latency/3b/local",
+    ]
+
+
+def test_a_quota_is_at_least_a_millisecond() -> None:
+    assert (cpu_quota(0.25), cpu_quota(0.1)) == ((1250, 5000), (1000, 10000))
+
+
+def test_records_are_read_back_the_newest_of_each_cell_and_half_a_line_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    assert read_records(path) == ()
+    newer = replace(RECORD, seconds=2.0)
+    append_record(path, RECORD)
+    append_record(path, newer)
+    with path.open("ab") as file:
+        file.write(b'{"key": "tw')
+    assert read_records(path) == (newer,)
+
+
+def test_the_chosen_plan_is_compared_with_what_was_measured() -> None:
+    assert best_plan(RECORD) == CHOSEN
+    assert best_single(RECORD, "decode") == ALONE
+    assert ratio(RECORD, "decode", run_of_role(RECORD, "one worker")) == 1.8
+    assert ratio(RECORD, "decode", run_of_role(RECORD, "default split")) is None
+    assert nearness(replace(RECORD, runs=(OTHER, CHOSEN))) == 3.0 / 4.5
+
+
+def test_errors_are_of_every_rate_that_was_predicted_and_measured() -> None:
+    assert [round(error, 3) for error in errors_of([CHOSEN, OTHER])] == [0.1, 0.05, 0.0]
+
+
+def test_targets_say_whether_they_are_met_and_when_nothing_tells() -> None:
+    said = {target.name: target.met for target in targets([RECORD])}
+    assert said == {
+        "prediction error, median": True,
+        "prediction error, worst": True,
+        "cells whose plan is within 5 % of the best measured": True,
+        "memory against planned, worst": True,
+        "two equal slow, decode by one worker": True,
+        "four equal slow, decode by one worker": None,
+        "unequal devices by the default split": None,
+        "8 streams on two equal by the better device": None,
+        "prefill of 1,024 on two by one worker": True,
+    }
+
+
+def test_a_shorter_prompt_tells_nothing_about_one_of_1024() -> None:
+    by_name = {target.name: target for target in targets([replace(RECORD, prompt=512)])}
+    assert by_name["prefill of 1,024 on two by one worker"].met is None
+
+
+def test_the_table_has_a_line_per_cell_and_says_what_was_not_measured() -> None:
+    lines = markdown([RECORD]).splitlines()
+    assert lines[2] == (
+        "| two-equal, latency, 1b, local | tensor on 2 | 5.0 / 4.5 | 40.0 / 42.0 | - "
+        "| tensor on 2: 4.5 | 1.50 | - | 1.02 |"
+    )
+    assert lines[-1] == "- two-equal/latency/1b/local: default split: took more than 420 s"

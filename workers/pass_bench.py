@@ -1,0 +1,69 @@
+"""Time single passes through a model with `llama-bench`: the words that run it and its JSON as seconds per pass.
+
+A prompt of no more tokens than a micro-batch is one pass; generating is passes of one token. Nothing here runs it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pydantic import TypeAdapter, ValidationError
+
+from workers.engine_commands import Placement, placement_words
+from workers.errors import FactsError
+
+DECODED_TOKENS = 8
+REPETITIONS = 3
+"""The first repetition warms up and is not counted."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One pass: its fastest repetition in seconds, since noise only adds, and (slowest - fastest) / fastest."""
+
+    seconds: float
+    spread: float
+
+
+@dataclass(frozen=True)
+class _Row:
+    n_prompt: int
+    n_gen: int
+    samples_ns: tuple[int, ...]
+
+
+_ROWS = TypeAdapter(tuple[_Row, ...])
+
+
+def pass_bench_command(
+    program: str, *, model: str, passes: Sequence[int], threads: int, placement: Placement | None
+) -> tuple[str, ...]:
+    """`llama-bench` over passes of these many tokens; 1 is decoding. Natively on the CPU when `placement` is None.
+
+    Verbose: why a model cannot be loaded is said nowhere else.
+    """
+    prompts = [tokens for tokens in passes if tokens > 1]
+    return (
+        *(program, "--model", model, "--no-warmup", "--repetitions", str(REPETITIONS), "--output", "json", "--verbose"),
+        *("--n-prompt", ",".join(str(tokens) for tokens in prompts) or "0"),
+        *("--n-gen", str(DECODED_TOKENS) if 1 in passes else "0"),
+        *("--ubatch-size", str(max(passes)), "--threads", str(threads)),
+        *placement_words(placement, "/"),
+    )
+
+
+def read_passes(stdout: bytes, passes: Sequence[int]) -> Mapping[int, Timed]:
+    """The time of each pass by its tokens; FactsError when one of them is missing."""
+    try:
+        rows = _ROWS.validate_json(stdout)
+    except ValidationError as error:
+        raise FactsError(f"llama-bench's answer cannot be read: {error.errors()[0]['msg']}") from error
+    timed = {row.n_prompt if row.n_prompt else 1: _timed(row) for row in rows}
+    if missing := sorted(set(passes) - timed.keys()):
+        raise FactsError(f"llama-bench's answer cannot be read: nothing about passes of {missing} tokens")
+    return timed
+
+
+def _timed(row: _Row) -> Timed:
+    counted = row.samples_ns[1:] or row.samples_ns
+    best = min(counted)
+    return Timed(best / 1e9 / max(1, row.n_gen), (max(counted) - best) / best)
