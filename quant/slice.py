@@ -5,8 +5,8 @@ Metadata and tensors are copied byte by byte, a piece in memory at a time; only 
 """
 
 import hashlib
-import os
 import re
+import secrets
 import struct
 from collections import Counter
 from collections.abc import Iterator
@@ -78,7 +78,7 @@ def write_slice(model: Model, layers: int, path: Path) -> None:
     _check_can_be_cut(model)
     headers = tuple(read_header(shard) for shard in model.shards)
     tensors = tuple(_kept_tensors(model.shards, headers, layers))
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with partial.open("wb") as target:
             _write(target, _cut_facts(model, headers[0], layers), tensors, _alignment(headers[0]))

@@ -3,7 +3,7 @@
 For measuring only: such a model answers nothing sensible. Knows no device, host or engine.
 """
 
-import os
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +90,7 @@ def write_random_model(path: Path, shape: Shape, tensor_type: str) -> None:
     except KeyError:
         raise ValueError(f"{tensor_type} is no ggml tensor type") from None
     tensors = tuple(_tensors(shape, matrix_type))
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
         _write(partial, shape, tensors)
         partial.replace(path)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 from quant.errors import SliceError
 from quant.gguf_file import read_model
@@ -46,12 +47,16 @@ class Slices:
 
 
 class SliceStore:
-    """Writes slices of one model into a folder, each once; the deepest may be the model's own file."""
+    """Writes slices of one model into a folder, each once; the deepest may be the model's own file.
+
+    Hosts are timed at once and ask from threads of their own: one writes, the others wait for it.
+    """
 
     def __init__(self, model: Model, folder: Path) -> None:
         self._model = model
         self._folder = folder
         self._digest = shape_digest(model)
+        self._writing = Lock()
 
     @property
     def digest(self) -> str:
@@ -70,7 +75,8 @@ class SliceStore:
         shallow, deep = slice_depths(model, room)
         if shallow == deep or (room is not None and sum(layer_bytes(model)[:deep]) > room):
             return None
-        pair = self._pair(shallow, deep)
+        with self._writing:
+            pair = self._pair(shallow, deep)
         return Slices(
             shallow=pair[0],
             deep=pair[1],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from functools import partial
@@ -79,7 +80,7 @@ def test_a_killed_supervisor_leaves_no_process(meshctl: Meshctl) -> None:
     meshctl.ok("up", inventory, "--detach")
     state = meshctl.ok("status", "--json").json
     pids = [process["pid"] for process in state["processes"]]
-    assert len(pids) == 3
+    assert {process["name"].partition("-")[0] for process in state["processes"]} == {"worker", "head"}
     os.kill(state["pid"], signal.SIGKILL)
     deadline = time.monotonic() + 15
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
@@ -113,7 +114,7 @@ def test_bench_says_which_to_use(meshctl: Meshctl) -> None:
     chart = meshctl.folder / "chart.svg"
     result = meshctl.ok("bench", str(inventory), "--quick", "--json", "--mode", "layers", "--chart", str(chart)).json
     alone = {one["name"]: one for one in result["alone"]}  # the fastest first, whichever that is today
-    assert alone["part1/cpu"]["note"].startswith("does not fit: needs ")
+    assert re.fullmatch(r"needs \d+ MiB and has 90\.0 MiB and was not timed natively", alone["part1/cpu"]["note"])
     assert alone["part2/cpu"]["decode"]["median"] > 0
     ratio = result["cluster"]["decode"]["median"] / alone["part2/cpu"]["decode"]["median"]
     assert result["decode_ratio"] == pytest.approx(ratio)
@@ -155,5 +156,5 @@ def test_dry_run_prints_every_command_and_starts_nothing(meshctl: Meshctl) -> No
     done = meshctl.ok("up", str(write_local(meshctl.folder / "inventory.yaml")), "--dry-run")
     lines = [line for line in done.stdout.splitlines() if not line.startswith("#")]
     programs = [line.split()[0].rpartition("/")[2] for line in lines]
-    assert programs == ["ggml-rpc-server", "ggml-rpc-server", "llama-server"]
+    assert (set(programs[:-1]), programs[-1]) == ({"ggml-rpc-server"}, "llama-server")
     assert processes_with(str(meshctl.folder)) == []

@@ -1,12 +1,14 @@
 """Which files devices are timed on: slices of the model, or synthetic ones where it cannot be cut."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
 from orchestrator.survey import slices
-from orchestrator.survey.slices import SliceStore
+from orchestrator.survey.slices import Slices, SliceStore
 from quant.errors import SliceError
 from quant.gguf_file import read_model
 from quant.model import Model, output_bytes
@@ -43,6 +45,22 @@ def test_where_one_of_both_cannot_be_cut_both_are_synthetic(
     assert (found.shallow.source, found.deep.source) == ("synthetic", "synthetic")
     assert read_model(found.deep.path).block_count == 6
     assert found.output_bytes == output_bytes(read_model(found.deep.path)) != output_bytes(model)
+
+
+def test_hosts_that_ask_at_once_get_the_same_files(model: Model, tmp_path: Path) -> None:
+    """Each slice is written once and whole, however many ask for it in the same moment."""
+    store, together = SliceStore(model, tmp_path / "slices"), 4
+    at_once = Barrier(together)
+
+    def ask(_: int) -> Slices | None:
+        at_once.wait(timeout=30)
+        return store.slices()
+
+    with ThreadPoolExecutor(together) as pool:
+        found = list(pool.map(ask, range(together)))
+    assert found[0] is not None
+    assert set(found) == {found[0]}
+    assert sorted((tmp_path / "slices").iterdir()) == [found[0].shallow.path]
 
 
 def test_a_device_too_small_for_two_layers_has_no_slices(model: Model, tmp_path: Path) -> None:
