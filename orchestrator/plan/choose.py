@@ -21,6 +21,10 @@ from orchestrator.plan.tensor import find_tensors
 from orchestrator.plan.values import GOALS, MODES, Group, ModelMemory, Plan, PlanMode, Ranking, plan_key
 from orchestrator.survey.values import Survey
 
+ONE_WORKER_HANDICAP = 1.05
+"""One worker that holds all layers must gain this much on a head at the device itself, beside `ORDER_NOISE`: it shares
+no work with anybody, and its exchanges with the head are slower while a server answers than while they are timed."""
+
 
 def make_plan(
     survey: Survey, memories: Sequence[ModelMemory], asked: Asked, experience: Experience = NO_EXPERIENCE
@@ -36,7 +40,8 @@ def rank_plans(
 
     Goal "latency": the least predicted time per token of one conversation; "throughput": the most tokens per second of
     all conversations together. Of plans within `ORDER_NOISE` of the best the one that reads prompts faster comes first,
-    then the simpler mode, then the one of fewer devices; for latency, copies of a plan come after it.
+    then the simpler mode, then the one of fewer devices; for latency, copies of a plan come after it. One worker for
+    all layers counts as slower than predicted by `ONE_WORKER_HANDICAP`.
     `memories`: the model at one context and parallel, by ascending micro-batch; layers are placed at the first.
     PlanError: an unknown device, goal or mode, no usable device, or nothing that fits, with every shortfall.
     """
@@ -98,6 +103,8 @@ class _Ranked:
     @classmethod
     def of(cls, plan: Plan, goal: str) -> "_Ranked":
         seconds = plan.token_s if goal == "latency" else 1 / plan.aggregate_tokens_per_s
+        if plan.mode == "layers" and len(plan.shares) == 1:
+            seconds *= ONE_WORKER_HANDICAP
         rest = (MODES.index(plan.mode), len(plan.shares), seconds, plan_key(plan))
         return cls(plan, goal == "latency" and plan.mode == "replicas", seconds, 1 / plan.prefill_tokens_per_s, rest)
 
