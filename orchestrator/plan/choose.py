@@ -12,7 +12,7 @@ from orchestrator.plan.asked import Asked
 from orchestrator.plan.experience import NO_EXPERIENCE, Experience
 from orchestrator.plan.left_out import left_out_of
 from orchestrator.plan.pools import Candidate, find_candidates
-from orchestrator.plan.reasons import ORDER_NOISE, reasons_for, runner_up_reasons
+from orchestrator.plan.reasons import ORDER_NOISE, gains_too_little, reasons_for, runner_up_reasons
 from orchestrator.plan.replicas import find_replicas
 from orchestrator.plan.shortfall import no_device, no_forced_split, no_replicas, no_single, no_split, no_tensor
 from orchestrator.plan.single import find_singles, why_not_alone
@@ -20,10 +20,6 @@ from orchestrator.plan.split import find_splits
 from orchestrator.plan.tensor import find_tensors
 from orchestrator.plan.values import GOALS, MODES, Group, ModelMemory, Plan, PlanMode, Ranking, plan_key
 from orchestrator.survey.values import Survey
-
-ONE_WORKER_HANDICAP = 1.05
-"""One worker that holds all layers must gain this much on a head at the device itself, beside `ORDER_NOISE`: it shares
-no work with anybody, and its exchanges with the head are slower while a server answers than while they are timed."""
 
 
 def make_plan(
@@ -41,7 +37,7 @@ def rank_plans(
     Goal "latency": the least predicted time per token of one conversation; "throughput": the most tokens per second of
     all conversations together. Of plans within `ORDER_NOISE` of the best the one that reads prompts faster comes first,
     then the simpler mode, then the one of fewer devices; for latency, copies of a plan come after it. One worker for
-    all layers counts as slower than predicted by `ONE_WORKER_HANDICAP`.
+    all layers comes after a head at the same device that is slower by less than the noise between two timings.
     `memories`: the model at one context and parallel, by ascending micro-batch; layers are placed at the first.
     PlanError: an unknown device, goal or mode, no usable device, or nothing that fits, with every shortfall.
     """
@@ -103,8 +99,6 @@ class _Ranked:
     @classmethod
     def of(cls, plan: Plan, goal: str) -> "_Ranked":
         seconds = plan.token_s if goal == "latency" else 1 / plan.aggregate_tokens_per_s
-        if plan.mode == "layers" and len(plan.shares) == 1:
-            seconds *= ONE_WORKER_HANDICAP
         rest = (MODES.index(plan.mode), len(plan.shares), seconds, plan_key(plan))
         return cls(plan, goal == "latency" and plan.mode == "replicas", seconds, 1 / plan.prefill_tokens_per_s, rest)
 
@@ -112,7 +106,8 @@ class _Ranked:
 def _best(plans: Sequence[_Ranked]) -> _Ranked:
     tied = _near_best(plans, lambda one: one.seconds)
     tied = [one for one in tied if not one.copies] or tied
-    return min(_near_best(tied, lambda one: one.prefill_s), key=lambda one: one.rest)
+    best = min(_near_best(tied, lambda one: one.prefill_s), key=lambda one: one.rest)
+    return next((one for one in plans if gains_too_little(best.plan, one.plan, best.seconds / one.seconds)), best)
 
 
 def _near_best(plans: Sequence[_Ranked], metric: Callable[[_Ranked], float]) -> list[_Ranked]:

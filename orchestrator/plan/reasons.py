@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.costs import needed_bytes
-from orchestrator.plan.noise import decode_bytes_per_s, decode_groups, difference
+from orchestrator.plan.noise import LEAST_NOISE, decode_bytes_per_s, decode_groups, difference
 from orchestrator.plan.pools import Candidate
 from orchestrator.plan.single import alone_bytes
 from orchestrator.plan.values import MODES, Group, ModelMemory, Plan, PlanMode
@@ -13,6 +13,17 @@ from orchestrator.view.sizes import bytes_text, duration_text
 
 ORDER_NOISE = 0.01
 """Plans whose predictions differ by less than this part are as fast as each other."""
+
+
+def gains_too_little(worker: Plan, alone: Plan, ratio: float) -> bool:
+    """Whether one worker for all layers, of `ratio` times the time of a head at the same device, is not worth it.
+
+    Nobody shares its work, and the two are timed apart, through RPC and natively: what they differ by less than
+    `LEAST_NOISE` may not be there at all.
+    """
+    if (worker.mode, alone.mode, len(worker.shares)) != ("layers", "single", 1):
+        return False
+    return worker.shares[0].device == alone.shares[0].device and 1 / ratio < 1 + LEAST_NOISE
 
 
 def reasons_for(
@@ -66,7 +77,9 @@ def _compared(plan: Plan, other: Plan) -> str:
         return f"{named}, as fast within {ORDER_NOISE:.0%}{_tie(plan, other)}"
     if theirs > ours:
         return f"{named}; this is {theirs / ours:.2f} times as fast"
-    return f"{named}, {ours / theirs:.2f} times as fast as this"
+    faster = f"{named}, {ours / theirs:.2f} times as fast as this"
+    too_little = gains_too_little(other, plan, theirs / ours)
+    return f"{faster}, which two timings may differ by; without a worker is simpler" if too_little else faster
 
 
 def _tie(plan: Plan, other: Plan) -> str:

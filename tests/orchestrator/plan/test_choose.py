@@ -179,7 +179,9 @@ def a_plan(mode: PlanMode, token_s: float, prefill_s: float = 1.0, goal: str = "
     ("name", "plans", "order"),
     [
         ("the faster token", (a_plan("single", 0.2), a_plan("layers", 0.1, 9.0)), (1, 0)),
-        ("the faster prompt of equals", (a_plan("single", 0.1, 2.0), a_plan("layers", 0.1005, 1.0)), (1, 0)),
+        ("the faster prompt of equals", (a_plan("single", 0.1, 2.0), a_plan("tensor", 0.1005, 1.0)), (1, 0)),
+        ("the head itself before a worker that gains 9 %", (a_plan("layers", 0.1), a_plan("single", 0.109)), (1, 0)),
+        ("a worker that gains 20 % before the head", (a_plan("single", 0.12), a_plan("layers", 0.1)), (1, 0)),
         (
             "the simpler mode of equals",
             (a_plan("tensor", 0.1), a_plan("layers", 0.1005), a_plan("single", 0.1)),
