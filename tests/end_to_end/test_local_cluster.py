@@ -123,12 +123,12 @@ def test_bench_says_which_to_use(meshctl: Meshctl) -> None:
     assert processes_with(str(meshctl.folder)) == []
 
 
-def test_single_is_chosen_when_one_device_holds_everything(meshctl: Meshctl) -> None:
+def test_single_runs_a_head_and_nothing_else(meshctl: Meshctl) -> None:
     """Mode `single`: no worker runs, the head computes natively."""
     inventory = str(write_local(meshctl.folder / "inventory.yaml", hosts=1, memory="400MiB", context=512))
-    plan = meshctl.ok("plan", inventory, "--json").json
-    assert plan["plans"][0]["mode"] == "single"
-    meshctl.ok("up", inventory, "--detach")
+    plan = meshctl.ok("plan", inventory, "--mode", "single", "--json").json
+    assert {one["mode"] for one in plan["plans"]} == {"single"}
+    meshctl.ok("up", inventory, "--detach", "--mode", "single")
     state = meshctl.ok("status", "--json").json
     assert [process["name"].partition("-")[0] for process in state["processes"]] == ["head"]
     assert meshctl.ok("chat", "Say hello.").stdout.strip()
