@@ -88,15 +88,18 @@ class Relay(Response):
             while True:
                 ticket = self._router.choose(question, monotonic(), without=down)
                 assert ticket is not None, "the last head that is down has raised"
-                stack.callback(self._release, ticket, answer)
+                stack.callback(self._router.release, ticket)
                 asking = self._heads[ticket.head].ask(self._path, self._question)
                 try:
                     response = await stack.enter_async_context(asking)
                 except ApiError as problem:
                     down.append(ticket.head)
+                    if problem.code == HEAD_DOWN:
+                        self._router.lost(ticket, monotonic())
                     if problem.code != HEAD_DOWN or len(down) == len(self._heads):
                         raise
                 else:
+                    stack.callback(self._release, ticket, answer)  # before the callback above: ends run backwards
                     yield ticket.head, response
                     return
 

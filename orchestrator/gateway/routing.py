@@ -23,6 +23,12 @@ BLOCK_CHARACTERS = 256
 CLEARLY = 0.8
 """A conversation leaves the head that has it cached only for one that is done in less than this part of the time."""
 
+HOLD_OFF_S = 5.0
+"""A head that could not be reached is asked again after this long, or when no other is left."""
+
+INSTRUCTIONS = frozenset({"system", "developer"})
+"""Roles whose messages many conversations share: having read them makes no conversation a head's own."""
+
 LEARNING = 0.2
 """How much one answer's timings count against all before."""
 
@@ -46,12 +52,14 @@ class HeadAddress:
 
 @dataclass(frozen=True)
 class Question:
-    """What routing sees of a request: digests of its beginning, part by part, with the tokens up to each, and the
-    number of tokens it may be answered with."""
+    """What routing sees of a request: digests of its beginning, part by part, with the tokens up to each, the number of
+    tokens each of its `choices` may have, and how many parts are `shared` instructions."""
 
     digests: tuple[str, ...]
     tokens: tuple[int, ...]
     new_tokens: int
+    choices: int = 1
+    shared: int = 0
 
     @property
     def prompt_tokens(self) -> int:
@@ -76,9 +84,14 @@ def read_question(body: Mapping[str, Any]) -> Question:
         characters += len(part)
         digests.append(seen.hexdigest())
         tokens.append(max(1, characters // CHARACTERS_PER_TOKEN))
-    asked = body.get("max_tokens") or body.get("max_completion_tokens")
-    new_tokens = asked if isinstance(asked, int) and asked > 0 else USUAL_NEW_TOKENS
-    return Question(tuple(digests), tuple(tokens), min(new_tokens, 10 * USUAL_NEW_TOKENS))
+    new_tokens = _positive(body.get("max_tokens") or body.get("max_completion_tokens"), USUAL_NEW_TOKENS)
+    return Question(
+        digests=tuple(digests),
+        tokens=tuple(tokens),
+        new_tokens=min(new_tokens, 10 * USUAL_NEW_TOKENS),
+        choices=_positive(body.get("n"), 1),
+        shared=_instructions(body.get("messages")),
+    )
 
 
 class Router:
@@ -89,21 +102,33 @@ class Router:
         self._number = 0
 
     def choose(self, question: Question, now_s: float, *, without: Collection[str] = ()) -> Ticket | None:
-        """The head expected to finish first, among those not in `without`; None when none is left."""
-        finish = {name: state.finish_s(question, now_s) for name, state in self._heads.items() if name not in without}
-        if not finish:
+        """The head expected to finish first, among those not in `without`; None when none is left.
+
+        One that could not be reached a moment ago is taken only when no other is left.
+        """
+        left = {name: state for name, state in self._heads.items() if name not in without}
+        left = {name: state for name, state in left.items() if not state.is_held_off(now_s)} or left
+        if not left:
             return None
+        finish = {name: state.finish_s(question, now_s) for name, state in left.items()}
         best = min(finish, key=lambda name: (finish[name], name))
-        cached = max(finish, key=lambda name: (self._heads[name].cached_tokens(question), name == best))
-        if self._heads[cached].cached_tokens(question) and finish[best] > CLEARLY * finish[cached]:
+        cached = max(left, key=lambda name: (left[name].own_tokens(question), name == best))
+        if left[cached].own_tokens(question) and finish[best] > CLEARLY * finish[cached]:
             best = cached
         self._number += 1
         self._heads[best].begin(self._number, question, now_s)
         return Ticket(best, self._number)
 
     def release(self, ticket: Ticket, timings: Mapping[str, Any] | None = None) -> None:
-        """The request has ended; the head's own `timings` of it, if there are any, teach its speed."""
+        """The request has ended; the head's own `timings` of it, if there are any, teach its speed.
+
+        A ticket that was given back already changes nothing.
+        """
         self._heads[ticket.head].end(ticket.number, timings or {})
+
+    def lost(self, ticket: Ticket, now_s: float) -> None:
+        """The head could not be reached: whatever it had cached is taken as gone, and it is left alone for a while."""
+        self._heads[ticket.head].lose(ticket.number, now_s)
 
     def expected_s(self, question: Question, now_s: float) -> dict[str, float]:
         """Seconds until each head would have answered."""
@@ -118,35 +143,55 @@ class _HeadState:
         self._token_s = address.token_s
         self._prefill_token_s = address.prefill_token_s
         self._crowding = (address.step_s or address.parallel * address.token_s) / address.token_s
-        self._ends_s: dict[int, float] = {}
+        self._ends_s: dict[int, list[float]] = {}  # by request, of each of its choices
+        self._back_s = float("-inf")
         self._served: deque[tuple[str, ...]] = deque(maxlen=address.parallel)
 
     def cached_tokens(self, question: Question) -> int:
         """How many tokens of the question's beginning a slot has already read."""
-        known = {digest for digests in self._served for digest in digests}
-        hits = [tokens for digest, tokens in zip(question.digests, question.tokens, strict=True) if digest in known]
-        return max(hits, default=0)
+        return max((question.tokens[part] for part in self._known_parts(question)), default=0)
+
+    def own_tokens(self, question: Question) -> int:
+        """The same where it is more than instructions that other conversations begin with as well."""
+        return max(
+            (question.tokens[part] for part in self._known_parts(question) if part >= question.shared), default=0
+        )
+
+    def is_held_off(self, now_s: float) -> bool:
+        """Whether it could not be reached a moment ago."""
+        return now_s < self._back_s
 
     def finish_s(self, question: Question, now_s: float) -> float:
-        """Seconds until it would have answered: waiting for a slot, reading what is new, generating."""
-        ends = sorted(max(0.0, end - now_s) for end in self._ends_s.values())
-        waiting = len(ends) - self._parallel
+        """Seconds until it would have answered: waiting for a slot per choice, reading what is new, generating."""
+        ends = sorted(max(0.0, end - now_s) for choices in self._ends_s.values() for end in choices)
+        slots = min(question.choices, self._parallel)
+        waiting = len(ends) + slots - 1 - self._parallel
         wait_s = ends[waiting] if waiting >= 0 else 0.0
-        beside = min(len(ends), self._parallel - 1)
+        beside = min(len(ends) + slots - 1, self._parallel - 1)
         to_read = question.prompt_tokens - self.cached_tokens(question)
         return wait_s + to_read * self._prefill_token_s + question.new_tokens * self._token_with(beside)
 
     def begin(self, number: int, question: Question, now_s: float) -> None:
-        self._ends_s[number] = now_s + self.finish_s(question, now_s)
+        self._ends_s[number] = [now_s + self.finish_s(question, now_s)] * question.choices
         known = [digests for digests in self._served if not set(digests) & set(question.digests)]
         self._served = deque((*known, question.digests), maxlen=self._parallel)
 
     def end(self, number: int, timings: Mapping[str, Any]) -> None:
-        alone = len(self._ends_s) == 1
-        self._ends_s.pop(number, None)
+        alone = sum(map(len, self._ends_s.values())) == 1
+        if self._ends_s.pop(number, None) is None:
+            return
         if alone:
             self._token_s = _learnt(self._token_s, timings.get("predicted_ms"), timings.get("predicted_n"))
         self._prefill_token_s = _learnt(self._prefill_token_s, timings.get("prompt_ms"), timings.get("prompt_n"))
+
+    def lose(self, number: int, now_s: float) -> None:
+        self._ends_s.pop(number, None)
+        self._served.clear()
+        self._back_s = now_s + HOLD_OFF_S
+
+    def _known_parts(self, question: Question) -> list[int]:
+        known = {digest for digests in self._served for digest in digests}
+        return [part for part, digest in enumerate(question.digests) if digest in known]
 
     def _token_with(self, beside: int) -> float:
         """Seconds per token with so many other conversations at once: linear up to all slots."""
@@ -159,6 +204,17 @@ def _learnt(known_s: float, total_ms: object, count: object) -> float:
     if not numbers or not count > 4 or not total_ms > 0:  # type: ignore[operator] # both are numbers here
         return known_s
     return (1 - LEARNING) * known_s + LEARNING * total_ms / count / 1000  # type: ignore[operator] # as above
+
+
+def _positive(value: object, otherwise: int) -> int:
+    return value if isinstance(value, int) and value > 0 else otherwise
+
+
+def _instructions(messages: object) -> int:
+    """How many messages at the beginning are instructions."""
+    said = messages if isinstance(messages, list) else []
+    are = [isinstance(one, dict) and one.get("role") in INSTRUCTIONS for one in said]
+    return are.index(False) if False in are else len(are)
 
 
 def _parts(body: Mapping[str, Any]) -> list[str]:

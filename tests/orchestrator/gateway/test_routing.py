@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.gateway.routing import CLEARLY, HeadAddress, Question, Router, Ticket, read_question
+from orchestrator.gateway.routing import CLEARLY, HOLD_OFF_S, HeadAddress, Question, Router, Ticket, read_question
 from orchestrator.gateway.server import serve
 from tests.orchestrator.gateway.heads import HEAD_KEY, FakeHead, gateway_at, json_answer
 
@@ -56,6 +56,54 @@ def test_heads_that_are_down_are_passed_over() -> None:
     router = Router([FAST, SLOW])
     assert head_of(router.choose(asked("a"), 0.0, without=["fast"])) == "slow"
     assert router.choose(asked("a"), 0.0, without=["fast", "slow"]) is None
+
+
+def test_a_head_that_was_lost_is_left_alone_for_a_while_and_has_nothing_cached() -> None:
+    """The conversation goes on elsewhere; later the head is as good as new; with no other left it is tried at once."""
+    router = Router([FAST, SLOW])
+    ticket = router.choose(asked("long " * 400), 0.0)
+    assert ticket is not None
+    router.lost(ticket, 0.0)
+    assert head_of(router.choose(asked("long " * 400), HOLD_OFF_S - 1)) == "slow"
+    assert head_of(router.choose(asked("b"), HOLD_OFF_S - 1, without=["slow"])) == "fast"
+    assert head_of(router.choose(asked("c"), HOLD_OFF_S)) == "fast"
+
+
+def test_instructions_that_all_conversations_share_tie_none_to_a_head() -> None:
+    """One head has read them and is only a little later: a new conversation goes to the earlier one, its own stays."""
+    heads = [HeadAddress(name, "", "", 2, token_s, 1e-6) for name, token_s in (("a", 0.1), ("b", 0.11))]
+    system, question = {"role": "system", "content": "be kind " * 99}, {"role": "user", "content": "one"}
+    first = read_question({"messages": [system, question], "max_tokens": 100})
+    other = read_question({"messages": [system, {"role": "user", "content": "two"}], "max_tokens": 100})
+    router = Router(heads)
+    ticket = router.choose(first, 0.0, without=["a"])
+    assert ticket is not None
+    router.release(ticket)
+    assert head_of(ticket) == "b"
+    began = router.choose(other, 1.0)
+    assert head_of(began) == "a"
+    assert began is not None
+    router.release(began)
+    assert head_of(router.choose(first, 2.0)) == "b"
+
+
+def test_each_choice_of_a_request_takes_a_slot() -> None:
+    """Two choices fill the fast head: the next request is done earlier on the slow one."""
+    router = Router([FAST, SLOW])
+    two = read_question({"messages": [{"role": "user", "content": "a"}], "max_tokens": 100, "n": 2})
+    assert head_of(router.choose(two, 0.0)) == "fast"
+    assert head_of(router.choose(asked("b"), 0.0)) == "slow"
+
+
+def test_a_ticket_is_given_back_once() -> None:
+    """Given back again, even with timings, nothing is learnt from it."""
+    router = Router([FAST])
+    ticket = router.choose(asked("a"), 0.0)
+    assert ticket is not None
+    router.release(ticket)
+    before = router.expected_s(asked("b"), 0.0)
+    router.release(ticket, {"predicted_n": 100, "predicted_ms": 900_000, "prompt_n": 100, "prompt_ms": 900_000})
+    assert router.expected_s(asked("b"), 0.0) == before
 
 
 def test_a_head_that_has_become_slow_is_learnt_from_its_timings() -> None:
