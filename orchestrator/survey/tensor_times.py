@@ -19,7 +19,7 @@ from orchestrator.survey.gather import default_threads
 from orchestrator.survey.slices import Slice, Slices
 from orchestrator.survey.speeds import DECODE, FORMAT, last_block, passes_for
 from orchestrator.survey.timing import Measuring, stopping, time_passes
-from orchestrator.survey.values import Device, PassTime, Survey, TensorTime
+from orchestrator.survey.values import Device, Link, PassTime, Survey, TensorTime
 from workers.engine_commands import Placement
 from workers.pass_bench import Timed
 
@@ -73,19 +73,24 @@ async def _kept_or_measured(measuring: Measuring, survey: Survey, one: TensorSet
 
 
 def _key(measuring: Measuring, devices: Sequence[Device], parts: tuple[int, ...]) -> str:
-    """What a time is good for: these processors, threads, links to a factor of two, engine, model and passes."""
+    """What a time is good for: these processors, their parts and threads, links, engine, model and passes.
+
+    Links count to a factor of about four, and not at all within this machine, where all are alike; devices in any order.
+    """
     engine_id, passes = measuring.engine.manifest.engine, passes_for(measuring.parallel)
-    facts = [FORMAT, engine_id, measuring.slices.digest, str(passes), str(parts)]
-    for device in devices:
+    facts = [FORMAT, engine_id, measuring.slices.digest, str(passes)]
+    for device, part in sorted(zip(devices, parts, strict=True), key=lambda one: one[0].name):
         host = measuring.hosts.by_name[device.host]
-        about = (device.link.round_trip_s * 1e6, device.link.up_bytes_per_s)
-        facts += [device.name, host.facts.hostname, host.facts.cpu_name, str(host.facts.cpu_quota), str(device.threads)]
-        facts += [
-            *host.host.run_with,
-            device.link.kind,
-            *(str(round(math.log2(max(1.0, value)) / 2)) for value in about),
-        ]
+        facts += [device.name, str(part), host.facts.hostname, host.facts.cpu_name, str(host.facts.cpu_quota)]
+        facts += [str(device.threads), *host.host.run_with, device.link.kind, *_link_facts(device.link)]
     return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
+
+
+def _link_facts(link: Link) -> tuple[str, ...]:
+    if link.kind == "loopback":
+        return ()
+    about = (link.round_trip_s * 1e6, link.up_bytes_per_s)
+    return tuple(str(round(math.log2(max(1.0, value)) / 2)) for value in about)
 
 
 async def _measure_set(measuring: Measuring, devices: Sequence[Device], one: TensorSet) -> TensorTime:
