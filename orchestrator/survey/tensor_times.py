@@ -75,7 +75,8 @@ async def _kept_or_measured(measuring: Measuring, survey: Survey, one: TensorSet
 def _key(measuring: Measuring, devices: Sequence[Device], parts: tuple[int, ...]) -> str:
     """What a time is good for: these processors, their parts and threads, links, engine, model and passes.
 
-    Links count to a factor of about four, and not at all within this machine, where all are alike; devices in any order.
+    Links count to a factor of about four, and not at all within this machine, where all are alike;
+    devices in any order.
     """
     engine_id, passes = measuring.engine.manifest.engine, passes_for(measuring.parallel)
     facts = [FORMAT, engine_id, measuring.slices.digest, str(passes)]
