@@ -31,10 +31,10 @@ async def accepts(endpoint: str) -> bool:
     host, port = endpoint.split(":")
     try:
         _, writer = await asyncio.open_connection(host, int(port))
-    except ConnectionRefusedError:
+        writer.close()
+        await writer.wait_closed()
+    except ConnectionError:  # refused, or reset by a worker that is just ending
         return False
-    writer.close()
-    await writer.wait_closed()
     return True
 
 
