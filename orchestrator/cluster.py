@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from orchestrator.errors import MeshctlError
-from orchestrator.experience_store import circumstances_of, remember
+from orchestrator.experience_store import remember
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
 from orchestrator.group_commands import (
@@ -305,11 +305,9 @@ async def _measured(one: _Loading, answer: Answer, plan: Plan, started: Started,
 
 def _remember(prepared: Prepared, folders: Folders, heads: Iterable[RunningGroup]) -> None:
     """Keep what was measured, for the plans to come."""
-    engine_id = prepared.engine.manifest.engine
-    circumstances = circumstances_of(prepared.model, engine_id, prepared.survey, prepared.inventory)
     for one in heads:
         measured = Measured(one.speed.token_s, one.speed.step_s, one.speed.prefill_s)
-        remember(folders, circumstances, one.group, measured, prepared.experience)
+        remember(folders, prepared.circumstances, one.group, measured, prepared.experience)
 
 
 async def _all(items: Mapping[str, Awaitable[T]]) -> dict[str, T]:

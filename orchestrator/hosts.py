@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
@@ -14,7 +15,7 @@ from orchestrator.host_agent import ask_facts, ensure_agent, tidy
 from orchestrator.inventory import CONTROLLER, Host, Inventory
 from orchestrator.report import Report
 from orchestrator.shell.connect import connect
-from orchestrator.shell.protocol import Shell
+from orchestrator.shell.protocol import Progress, Shell
 from orchestrator.shell.ssh_config import SshFiles, write_ssh_files
 from workers.facts import HostFacts
 
@@ -35,6 +36,12 @@ class OpenHost:
     @property
     def is_local(self) -> bool:
         return self.shell.is_local
+
+    async def put_once(self, source: Path, target: str, progress: Progress | None = None) -> None:
+        """Put a file there unless it is there: files appear whole or not at all, so the name has to say all of it."""
+        seen = await self.shell.run(("test", "-f", target), deadline_s=30, check=False)
+        if seen.status != 0:
+            await self.shell.put(source, target, progress=progress)
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,7 @@ async def model_on_host(model: Model, host: OpenHost, report: Report) -> str:
         return str(model.path)
     folder = remote_model_folder(host.shell.root, model.shards)
     for shard in model.shards:
-        target = f"{folder}/{shard.name}"
-        seen = await host.shell.run(("test", "-f", target), deadline_s=30, check=False)
-        if seen.status != 0:
-            await host.shell.put(shard, target, progress=report.bytes_of(f"{host.name}: {shard.name}"))
+        await host.put_once(shard, f"{folder}/{shard.name}", report.bytes_of(f"{host.name}: {shard.name}"))
     return remote_model(model, host.shell.root)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from orchestrator.engine.build import build_engine, local_platform
 from orchestrator.engine.install import ensure_on_host, prove_here
 from orchestrator.engine.store import Engine, find_engine
-from orchestrator.experience_store import circumstances_of, load_experience
+from orchestrator.experience_store import Circumstances, circumstances_of, load_experience
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
 from orchestrator.hosts import OpenHosts
@@ -62,6 +62,16 @@ class Prepared:
         """At the micro-batch that plans are placed with."""
         return self.memories[0]
 
+    @property
+    def circumstances(self) -> Circumstances:
+        """What anything measured with it is of."""
+        return circumstances_of(self.model, self.engine.manifest.engine, self.survey, self.inventory)
+
+
+def asked_of(wishes: Wishes, inventory: Inventory) -> Asked:
+    """What the planner is asked for: the wishes, and the inventory's goal where they have none."""
+    return Asked(wishes.goal or inventory.goal, wishes.devices, wishes.mode, wishes.split)
+
 
 async def prepare_ranking(
     inventory: Inventory, hosts: OpenHosts, folders: Folders, report: Report, wishes: Wishes
@@ -73,7 +83,7 @@ async def prepare_ranking(
         inventory, hosts, folders, report, recalibrate=wishes.recalibrate, time_tensor=wants_tensor
     )
     report.step("Planning")
-    asked = Asked(wishes.goal or inventory.goal, wishes.devices, wishes.mode, wishes.split)
+    asked = asked_of(wishes, inventory)
     tuned = await _tuned(prepared, folders, asked)
     if tuned is not None:
         return tuned
@@ -82,17 +92,16 @@ async def prepare_ranking(
 
 async def _tuned(prepared: Prepared, folders: Folders, asked: Asked) -> tuple[Prepared, Ranking] | None:
     """The ranking with the winner of `meshctl tune` first, at its threads; None when there is none that still fits."""
-    inventory, engine_id = prepared.inventory, prepared.engine.manifest.engine
-    valid = valid_for(inventory, prepared.model, engine_id, asked)
+    inventory = prepared.inventory
+    valid = valid_for(inventory, prepared.model, prepared.engine.manifest.engine, asked)
     tuned = None if asked.split else load_tuned(folders.cluster(inventory.cluster), valid)
     if tuned is None:
         return None
-    survey = with_threads(prepared.survey, tuned.threads)
-    experience = load_experience(folders, circumstances_of(prepared.model, engine_id, survey, inventory))
-    run = replace(prepared, survey=survey, experience=experience)
-    ranking = rank_plans(survey, run.memories, asked, experience)
+    run = replace(prepared, survey=with_threads(prepared.survey, tuned.threads))
+    run = replace(run, experience=load_experience(folders, run.circumstances))
+    ranking = rank_plans(run.survey, run.memories, asked, run.experience)
     memory = await memory_at(tuned.micro_batch, run.memory, run.engine.folder, run.model, folders)
-    plan = tuned_plan(ranking, survey, memory, tuned, experience)
+    plan = tuned_plan(ranking, run.survey, memory, tuned, run.experience)
     return None if plan is None else (run, prefer(ranking, plan))
 
 
@@ -130,9 +139,8 @@ async def prepare(
     sets = finalists(survey, memories, find_candidates(survey, None)) if time_tensor else ()
     times, refused = await measure_tensor(measuring, survey, sets, report)
     survey = replace(survey, tensor=times, tensor_refused=refused)
-    circumstances = circumstances_of(model, engine.manifest.engine, survey, inventory)
-    experience = NO_EXPERIENCE if recalibrate else load_experience(folders, circumstances)
-    return Prepared(inventory, engine, engine_folders, model, memories, survey, experience)
+    prepared = Prepared(inventory, engine, engine_folders, model, memories, survey, NO_EXPERIENCE)
+    return prepared if recalibrate else replace(prepared, experience=load_experience(folders, prepared.circumstances))
 
 
 async def prepare_engine(hosts: OpenHosts, folders: Folders, report: Report) -> tuple[Engine, dict[str, str]]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.errors import EngineError, MeshctlError
-from orchestrator.experience_store import circumstances_of, remember
+from orchestrator.experience_store import remember
 from orchestrator.folders import Folders
 from orchestrator.group_bench import Bench, BenchSize, Rates, bench_prompt, measure_groups
 from orchestrator.head_checks import prompt_scale
@@ -209,10 +209,7 @@ class _Tuning:
             prepared = replace(self._prepared, survey=with_threads(self._prepared.survey, threads))
             rates = await measure_groups(replace(self._bench, prepared=prepared), [group])
             measured = measured_of(group, rates, self._bench.size.prompt)
-            circumstances = circumstances_of(
-                prepared.model, prepared.engine.manifest.engine, prepared.survey, prepared.inventory
-            )
-            remember(self._folders, circumstances, group, measured, prepared.experience)
+            remember(self._folders, prepared.circumstances, group, measured, prepared.experience)
             predicted = prepared.experience.uncorrected(group)
             self._measured[key] = Experience((record_of(predicted, measured),)).correct(predicted)
         return self._measured[key]

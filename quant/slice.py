@@ -6,7 +6,6 @@ Metadata and tensors are copied byte by byte, a piece in memory at a time; only 
 
 import hashlib
 import re
-import secrets
 import struct
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from gguf import GGMLQuantizationType
 from quant.errors import ModelFileError, SliceError
 from quant.gguf_header import FETCH_AGAIN, MAGIC, Array, Header, Scalar, TensorInfo, read_header
 from quant.model import Model, layer_bytes
+from quant.whole_file import written_whole
 
 MIB = 1024 * 1024
 
@@ -33,7 +33,7 @@ LARGE_LAYER_BYTES = 128 * MIB
 
 _OTHER_STACKS = re.compile(r"(enc|dec)\.blk\.")
 _ALL_LAYERS_IN_ONE = re.compile(r"per_layer_")
-_BLOCK = re.compile(r"blk\.\d+\.")
+_BLOCK = re.compile(r"blk\.(\d+)\.")
 
 _NOT_PER_LAYER = "rope.dimension_sections"
 _COUNTED_FROM_THE_END = ("nextn_predict_layers", "attention.shared_kv_layers")
@@ -78,13 +78,8 @@ def write_slice(model: Model, layers: int, path: Path) -> None:
     _check_can_be_cut(model)
     headers = tuple(read_header(shard) for shard in model.shards)
     tensors = tuple(_kept_tensors(model.shards, headers, layers))
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with partial.open("wb") as target:
-            _write(target, _cut_facts(model, headers[0], layers), tensors, _alignment(headers[0]))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(path) as partial, partial.open("wb") as target:
+        _write(target, _cut_facts(model, headers[0], layers), tensors, _alignment(headers[0]))
 
 
 def _layers_within(sizes: tuple[int, ...], limit_bytes: int | None) -> int:
@@ -127,7 +122,7 @@ class _Kept:
 def _kept_tensors(shards: tuple[Path, ...], headers: tuple[Header, ...], layers: int) -> Iterator[_Kept]:
     for shard, header in zip(shards, headers, strict=True):
         for info in header.tensors:
-            match = re.match(r"blk\.(\d+)\.", info.name)
+            match = _BLOCK.match(info.name)
             if match is None or int(match[1]) < layers:
                 yield _Kept(info, shard)
 

@@ -3,7 +3,6 @@
 For measuring only: such a model answers nothing sensible. Knows no device, host or engine.
 """
 
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 
 from quant.model import Model
+from quant.whole_file import written_whole
 
 _FLOAT_FILL = 0x3C
 """0x3C3C3C3C is 0.0115 as F32 and 0x3C3C is 0.0115 as BF16: nowhere near a denormal number, which would be slow."""
@@ -90,12 +90,8 @@ def write_random_model(path: Path, shape: Shape, tensor_type: str) -> None:
     except KeyError:
         raise ValueError(f"{tensor_type} is no ggml tensor type") from None
     tensors = tuple(_tensors(shape, matrix_type))
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
-    try:
+    with written_whole(path) as partial:
         _write(partial, shape, tensors)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ PACKAGES = ("quant", "workers", "orchestrator")
 READING_ORDER = (
     "quant.errors",
     "quant.model",
+    "quant.whole_file",
     "quant.gguf_header",
     "quant.gguf_file",
     "quant.slice",

@@ -165,11 +165,10 @@ def _ranked_from(
 def _rank(
     inventory: "InventoryValue", survey: "Survey", memories: "tuple[ModelMemory, ...]", wishes: "Wishes"
 ) -> "Ranking":
-    from orchestrator.plan.asked import Asked
     from orchestrator.plan.choose import rank_plans
+    from orchestrator.prepare import asked_of
 
-    asked = Asked(wishes.goal or inventory.goal, wishes.devices, wishes.mode, wishes.split)
-    return rank_plans(survey, memories, asked)
+    return rank_plans(survey, memories, asked_of(wishes, inventory))
 
 
 def _prepared(inventory: "InventoryValue", recalibrate: bool) -> "Prepared":

@@ -94,7 +94,5 @@ async def _on_host(host: OpenHost, path: Path) -> str:
     if host.is_local:
         return str(path)
     target = f"{host.shell.root}/slices/{path.stat().st_size}-{path.name}"
-    seen = await host.shell.run(("test", "-f", target), deadline_s=30, check=False)
-    if seen.status != 0:
-        await host.shell.put(path, target)
+    await host.put_once(path, target)
     return target

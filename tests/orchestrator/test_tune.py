@@ -7,11 +7,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from orchestrator import tune as tuning
+from orchestrator.engine.store import Engine
 from orchestrator.errors import EngineError
 from orchestrator.experience_store import circumstances_of, load_experience
 from orchestrator.folders import Folders
@@ -21,6 +22,7 @@ from orchestrator.plan.asked import Asked
 from orchestrator.plan.choose import rank_plans
 from orchestrator.plan.experience import NO_EXPERIENCE, Measured
 from orchestrator.plan.values import Group, group_key, plan_key
+from orchestrator.prepare import Prepared
 from orchestrator.processes import Started
 from orchestrator.report import silent
 from orchestrator.tune import TuneResult, measured_of, thread_profiles
@@ -65,11 +67,12 @@ def make_tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Sp
     path.write_text("cluster: demo\n")
     write_random_model(tmp_path / "tiny.gguf", replace(calibration_shape(2), embedding=64, heads=2, kv_heads=1), "F16")
     inventory = Inventory(path, "demo", "tiny.gguf", (Host("a", "local"), Host("b", "local")))
-    prepared = SimpleNamespace(
+    prepared = Prepared(
         inventory=inventory,
+        engine=cast(Engine, SimpleNamespace(folder=tmp_path, manifest=SimpleNamespace(engine="cpu-test"))),
+        engine_folders={},
         model=read_model(tmp_path / "tiny.gguf"),
-        engine=SimpleNamespace(folder=tmp_path, manifest=SimpleNamespace(engine="cpu-test")),
-        memory=MEMORIES[0],
+        memories=MEMORIES,
         survey=SURVEY,
         experience=NO_EXPERIENCE,
     )
@@ -90,7 +93,7 @@ def make_tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Sp
             return replace(MEMORIES[0], micro_batch=micro_batch)
 
         async def ranked(*others: object) -> object:
-            return _Bench(**vars(prepared)), RANKING
+            return prepared, RANKING
 
         monkeypatch.setattr(tuning, "open_hosts", _no_hosts)
         monkeypatch.setattr(tuning, "prepare_ranking", ranked)
@@ -105,18 +108,6 @@ def make_tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Sp
 @asynccontextmanager
 async def _no_hosts(*others: object) -> Any:
     yield None
-
-
-@dataclass(frozen=True)
-class _Bench:
-    """What tuning reads of `Prepared`."""
-
-    inventory: Any
-    model: Any
-    engine: Any
-    memory: Any
-    survey: Any
-    experience: Any
 
 
 def threads_of(bench: Bench) -> set[int]:
