@@ -34,9 +34,16 @@ async def measure_link(host: str, kind: str, port: int, *, medium: str = "", dea
     except (OSError, EOFError, TimeoutError) as error:
         raise ConnectError(
             host,
-            f"the {kind} link carries nothing: {getattr(error, 'strerror', None) or error}",
+            f"the {kind} link carries nothing: {_what_happened(error)}",
             hint="the host's sshd must allow TCP forwarding (AllowTcpForwarding yes in its sshd_config)",
         ) from error
+
+
+def _what_happened(error: Exception) -> str:
+    """A far end that closes shows as the end of the stream, a reset or a broken pipe, whichever comes first."""
+    if isinstance(error, EOFError | ConnectionResetError | BrokenPipeError):
+        return "the far end closed the connection"
+    return str(getattr(error, "strerror", None) or error)
 
 
 def _measure(kind: str, medium: str, port: int, deadline_s: float) -> Link:
@@ -101,5 +108,5 @@ def _receive(connection: socket.socket, size: int) -> None:
     while left > 0:
         got = connection.recv_into(buffer, min(left, len(buffer)))
         if got == 0:
-            raise EOFError("the far end closed the connection")
+            raise EOFError
         left -= got

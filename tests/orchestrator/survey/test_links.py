@@ -33,7 +33,9 @@ async def test_a_far_end_that_hangs_up_is_an_error_that_names_forwarding() -> No
         listener.settimeout(10)
         closing = threading.Thread(target=lambda: listener.accept()[0].close())
         closing.start()
-        with pytest.raises(ConnectError, match="far: the tunnel link carries nothing") as caught:
+        with pytest.raises(
+            ConnectError, match="far: the tunnel link carries nothing: the far end closed the connection"
+        ) as caught:
             await measure_link("far", "tunnel", port, deadline_s=5)
         closing.join(timeout=10)
     assert "AllowTcpForwarding yes" in caught.value.hint
