@@ -133,8 +133,16 @@ def prompt_scale(group: Group, tokens: int) -> float:
     """How much longer the prompt of the prediction takes than one of `tokens`.
 
     Of a pipeline of s stages, m micro-batches take (s - 1 + m) times the slowest stage, were all equally slow
-    (`plan.costs.pipeline_s`); without overlap s counts as one.
+    (`plan.costs.pipeline_s`); without overlap s counts as one. What the context adds grows with the prompt's square:
+    the last of m micro-batches has m - 1 before it (`plan.costs.context_seconds`).
     """
+    alone_s, size = group.prefill_s - group.context_s, group.micro_batch
+    whole, part = (count * max(0, count - size) for count in (group.prompt_tokens, tokens))
+    context_s = group.context_s * part / whole if whole else 0.0
+    return group.prefill_s / (alone_s / _scale_without_context(group, tokens) + context_s)
+
+
+def _scale_without_context(group: Group, tokens: int) -> float:
     stages = len(group.shares) if group.mode == "layers" and not group.head_layers else 1
     whole, part = (max(1.0, count / group.micro_batch) for count in (group.prompt_tokens, tokens))
     if part == 1.0 and whole == 1.0:

@@ -20,7 +20,7 @@ from orchestrator.plan.values import ModelMemory
 from quant.model import Model, hidden_bytes, input_bytes, kv_bytes_per_token, layer_bytes, logits_bytes, output_bytes
 from workers.budget import MIB
 from workers.engine_commands import ENVIRONMENT, Placement
-from workers.fit_table import FitRow, fit_command, read_fit_table, upper_bytes
+from workers.fit_table import FitRow, device_rows, fit_command, read_fit_table, upper_bytes
 
 _DEADLINE_S = 300.0
 _CELLS = 256
@@ -51,13 +51,22 @@ class _Question:
             micro_batch=self.micro_batch,
             placement=placement,
         )
-        return read_fit_table(await _run(words), len(placement.endpoints) if placement else 0)
+        return read_fit_table(await _run(words), device_rows(placement))
 
     async def ask_split(
         self, endpoints: Sequence[str], tensor_split: Sequence[int], *, output_on_head: bool = False
     ) -> tuple[FitRow, ...]:
         tied = self.model.output_tied
         return await self.ask(Placement(tuple(endpoints), tuple(tensor_split), output_on_head, tied))
+
+    async def ask_cut(self, endpoints: Sequence[str]) -> int | None:
+        """Bytes of the compute buffers of each device of mode `tensor`, which do not depend on their number and parts;
+        None where the engine cannot cut this model."""
+        placement = Placement(tuple(endpoints), (1,) * len(endpoints), False, self.model.output_tied, mode="tensor")
+        try:
+            return upper_bytes((await self.ask(placement))[0].compute_mib)
+        except EngineError:
+            return None
 
 
 async def count_memory(
@@ -86,6 +95,7 @@ async def _count(question: _Question) -> ModelMemory:
         split = even_split(model.block_count, len(endpoints))
         remote = await question.ask_split(endpoints, split)
         on_head = await question.ask_split(endpoints, split, output_on_head=True)
+        cut = await question.ask_cut(endpoints[:2]) if len(endpoints) > 1 else None
     surplus = surplus_logits_bytes(model, parallel=question.parallel, micro_batch=question.micro_batch)
     compute = compute_buffers(native, remote, on_head, surplus)
     return ModelMemory(
@@ -105,6 +115,7 @@ async def _count(question: _Question) -> ModelMemory:
         logits_bytes=logits_bytes(model),
         hidden_bytes=hidden_bytes(model),
         kv_heads=min((heads for heads in model.head_count_kv if heads), default=1),
+        compute_tensor_bytes=compute.last_bytes if cut is None else min(compute.last_bytes, cut),
     )
 
 
@@ -220,7 +231,14 @@ async def _run(words: tuple[str, ...]) -> bytes:
 def _digest(question: _Question) -> str:
     """Of everything the answer depends on; paths are not among it."""
     model = replace(question.model, path=Path(), shards=())
-    facts = ("kv_heads", _build(question.engine), model, question.context, question.parallel, question.micro_batch)
+    facts = (
+        "tensor buffers",
+        _build(question.engine),
+        model,
+        question.context,
+        question.parallel,
+        question.micro_batch,
+    )
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
 
 

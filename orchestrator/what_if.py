@@ -203,7 +203,10 @@ def _native_token_s(device: Device, memory: ModelMemory) -> float:
 def _faster(speed: Speed, factor: float) -> Speed:
     """Every time of this speed divided by the factor."""
     return replace(
-        speed, passes=tuple(_faster_pass(one, factor) for one in speed.passes), output_s=speed.output_s / factor
+        speed,
+        passes=tuple(_faster_pass(one, factor) for one in speed.passes),
+        output_s=speed.output_s / factor,
+        context_s=speed.context_s / factor,
     )
 
 

@@ -43,12 +43,14 @@ _VERSION = 3
 _PIECE_BYTES = 8 * MIB
 
 
-def slice_depths(model: Model, available_bytes: int | None = None) -> tuple[int, int]:
+def slice_depths(
+    model: Model, available_bytes: int | None = None, goal_bytes: int = CACHE_GOAL_BYTES
+) -> tuple[int, int]:
     """How many layers the shallow and the deep slice have; the deep one may be the whole model.
 
     What the deep slice has more are layers of the most frequent kind, where the first ones are of another (dense ones
     before those with experts). `available_bytes` is what a device has for layers (None: no limit); the deep slice
-    takes no more.
+    takes no more. Its layers exceed `goal_bytes` unless they are large ones.
     """
     sizes = layer_bytes(model)
     most = _layers_within(sizes, available_bytes)
@@ -56,7 +58,7 @@ def slice_depths(model: Model, available_bytes: int | None = None) -> tuple[int,
         return 1, max(1, min(2, most))
     unusual = _unusual_first_layers(model)
     large = sizes[unusual] > LARGE_LAYER_BYTES
-    wanted = 3 if large else max(DEEP, 1 + _layers_within(sizes, CACHE_GOAL_BYTES))
+    wanted = 3 if large else max(DEEP, 1 + _layers_within(sizes, goal_bytes))
     deep = min(max(wanted, unusual + 1), most, model.block_count)
     return max(1, min(deep - 1, max(SHALLOW, unusual, deep // 3))), deep
 

@@ -3,6 +3,7 @@
 A prompt of no more tokens than a micro-batch is one pass; generating is passes of one token. Nothing here runs it.
 """
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,13 +13,13 @@ from workers.engine_commands import Placement, placement_words
 from workers.errors import FactsError
 
 DECODED_TOKENS = 8
-REPETITIONS = 3
+REPETITIONS = 4
 """The first repetition warms up and is not counted."""
 
 
 @dataclass(frozen=True)
 class Timed:
-    """One pass: its fastest repetition in seconds, since noise only adds, and (slowest - fastest) / fastest."""
+    """One pass: the median of its repetitions in seconds, as on most days, and (slowest - fastest) / median."""
 
     seconds: float
     spread: float
@@ -35,18 +36,27 @@ _ROWS = TypeAdapter(tuple[_Row, ...])
 
 
 def pass_bench_command(
-    program: str, *, model: str, passes: Sequence[int], threads: int, placement: Placement | None
+    program: str,
+    *,
+    model: str,
+    passes: Sequence[int],
+    threads: int,
+    placement: Placement | None,
+    repetitions: int = REPETITIONS,
+    context: int = 0,
 ) -> tuple[str, ...]:
     """`llama-bench` over passes of these many tokens; 1 is decoding. Natively on the CPU when `placement` is None.
 
-    Verbose: why a model cannot be loaded is said nowhere else.
+    `context` tokens are read before each pass, outside of what is timed. Verbose: why a model cannot be loaded is said
+    nowhere else.
     """
     prompts = [tokens for tokens in passes if tokens > 1]
     return (
-        *(program, "--model", model, "--no-warmup", "--repetitions", str(REPETITIONS), "--output", "json", "--verbose"),
+        *(program, "--model", model, "--no-warmup", "--repetitions", str(repetitions), "--output", "json", "--verbose"),
         *("--n-prompt", ",".join(str(tokens) for tokens in prompts) or "0"),
         *("--n-gen", str(DECODED_TOKENS) if 1 in passes else "0"),
         *("--ubatch-size", str(max(passes)), "--threads", str(threads)),
+        *(("--n-depth", str(context)) if context else ()),
         *placement_words(placement, "/"),
     )
 
@@ -65,5 +75,5 @@ def read_passes(stdout: bytes, passes: Sequence[int]) -> Mapping[int, Timed]:
 
 def _timed(row: _Row) -> Timed:
     counted = row.samples_ns[1:] or row.samples_ns
-    best = min(counted)
-    return Timed(best / 1e9 / max(1, row.n_gen), (max(counted) - best) / best)
+    middle = statistics.median(counted)
+    return Timed(middle / 1e9 / max(1, row.n_gen), (max(counted) - min(counted)) / middle)

@@ -116,6 +116,7 @@ def _scaled(group: Group, ratio: Measured) -> Group:
         token_s=group.token_s * ratio.token_s,
         step_s=group.step_s * ratio.step_s,
         prefill_s=group.prefill_s * ratio.prefill_s,
+        context_s=group.context_s * ratio.prefill_s,
     )
 
 

@@ -65,7 +65,7 @@ def _bytes_per_s(one: PassTime) -> float:
 def _joined(decode: Speed, prefill: Speed) -> Speed:
     passes = [one for one in decode.passes if one.tokens < PREFILL_TOKENS]
     passes += [one for one in prefill.passes if one.tokens >= PREFILL_TOKENS]
-    return replace(decode, passes=tuple(passes))
+    return replace(decode, passes=tuple(passes), context_s=prefill.context_s)
 
 
 def _fastest(speeds: Mapping[str, Speed], rate: Rate) -> dict[str, Speed]:

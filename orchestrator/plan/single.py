@@ -6,9 +6,11 @@ one pass per micro-batch (`costs.pipeline_s` of one stage). The link plays no pa
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from orchestrator.plan.costs import (
     ShareBytes,
+    context_seconds,
     head_share_bytes,
     layers_seconds,
     needed_bytes,
@@ -63,6 +65,7 @@ def run_alone(memories: Sequence[ModelMemory], candidate: Candidate) -> Group:
         token_s=token_s,
         step_s=_step_s(memory, speed, memory.parallel),
         prefill_s=_prefill_s(memory, speed),
+        context_s=_prefill_s(memory, speed) - _prefill_s(memory, replace(speed, context_s=0.0)),
         prompt_tokens=memory.prompt_tokens,
     )
 
@@ -112,4 +115,5 @@ def _step_s(memory: ModelMemory, speed: Speed, conversations: int) -> float:
 def _prefill_s(memory: ModelMemory, speed: Speed) -> float:
     micro_batch = min(memory.micro_batch, memory.prompt_tokens)
     each_s = layers_seconds(speed, prefill_bytes(memory, 0, memory.blocks), micro_batch)
+    each_s += context_seconds(speed, memory.blocks, micro_batch, memory)
     return pipeline_s((each_s,), memory.prompt_tokens, micro_batch, overlap=False)

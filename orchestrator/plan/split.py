@@ -192,6 +192,7 @@ def _group(
         token_s=stages_s(memory, stages) + head_s[1],
         step_s=stages_s(memory, stages, memory.parallel) + head_s[memory.parallel],
         prefill_s=stages_prefill_s(memory, stages),
+        context_s=stages_prefill_s(memory, stages) - stages_prefill_s(memory, stages, context=False),
         prompt_tokens=memory.prompt_tokens,
         traffic=_traffic(memory, stages, variant),
         notes=notes,

@@ -18,6 +18,7 @@ from orchestrator.plan.costs import (
     MARGIN_PERCENT,
     Bytes,
     Seconds,
+    context_seconds,
     head_share_bytes,
     layers_s,
     layers_seconds,
@@ -140,8 +141,10 @@ class StageTables:
         weights, memory = self._weights[self._ends] - self._weights[self._begins], self.memory
         tail = self._weights[-1] - self._weights
         read = np.maximum(tail - int((1 - LAST_BLOCK_PREFILL) * memory.layer_weights_bytes[-1]), 0)
-        prefill_s = layers_s(speed, weights, memory.micro_batch)
-        tail_prefill_s = layers_s(speed, read, memory.micro_batch)
+        context_s = context_seconds(speed, 1, memory.micro_batch, memory)
+        blocks, tail_blocks = self._ends - self._begins, memory.blocks - np.arange(memory.blocks + 1)
+        prefill_s = layers_s(speed, weights, memory.micro_batch) + context_s * blocks
+        tail_prefill_s = layers_s(speed, read, memory.micro_batch) + context_s * tail_blocks
         return Ranges(
             decode_s=layers_s(speed, weights, self.tokens),
             prefill_s=prefill_s,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from orchestrator.plan.costs import (
     ShareBytes,
+    context_seconds,
     head_share_bytes,
     layers_seconds,
     needed_bytes,
@@ -66,20 +67,24 @@ def stages_s(memory: ModelMemory, stages: Sequence[Stage], tokens: int = 1) -> f
     return sum(stage_time_s(memory, stage, tokens) for stage in stages)
 
 
-def stage_prefill_s(memory: ModelMemory, stage: Stage, micro_batch: int) -> float:
-    """Seconds of one micro-batch of a prompt in one stage, link included."""
+def stage_prefill_s(memory: ModelMemory, stage: Stage, micro_batch: int, *, context: bool = True) -> float:
+    """Seconds of one micro-batch of a prompt in one stage, link and the context before it included."""
     first, layers = stage.first_layer, stage.layers
     if stage.native:
-        return layers_seconds(stage.candidate.device.native, prefill_bytes(memory, first, layers), micro_batch)
-    return prefill_stage_s(memory, stage.candidate.device, first, layers, micro_batch, output=stage.output)
+        speed = stage.candidate.device.native
+        seconds = layers_seconds(speed, prefill_bytes(memory, first, layers), micro_batch)
+    else:
+        speed = stage.candidate.device.speed
+        seconds = prefill_stage_s(memory, stage.candidate.device, first, layers, micro_batch, output=stage.output)
+    return seconds + (context_seconds(speed, layers, micro_batch, memory) if context else 0.0)
 
 
-def stages_prefill_s(memory: ModelMemory, stages: Sequence[Stage]) -> float:
+def stages_prefill_s(memory: ModelMemory, stages: Sequence[Stage], *, context: bool = True) -> float:
     """Seconds until a prompt of `memory.prompt_tokens` is read at `memory.micro_batch`.
 
     A native stage ends the overlap: the engine wants all layers on devices for it.
     """
     micro_batch = min(memory.micro_batch, memory.prompt_tokens)
-    each = tuple(stage_prefill_s(memory, stage, micro_batch) for stage in stages)
+    each = tuple(stage_prefill_s(memory, stage, micro_batch, context=context) for stage in stages)
     overlap = not any(stage.native for stage in stages)
     return pipeline_s(each, memory.prompt_tokens, micro_batch, overlap=overlap)

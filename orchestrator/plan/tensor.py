@@ -4,16 +4,18 @@ Where the survey timed these very devices and parts (`survey.values.TensorTime`)
 in seconds per pass of n tokens, d over the devices, each with p_d of all K parts:
 
     max over d of (p_d of K of its blocks and output layer, timed through RPC)
-    + sum over d of (2 x blocks x (round trip + n hidden states up and down) + graphs up + its part of the logits down)
+    + sum over d of (2 x blocks x (round trip + n hidden states up and down) + graphs + its part of the logits down)
 
 The head adds up what the devices computed twice per layer, a blocking exchange with each; graphs are sent again in each
-pass, `GRAPH_BYTES` x blocks^2 per device. Both were measured on the pinned engine, over loopback and at 1 Gbit/s.
+pass, `GRAPH_BYTES` x blocks^2 per device, over the link and through `GRAPH_BYTES_PER_S`. Both were measured on the
+pinned engine, over loopback and at 1 Gbit/s. Groups that were timed tell how far off the formula is for the others.
 A prompt takes one such pass per micro-batch, without overlap. A layer is cut by its KV heads (llama-model.cpp,
 `get_split_granularity`; the feed-forward by 128 rows): K is their number and no device has less than one.
 """
 
+import statistics
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -22,12 +24,12 @@ import numpy as np
 from orchestrator.plan.costs import (
     Seconds,
     ShareBytes,
+    context_seconds,
     head_share_bytes,
     layers_s,
     layers_seconds,
     needed_bytes,
     output_seconds,
-    pipeline_s,
     prefill_bytes,
     transfer_s,
 )
@@ -43,6 +45,10 @@ SYNCHRONISATIONS = 2
 GRAPH_BYTES = 20_000
 """Of graphs sent again per token and device, for each layer squared: 5.2 MB at 16 layers, 18 to 20 MB at 30."""
 
+GRAPH_BYTES_PER_S = 0.9e9
+"""At which head and worker write and read graphs, beside their way through the link: measured on two workers over
+loopback, 40 to 50 us per layer squared where the way alone would take 24."""
+
 EVERY_SET = 6
 """Up to this many devices every set of them is tried; of more, the fastest, the largest and the nearest."""
 
@@ -52,7 +58,7 @@ WORTH_TIMING = 2.0
 """A group predicted slower than this many times the best of the other modes is not worth timing."""
 
 NOT_EQUAL = "the text need not be byte-equal to that of other modes: sums over devices are added in another order"
-NOT_TIMED = "predicted from each device's own speed and link: these devices were not timed together"
+NOT_TIMED = "predicted from each device's own speed and link, corrected by groups that were timed: this one was not"
 
 PassSeconds = Callable[[ModelMemory, int, int, int], float]
 """Seconds of a pass: memory, bytes of weights worked through, tokens, rows of logits."""
@@ -77,6 +83,7 @@ def find_tensors(survey: Survey, memories: Sequence[ModelMemory], candidates: Se
         group for members in _device_sets(memories[0], candidates) for group in _groups(survey, memories, members)
     ]
     timed = {(one.devices, one.parts) for one in survey.tensor}
+    groups = _corrected(survey, memories, candidates, groups)
     best = {id(one): one for count in range(2, ENGINE_DEVICES + 1) for one in _best_of(groups, count)}
     kept = [one for one in groups if id(one) in best or _names_and_parts(one) in timed]
     return tuple(sorted(kept, key=lambda one: (one.token_s, len(one.shares), _names_and_parts(one))))
@@ -108,7 +115,7 @@ def tensor_group(
         return None
     timed = _timed(survey, members, parts)
     pass_s = _by_formula(members, parts) if timed is None else _as_timed(timed)
-    memory = min(fitting, key=lambda one: _prefill_s(one, pass_s))
+    memory = min(fitting, key=lambda one: _prefill_s(one, members, parts, pass_s))
     return _group(
         memory, _pooled(survey, memory, members), parts, pass_s, (NOT_EQUAL,) if timed else (NOT_EQUAL, NOT_TIMED)
     )
@@ -140,13 +147,10 @@ def best_parts(paces: Seconds, per_part_s: Sequence[float], most: Sequence[int])
 
 
 def part_bytes(memory: ModelMemory, part: int) -> ShareBytes:
-    """What a device with this part takes: of every block and of the output layer, rounded up.
-
-    Its compute buffers are taken as those of a device that makes all logits, which is an upper bound.
-    """
+    """What a device with this part takes: of every block and of the output layer, rounded up, and whole buffers."""
     weights = sum(memory.layer_weights_bytes) + memory.output_bytes
     kv, parts = sum(memory.layer_kv_bytes), memory.kv_heads
-    return ShareBytes(-(-weights * part // parts), -(-kv * part // parts), memory.compute_last_bytes)
+    return ShareBytes(-(-weights * part // parts), -(-kv * part // parts), memory.compute_tensor_bytes)
 
 
 def most_parts(memory: ModelMemory, candidate: Candidate) -> int:
@@ -155,6 +159,11 @@ def most_parts(memory: ModelMemory, candidate: Candidate) -> int:
     return bisect_right(
         every_part, candidate.budget_bytes, key=lambda part: needed_bytes(part_bytes(memory, part).total_bytes)
     )
+
+
+def graphs_s(devices: Iterable[Device], blocks: int) -> float:
+    """Seconds per pass for the graphs of all these devices, which grow with the square of the blocks."""
+    return sum(GRAPH_BYTES * blocks**2 * (1 / device.link.up_bytes_per_s + 1 / GRAPH_BYTES_PER_S) for device in devices)
 
 
 def _hand_out(paces: Seconds, per_part_s: Sequence[float], allowed: Sequence[int]) -> list[int]:
@@ -213,6 +222,46 @@ def _paces(memory: ModelMemory, speed: Speed) -> Seconds:
     return rising
 
 
+def _corrected(
+    survey: Survey, memories: Sequence[ModelMemory], candidates: Sequence[Candidate], groups: Sequence[Group]
+) -> list[Group]:
+    """What was not timed is taken to be off the formula by as much as the timed groups, of as many devices if any are.
+
+    Otherwise the formula's error alone would put an untimed group before timed ones.
+    """
+    untimed, by_name = replace(survey, tensor=()), {one.device.name: one for one in candidates}
+    errors: dict[int, list[tuple[float, float, float]]] = {}
+    for group in groups:
+        if NOT_TIMED in group.notes:
+            continue
+        members = [by_name[share.device] for share in group.shares]
+        formula = tensor_group(untimed, memories, members, group.tensor_split)
+        if formula:
+            errors.setdefault(len(members), []).append(_by(group, formula))
+    every = [one for some in errors.values() for one in some]
+
+    def corrected(group: Group) -> Group:
+        known = errors.get(len(group.shares), every)
+        if NOT_TIMED not in group.notes or not known:
+            return group
+        token, step, prefill = (statistics.median(column) for column in zip(*known, strict=True))
+        return replace(
+            group,
+            shares=tuple(replace(share, time_s=share.time_s * token) for share in group.shares),
+            token_s=group.token_s * token,
+            step_s=group.step_s * step,
+            prefill_s=group.prefill_s * prefill,
+            context_s=group.context_s * prefill,
+        )
+
+    return [corrected(group) for group in groups]
+
+
+def _by(timed: Group, formula: Group) -> tuple[float, float, float]:
+    """Token, step and prefill of one group, timed, divided by the formula's."""
+    return timed.token_s / formula.token_s, timed.step_s / formula.step_s, timed.prefill_s / formula.prefill_s
+
+
 def _pooled(survey: Survey, memory: ModelMemory, members: Sequence[Candidate]) -> tuple[Candidate, ...]:
     head_bytes = head_need_bytes(memory, output=False)
     available = survey.controller.memory_available_bytes
@@ -264,14 +313,22 @@ def _computing_s(memory: ModelMemory, device: Device, part: int, weights: int, t
 def _exchanges_s(memory: ModelMemory, device: Device, tokens: int) -> float:
     """Seconds on the link of one device per pass, but for its logits."""
     hidden = memory.hidden_bytes * tokens
-    graphs_s = GRAPH_BYTES * memory.blocks**2 / device.link.up_bytes_per_s
-    return SYNCHRONISATIONS * memory.blocks * transfer_s(device.link, hidden, hidden) + graphs_s
+    exchanges_s = SYNCHRONISATIONS * memory.blocks * transfer_s(device.link, hidden, hidden)
+    return exchanges_s + graphs_s([device], memory.blocks)
 
 
-def _prefill_s(memory: ModelMemory, pass_s: PassSeconds) -> float:
+def _prefill_s(memory: ModelMemory, members: Sequence[Candidate], parts: Sequence[int], pass_s: PassSeconds) -> float:
     micro_batch = min(memory.micro_batch, memory.prompt_tokens)
     each_s = pass_s(memory, prefill_bytes(memory, 0, memory.blocks), micro_batch, 0)
-    return pipeline_s((each_s,), memory.prompt_tokens, micro_batch, overlap=False)
+    return memory.prompt_tokens / micro_batch * each_s + _context_s(memory, members, parts)
+
+
+def _context_s(memory: ModelMemory, members: Sequence[Candidate], parts: Sequence[int]) -> float:
+    """What the context adds to a prompt: attention is cut by heads like all else, the slowest device's part counts."""
+    return max(
+        context_seconds(one.device.speed, memory.blocks, memory.prompt_tokens, memory) * part / memory.kv_heads
+        for one, part in zip(members, parts, strict=True)
+    )
 
 
 def _group(
@@ -295,7 +352,8 @@ def _group(
         head_time_s=0.0,
         token_s=token_s,
         step_s=pass_s(memory, weights, memory.parallel, memory.parallel),
-        prefill_s=_prefill_s(memory, pass_s),
+        prefill_s=_prefill_s(memory, members, parts, pass_s),
+        context_s=_context_s(memory, members, parts),
         prompt_tokens=memory.prompt_tokens,
         traffic=_traffic(memory, len(members)),
         notes=notes,

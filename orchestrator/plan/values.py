@@ -22,6 +22,7 @@ class ModelMemory:
     buffers are those of a device that is not last, of one that is last and makes logits, and of the head itself.
     `logits_bytes` cross the link per token when the output layer is remote; `hidden_bytes` per token at each stage.
     `kv_heads` is the smallest number of KV heads of any layer that has attention: mode `tensor` cuts no finer.
+    `compute_tensor_bytes` are the compute buffers of each device in that mode, whatever its part.
     """
 
     model: str
@@ -40,6 +41,7 @@ class ModelMemory:
     logits_bytes: int
     hidden_bytes: int
     kv_heads: int = 1
+    compute_tensor_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -108,7 +110,8 @@ class Group:
     `head_compute_bytes` is the part of `head_bytes` that is compute buffers; `head_time_s` the head's own computing per
     token. Predicted: `token_s` per token of one conversation, `step_s` for one step of all `parallel` conversations
     (each gets a token), `prefill_s` for a prompt of `ModelMemory.prompt_tokens`. `known` says how: "predicted",
-    "corrected" by earlier measurements of this mode, or "measured" (this very group has run before).
+    "corrected" by earlier measurements of this mode, or "measured" (this very group has run before). `context_s` is the
+    part of `prefill_s` that the growing context adds.
     """
 
     mode: GroupMode
@@ -127,6 +130,7 @@ class Group:
     traffic: Traffic = Traffic()
     notes: tuple[str, ...] = ()
     known: Literal["predicted", "corrected", "measured"] = "predicted"
+    context_s: float = 0.0
 
     @property
     def decode_tokens_per_s(self) -> float:

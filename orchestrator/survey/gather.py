@@ -1,7 +1,8 @@
 """Gather a survey: devices and budgets from facts, then links and speeds measured on every host."""
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from orchestrator.errors import UsageError
@@ -13,14 +14,20 @@ from orchestrator.report import Report
 from orchestrator.survey.links import measure_link
 from orchestrator.survey.slices import Slices
 from orchestrator.survey.speeds import (
+    CONTEXT_TOKENS,
     DECODE,
+    SHORT_PROMPT,
+    context_cost,
     keep_speed,
     kept_speed,
     native_speed,
     passes_for,
+    repetitions_for,
     rpc_speed,
     rpc_speed_without_output,
+    short_passes,
     speed_key,
+    with_long_passes,
 )
 from orchestrator.survey.timing import Measuring, stopping, time_passes
 from orchestrator.survey.values import NOT_MEASURED, Device, HostSurvey, Link, Speed, Survey
@@ -28,9 +35,7 @@ from orchestrator.view.sizes import bytes_text
 from workers.budget import MIB, Budget, budget
 from workers.engine_commands import Placement
 from workers.facts import HostFacts
-
-SHORT_PROMPT = 64
-"""The longest pass on devices with little memory."""
+from workers.pass_bench import Timed
 
 BESIDE_MODEL_BYTES = 32 * MIB
 """A device whose budget is less than the weights and this cannot hold the whole model: it is not timed natively."""
@@ -141,9 +146,9 @@ async def _native(measuring: Measuring, host: OpenHost, threads: int, slices: Sl
     if not measuring.recalibrate and (kept := kept_speed(measuring.kept, key)):
         return kept
     report.say(f"{host.name}: timing {slices.shallow.layers} and {slices.deep.layers} layers natively")
-    shallow = await time_passes(measuring, host, slices.shallow, passes, threads, None, host.name)
-    deep = await time_passes(measuring, host, slices.deep, passes, threads, None, host.name)
-    speed = native_speed(slices, shallow, deep)
+    shallow, deep = await _at_both_depths(measuring, host, slices, passes, threads, None, host.name)
+    in_context = await _in_context(measuring, host, slices, shallow, threads, None, host.name)
+    speed = replace(native_speed(slices, shallow, deep), context_s=context_cost(slices, shallow, in_context))
     keep_speed(measuring.kept, key, speed)
     return speed
 
@@ -153,7 +158,7 @@ async def _through_rpc(
 ) -> Speed:
     passes = passes_for(measuring.parallel)
     if not slices.output_fits:
-        passes = tuple(tokens for tokens in passes if tokens <= SHORT_PROMPT)
+        passes = short_passes(passes)
     key = speed_key(host, f"rpc {link.kind}", threads, measuring.engine.manifest.engine, slices, passes)
     if not measuring.recalibrate and (kept := kept_speed(measuring.kept, key)):
         report.say(f"{host.name}: speed known from an earlier calibration")
@@ -166,15 +171,47 @@ async def _through_rpc(
         on_head = Placement((worker.endpoint,), (1,), output_on_head=True, output_tied=slices.output_tied)
         own = default_threads(controller.facts)
         placed = one if slices.output_fits else on_head
-        shallow = await time_passes(measuring, controller, slices.shallow, passes, own, placed, host.name)
-        deep = await time_passes(measuring, controller, slices.deep, passes, own, placed, host.name)
+        shallow, deep = await _at_both_depths(measuring, controller, slices, passes, own, placed, host.name)
         if slices.output_fits:
             apart = await time_passes(measuring, controller, slices.shallow, (DECODE,), own, on_head, host.name)
             speed = rpc_speed(slices, shallow, deep, apart[DECODE], head, link)
+            in_context = await _in_context(measuring, controller, slices, shallow, own, placed, host.name)
+            speed = replace(speed, context_s=context_cost(slices, shallow, in_context))
         else:
             speed = rpc_speed_without_output(slices, shallow, deep, head, link)
     keep_speed(measuring.kept, key, speed)
     return speed
+
+
+async def _at_both_depths(
+    measuring: Measuring,
+    host: OpenHost,
+    slices: Slices,
+    passes: Sequence[int],
+    threads: int,
+    placement: Placement | None,
+    name: str,
+) -> tuple[Mapping[int, Timed], Mapping[int, Timed]]:
+    """The shallow and the deep slice; of the former the long passes are worked out."""
+    shallow = await time_passes(measuring, host, slices.shallow, short_passes(passes), threads, placement, name)
+    repetitions = repetitions_for(shallow)
+    deep = await time_passes(measuring, host, slices.deep, passes, threads, placement, name, repetitions)
+    return with_long_passes(shallow, deep), deep
+
+
+async def _in_context(
+    measuring: Measuring,
+    host: OpenHost,
+    slices: Slices,
+    shallow: Mapping[int, Timed],
+    threads: int,
+    placement: Placement | None,
+    name: str,
+) -> Mapping[int, Timed]:
+    passes, repetitions = (SHORT_PROMPT,), repetitions_for(shallow)
+    return await time_passes(
+        measuring, host, slices.shallow, passes, threads, placement, name, repetitions, CONTEXT_TOKENS
+    )
 
 
 async def _measured_link(measuring: Measuring, host: OpenHost) -> Link:

@@ -16,15 +16,24 @@ from orchestrator.plan.costs import LAST_BLOCK_PREFILL, transfer_s
 from orchestrator.state import write_private
 from orchestrator.survey.slices import Slice, Slices
 from orchestrator.survey.values import Link, PassTime, Speed
-from workers.pass_bench import Timed
+from workers.pass_bench import REPETITIONS, Timed
 
 DECODE = 1
-PROMPT_PASSES = (64, 256)
+SHORT_PROMPT = 64
+PROMPT_PASSES = (SHORT_PROMPT, 256)
+CONTEXT_TOKENS = 512
+"""Read before the short prompt once more, to see what a context costs."""
+
+SLOW_S = 0.3
+"""A device that takes longer for a short prompt through the shallow slice is timed with few repetitions: a pass of
+seconds is disturbed less than one of milliseconds, and calibration shall not take minutes."""
+
+FEW_REPETITIONS = 2
 LEAST_OUTPUT, MOST_OUTPUT = 0.3, 3.0
 """The output layer per byte against the layers per byte: beyond these limits a measured difference is noise."""
 
 _SPEED = TypeAdapter(Speed)
-FORMAT = "passes 2"
+FORMAT = "passes 3"
 """Part of what measurements are kept under: raised when they are worked out in another way."""
 
 
@@ -32,6 +41,28 @@ def passes_for(parallel: int) -> tuple[int, ...]:
     """Tokens of the passes to time: decoding of one and of several conversations, and prompts."""
     several = {-(-parallel // 2), parallel} - {DECODE} if parallel > 1 else set[int]()
     return tuple(sorted({DECODE, *several, *PROMPT_PASSES}))
+
+
+def short_passes(passes: Sequence[int]) -> tuple[int, ...]:
+    """Those to time on the shallow slice; the longer ones take it as much less time as the short prompt does."""
+    return tuple(tokens for tokens in passes if tokens <= SHORT_PROMPT)
+
+
+def repetitions_for(shallow: Mapping[int, Timed]) -> int:
+    """How often each pass through the deep slice is repeated, by the time of a short prompt through the shallow one."""
+    return FEW_REPETITIONS if shallow[SHORT_PROMPT].seconds > SLOW_S else REPETITIONS
+
+
+def with_long_passes(shallow: Mapping[int, Timed], deep: Mapping[int, Timed]) -> dict[int, Timed]:
+    """The shallow slice's times with those of the passes that only the deep one was timed on."""
+    part = shallow[SHORT_PROMPT].seconds / deep[SHORT_PROMPT].seconds
+    return {tokens: shallow.get(tokens) or Timed(timed.seconds * part, timed.spread) for tokens, timed in deep.items()}
+
+
+def context_cost(slices: Slices, shallow: Mapping[int, Timed], in_context: Mapping[int, Timed]) -> float:
+    """`Speed.context_s`: by how much a short prompt takes longer after `CONTEXT_TOKENS`, link and all else alike."""
+    added_s = max(0.0, in_context[SHORT_PROMPT].seconds - shallow[SHORT_PROMPT].seconds)
+    return added_s / (slices.shallow.layers * SHORT_PROMPT * CONTEXT_TOKENS)
 
 
 def native_speed(slices: Slices, shallow: Mapping[int, Timed], deep: Mapping[int, Timed]) -> Speed:

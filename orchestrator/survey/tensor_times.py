@@ -11,19 +11,32 @@ from pydantic import TypeAdapter, ValidationError
 from orchestrator.errors import EngineError, MeshctlError
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.hosts import OpenHost
-from orchestrator.plan.tensor import GRAPH_BYTES, TensorSet
+from orchestrator.plan.tensor import TensorSet, graphs_s
 from orchestrator.processes import Worker, start_worker
 from orchestrator.report import Report
 from orchestrator.state import write_private
 from orchestrator.survey.gather import default_threads
 from orchestrator.survey.slices import Slice, Slices
-from orchestrator.survey.speeds import DECODE, FORMAT, last_block, passes_for
+from orchestrator.survey.speeds import (
+    DECODE,
+    FORMAT,
+    last_block,
+    passes_for,
+    repetitions_for,
+    short_passes,
+    with_long_passes,
+)
 from orchestrator.survey.timing import Measuring, stopping, time_passes
 from orchestrator.survey.values import Device, Link, PassTime, Survey, TensorTime
+from workers.budget import MIB
 from workers.engine_commands import Placement
-from workers.pass_bench import Timed
+from workers.pass_bench import REPETITIONS, Timed
 
 _TIME = TypeAdapter(TensorTime)
+
+DEEP_BYTES = 256 * MIB
+"""The deep slice has about this much in its layers: what is measured is mostly exchange, which does not grow evenly
+with the layers, so the line through both depths shall not be drawn far."""
 
 
 async def measure_tensor(
@@ -96,14 +109,16 @@ def _link_facts(link: Link) -> tuple[str, ...]:
 
 async def _measure_set(measuring: Measuring, devices: Sequence[Device], one: TensorSet) -> TensorTime:
     room = min(measuring.hosts.by_name[device.host].facts.memory_available_bytes for device in devices)
-    slices = await asyncio.to_thread(measuring.slices.slices, room)
+    slices = await asyncio.to_thread(measuring.slices.slices, room, DEEP_BYTES)
     if slices is None or not slices.output_fits:
         raise MeshctlError("its devices have too little memory for slices of the model")
     passes = passes_for(measuring.parallel)
     hosts = [(device.name, measuring.hosts.by_name[device.host], device.threads) for device in devices]
-    shallow = await _time_over(measuring, hosts, one.parts, slices.shallow, passes)
-    deep = await _time_over(measuring, hosts, one.parts, slices.deep, passes)
-    quadratic_s = sum(GRAPH_BYTES / device.link.up_bytes_per_s for device in devices)
+    shallow = await _time_over(measuring, hosts, one.parts, slices.shallow, short_passes(passes))
+    repetitions = repetitions_for(shallow)
+    deep = await _time_over(measuring, hosts, one.parts, slices.deep, passes, repetitions)
+    shallow = with_long_passes(shallow, deep)
+    quadratic_s = graphs_s(devices, 1)
     return TensorTime(
         devices=one.devices,
         parts=one.parts,
@@ -120,6 +135,7 @@ async def _time_over(
     parts: tuple[int, ...],
     one: Slice,
     passes: Sequence[int] = (DECODE,),
+    repetitions: int = REPETITIONS,
 ) -> Mapping[int, Timed]:
     """Over workers, each a device's name, its host and threads; fresh ones: a used one may read what nobody wrote."""
     controller = measuring.hosts.controller
@@ -133,7 +149,7 @@ async def _time_over(
         endpoints = tuple(running[name].endpoint for name, _, _ in workers)
         placement = Placement(endpoints, parts, output_on_head=False, output_tied=False, mode="tensor")
         threads = default_threads(controller.facts)
-        return await time_passes(measuring, controller, one, passes, threads, placement, "tensor")
+        return await time_passes(measuring, controller, one, passes, threads, placement, "tensor", repetitions)
 
 
 def _pass_time(

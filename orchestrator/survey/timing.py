@@ -13,7 +13,7 @@ from orchestrator.leash import run_leashed
 from orchestrator.processes import SURVEY_LOGS, Started, log_path
 from orchestrator.survey.slices import Slice, SliceStore
 from workers.engine_commands import ENVIRONMENT, Placement
-from workers.pass_bench import Timed, pass_bench_command, read_passes
+from workers.pass_bench import REPETITIONS, Timed, pass_bench_command, read_passes
 
 DEADLINE_S = 600.0
 
@@ -52,14 +52,19 @@ async def time_passes(
     threads: int,
     placement: Placement | None,
     name: str,
+    repetitions: int = REPETITIONS,
+    context: int = 0,
 ) -> Mapping[int, Timed]:
-    """Time these passes by a bench that runs on `host`; EngineError with the end of its log when it fails."""
+    """Time these passes by a bench that runs on `host`, each after `context` tokens; EngineError with the end of its
+    log when it fails."""
     words = pass_bench_command(
         f"{measuring.engine_on(host)}/llama-bench",
         model=await _on_host(host, one.path),
         passes=passes,
         threads=threads,
         placement=placement,
+        repetitions=repetitions,
+        context=context,
     )
     done = await run_leashed(
         host.shell,

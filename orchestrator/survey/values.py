@@ -49,7 +49,8 @@ class Speed:
     layer for one row of logits, whose weights are `output_bytes`. `spread` is (slowest - fastest) / median of the
     repetitions, the largest of all passes. `source` says what was timed: "slice" of the model, the whole "model" (too
     small for its slices to leave the processor's cache) or a "synthetic" one of like shapes. `layers` are the depths of
-    the two slices; empty where none were timed (what-ifs).
+    the two slices; empty where none were timed (what-ifs). `context_s`: what one token of a prompt takes longer in one
+    layer for each token that stands before its pass, since attention reads them all.
     """
 
     passes: tuple[PassTime, ...] = ()
@@ -58,6 +59,7 @@ class Speed:
     spread: float = 0.0
     source: str = ""
     layers: tuple[int, ...] = ()
+    context_s: float = 0.0
 
     @property
     def measured(self) -> bool:

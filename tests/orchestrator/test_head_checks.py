@@ -204,3 +204,12 @@ def test_a_shorter_prompt_counts_for_less_where_stages_overlap() -> None:
     own = make_group(make_share("a/cpu", native=True), make_share("b/cpu"))
     assert prompt_scale(own, 128) == pytest.approx(8)
     assert prompt_scale(replace(two, prompt_tokens=60), 30) == pytest.approx(2)
+
+
+def test_the_context_part_of_a_prompt_grows_with_its_square() -> None:
+    """8 micro-batches, 3 s of which 1 s is context; 2 of them take 0.5 s and 1/28 of the context's second."""
+    own = replace(
+        make_group(make_share("a/cpu")), mode="single", micro_batch=64, prompt_tokens=512, prefill_s=3.0, context_s=1.0
+    )
+    assert prompt_scale(own, 128) == pytest.approx(3 / (2 / 4 + 1 / 28))
+    assert prompt_scale(own, 512) == pytest.approx(1.0)

@@ -133,6 +133,7 @@ async def test_demo_model_is_counted_by_the_engine(engine: Engine, demo_model: P
         logits_bytes=196_608,
         hidden_bytes=2304,
         kv_heads=3,
+        compute_tensor_bytes=5 * MIB,
     )
 
 

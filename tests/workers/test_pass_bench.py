@@ -12,7 +12,7 @@ from workers.pass_bench import Timed, pass_bench_command, read_passes
 def test_prompts_are_single_passes_and_one_token_is_decoding() -> None:
     words = pass_bench_command("bench", model="m.gguf", passes=(1, 4, 64), threads=2, placement=None)
     assert words == (
-        *("bench", "--model", "m.gguf", "--no-warmup", "--repetitions", "3", "--output", "json", "--verbose"),
+        *("bench", "--model", "m.gguf", "--no-warmup", "--repetitions", "4", "--output", "json", "--verbose"),
         *("--n-prompt", "4,64", "--n-gen", "8", "--ubatch-size", "64", "--threads", "2"),
         *("--device", "none", "--n-gpu-layers", "0"),
     )
@@ -32,9 +32,21 @@ def rows(*tests: tuple[int, int, list[int]]) -> bytes:
     return json.dumps([dict(zip(keys, test, strict=True)) for test in tests]).encode()
 
 
-def test_the_first_repetition_warms_up_and_the_fastest_other_counts_for_each_token_decoded() -> None:
-    stdout = rows((64, 0, [900, 100, 120]), (0, 8, [9000, 1600, 800]))
-    assert read_passes(stdout, (1, 64)) == {64: Timed(100 / 1e9, 0.2), 1: Timed(100 / 1e9, 1.0)}
+def test_a_context_is_read_before_each_pass_and_repetitions_are_as_asked_for() -> None:
+    words = pass_bench_command(
+        "bench", model="m.gguf", passes=(64,), threads=1, placement=None, repetitions=2, context=512
+    )
+    assert words[words.index("--repetitions") + 1] == "2"
+    assert words[words.index("--n-depth") + 1] == "512"
+
+
+def test_the_first_repetition_warms_up_and_the_median_of_the_others_counts_for_each_token_decoded() -> None:
+    stdout = rows((64, 0, [900, 80, 120, 100]), (0, 8, [9000, 1600, 800, 400]), (256, 0, [900, 500]))
+    assert read_passes(stdout, (1, 64, 256)) == {
+        64: Timed(100 / 1e9, 0.4),
+        1: Timed(100 / 1e9, 1.5),
+        256: Timed(500 / 1e9, 0.0),
+    }
 
 
 def test_a_missing_pass_and_what_is_no_json_are_said() -> None:

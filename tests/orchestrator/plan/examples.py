@@ -154,6 +154,7 @@ def make_memory(
         input_bytes=50 * MIB,
         compute_bytes=40 * MIB,
         compute_last_bytes=60 * MIB,
+        compute_tensor_bytes=60 * MIB,
         compute_head_bytes=20 * MIB,
         logits_bytes=logits_bytes,
         hidden_bytes=8192,
@@ -169,6 +170,7 @@ def make_memories(memory: ModelMemory) -> tuple[ModelMemory, ...]:
             micro_batch=micro_batch,
             compute_bytes=memory.compute_bytes * micro_batch // MICRO_BATCHES[0],
             compute_last_bytes=memory.compute_last_bytes * micro_batch // MICRO_BATCHES[0],
+            compute_tensor_bytes=memory.compute_tensor_bytes * micro_batch // MICRO_BATCHES[0],
             compute_head_bytes=memory.compute_head_bytes * micro_batch // MICRO_BATCHES[0],
         )
         for micro_batch in MICRO_BATCHES

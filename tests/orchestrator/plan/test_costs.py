@@ -1,10 +1,13 @@
 """The formulas, with round numbers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from orchestrator.plan.costs import (
     ShareBytes,
+    context_seconds,
     head_share_bytes,
     layers_s,
     layers_seconds,
@@ -26,6 +29,13 @@ LINK = Link("tunnel", round_trip_s=0.001, up_bytes_per_s=8192_000, down_bytes_pe
 DEVICE = make_device("a/cpu", 1000, gib_per_s=1.0, fixed_s=0.0005, link=LINK)
 MEMORY = make_memory(10, logits_bytes=409_600)
 CURVE = Speed((PassTime(1, 1.0, (2, 4), (2.0, 6.0)), PassTime(5, 5.0, (2, 4), (6.0, 10.0))))
+
+
+def test_a_prompt_takes_longer_for_the_context_before_its_micro_batches() -> None:
+    """1,024 tokens by 64 have 480 before a micro-batch on the average; by 1,024 none at all."""
+    speed = replace(DEVICE.speed, context_s=1e-9)
+    assert context_seconds(speed, 5, 64, MEMORY) == pytest.approx(1e-9 * 5 * 64 * 480)
+    assert context_seconds(speed, 5, 1024, replace(MEMORY, micro_batch=1024)) == 0.0
 
 
 def test_a_share_counts_weights_kv_and_the_buffers_of_its_place() -> None:

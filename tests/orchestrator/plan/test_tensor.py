@@ -1,5 +1,6 @@
 """Layers cut across devices: the parts, the predicted time, memory, and which groups are worth timing."""
 
+from dataclasses import replace
 from itertools import product
 from random import Random
 
@@ -38,7 +39,7 @@ def test_a_group_that_was_not_timed_is_predicted_by_the_formula() -> None:
     devices = [make_device(f"{name}/cpu", 1000, link=ROUND) for name in "ab"]
     (group,) = tensors(make_survey(devices))
     exchanges_s = 2 * 20 * (0.001 + 2 * 8192 / 100e6)
-    graphs_s = 2 * 20_000 * 10**2 / 100e6
+    graphs_s = 2 * 20_000 * 10**2 * (1 / 100e6 + 1 / 0.9e9)
     assert group.token_s == pytest.approx(550 / 10 / 1024 + exchanges_s + graphs_s + 200_000 / 100e6)
     assert parts(group) == {"a/cpu": 4, "b/cpu": 4}
     assert group.tensor_split == (4, 4)
@@ -60,6 +61,32 @@ def test_a_group_that_was_timed_is_predicted_from_that() -> None:
     assert group.step_s == pytest.approx(2 * (1000 / 1024 / 18 + 1 / 18) + 1e-5 * 100)
     assert group.prefill_s == pytest.approx(16 * (6.4 * 930 / 1024 / 18 + 1e-5 * 100))
     assert group.notes == (NOT_EQUAL,)
+
+
+def test_a_group_that_was_not_timed_is_off_the_formula_by_as_much_as_those_that_were() -> None:
+    devices = [make_device(f"{name}/cpu", 1000, link=ROUND) for name in "abc"]
+    timed_pair = make_tensor_time(("a/cpu", "b/cpu"), (4, 4), 1)
+
+    def three(survey: Survey) -> Group:
+        return next(group for group in tensors(survey) if len(group.shares) == 3)
+
+    pairs = [group for group in tensors(make_survey(devices, tensor=[timed_pair])) if len(group.shares) == 2]
+    timed = next(group for group in pairs if NOT_TIMED not in group.notes)
+    formula = next(group for group in tensors(make_survey(devices[:2])))
+    assert timed.token_s > 2 * formula.token_s
+    assert [group.token_s for group in pairs] == [pytest.approx(timed.token_s)] * len(pairs)
+    slower = three(make_survey(devices, tensor=[timed_pair]))
+    assert slower.token_s / three(make_survey(devices)).token_s == pytest.approx(timed.token_s / formula.token_s)
+    assert slower.shares[0].time_s == pytest.approx(slower.token_s)
+
+
+def test_a_context_adds_the_slowest_part_of_its_attention_to_a_prompt() -> None:
+    """1,024 tokens in passes of 64: 480 before each on the average, in each of 10 layers."""
+    devices = [make_device(f"{name}/cpu", 1000, link=ROUND) for name in "ab"]
+    reading = [replace(one, speed=replace(one.speed, context_s=1e-9)) for one in devices]
+    (plain,), (group,) = tensors(make_survey(devices)), tensors(make_survey(reading))
+    assert group.context_s == pytest.approx(1e-9 * 1024 * 480 * 10 * 4 / 8)
+    assert group.prefill_s == pytest.approx(plain.prefill_s + group.context_s)
 
 
 def test_memory_goes_by_part_but_for_the_buffers() -> None:

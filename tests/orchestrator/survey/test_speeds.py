@@ -7,9 +7,20 @@ import pytest
 
 from orchestrator.plan.costs import LAST_BLOCK_PREFILL, layers_seconds
 from orchestrator.survey.slices import Slice, Slices
-from orchestrator.survey.speeds import keep_speed, kept_speed, last_block, native_speed, passes_for, rpc_speed
+from orchestrator.survey.speeds import (
+    context_cost,
+    keep_speed,
+    kept_speed,
+    last_block,
+    native_speed,
+    passes_for,
+    repetitions_for,
+    rpc_speed,
+    short_passes,
+    with_long_passes,
+)
 from orchestrator.survey.values import Link, Speed
-from workers.pass_bench import Timed
+from workers.pass_bench import REPETITIONS, Timed
 
 LAYER, OUTPUT, HIDDEN, LOGITS = 1000, 500, 40, 400
 SLICES = Slices(
@@ -88,6 +99,27 @@ def test_noise_that_turns_the_line_over_never_gives_a_negative_or_falling_time(d
         assert times[0] > 0
         assert times == sorted(times)
     assert speed.output_s > 0
+
+
+def test_long_passes_are_timed_on_the_deep_slice_alone() -> None:
+    shallow, deep = natively(SLICES.shallow), natively(SLICES.deep) | {256: Timed(1.0, 0.1)}
+    whole = with_long_passes(shallow, deep)
+    assert whole.keys() == deep.keys()
+    assert whole[64] == shallow[64]
+    assert whole[256] == Timed(shallow[64].seconds / deep[64].seconds, 0.1)
+    assert short_passes((1, 8, 64, 256)) == (1, 8, 64)
+
+
+def test_slow_devices_are_timed_with_few_repetitions() -> None:
+    assert repetitions_for({64: Timed(0.29, 0.0)}) == REPETITIONS
+    assert repetitions_for({64: Timed(0.31, 0.0)}) < REPETITIONS
+
+
+def test_what_a_context_costs_is_told_for_one_token_in_one_layer_and_never_less_than_nothing() -> None:
+    """Two layers, 64 tokens after 512: 65,536 times."""
+    alone = {64: Timed(0.1, 0.0)}
+    assert context_cost(SLICES, alone, {64: Timed(0.1065536, 0.0)}) == pytest.approx(1e-7)
+    assert context_cost(SLICES, alone, {64: Timed(0.09, 0.0)}) == 0.0
 
 
 def test_passes_are_decoding_steps_of_all_and_half_of_the_conversations_and_prompts() -> None:
