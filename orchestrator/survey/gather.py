@@ -12,12 +12,14 @@ from orchestrator.hosts import OpenHost
 from orchestrator.processes import open_link, start_worker
 from orchestrator.report import Report
 from orchestrator.survey.links import measure_link
-from orchestrator.survey.slices import Slices
+from orchestrator.survey.slices import Slice, Slices
 from orchestrator.survey.speeds import (
     CONTEXT_TOKENS,
     DECODE,
     SHORT_PROMPT,
+    calmer,
     context_cost,
+    is_noisy,
     keep_speed,
     kept_speed,
     native_speed,
@@ -35,7 +37,7 @@ from orchestrator.view.sizes import bytes_text
 from workers.budget import MIB, Budget, budget
 from workers.engine_commands import Placement
 from workers.facts import HostFacts
-from workers.pass_bench import Timed
+from workers.pass_bench import REPETITIONS, Timed
 
 BESIDE_MODEL_BYTES = 32 * MIB
 """A device whose budget is less than the weights and this cannot hold the whole model: it is not timed natively."""
@@ -192,11 +194,28 @@ async def _at_both_depths(
     placement: Placement | None,
     name: str,
 ) -> tuple[Mapping[int, Timed], Mapping[int, Timed]]:
-    """The shallow and the deep slice; of the former the long passes are worked out."""
-    shallow = await time_passes(measuring, host, slices.shallow, short_passes(passes), threads, placement, name)
+    """The shallow and the deep slice; of the latter the long passes are worked out."""
+    shallow = await _calmly(measuring, host, slices.shallow, passes, threads, placement, name)
     repetitions = repetitions_for(shallow)
-    deep = await time_passes(measuring, host, slices.deep, passes, threads, placement, name, repetitions)
-    return with_long_passes(shallow, deep), deep
+    deep = await _calmly(measuring, host, slices.deep, short_passes(passes), threads, placement, name, repetitions)
+    return shallow, with_long_passes(deep, shallow)
+
+
+async def _calmly(
+    measuring: Measuring,
+    host: OpenHost,
+    one: Slice,
+    passes: Sequence[int],
+    threads: int,
+    placement: Placement | None,
+    name: str,
+    repetitions: int = REPETITIONS,
+) -> Mapping[int, Timed]:
+    """Once more where the repetitions are far apart."""
+    timed = await time_passes(measuring, host, one, passes, threads, placement, name, repetitions)
+    if not is_noisy(timed):
+        return timed
+    return calmer(timed, await time_passes(measuring, host, one, passes, threads, placement, name, repetitions))
 
 
 async def _in_context(

@@ -25,10 +25,13 @@ CONTEXT_TOKENS = 512
 """Read before the short prompt once more, to see what a context costs."""
 
 SLOW_S = 0.3
-"""A device that takes longer for a short prompt through the shallow slice is timed with few repetitions: a pass of
+"""A device that takes longer for a short prompt through the shallow slice is timed with fewer repetitions: a pass of
 seconds is disturbed less than one of milliseconds, and calibration shall not take minutes."""
 
-FEW_REPETITIONS = 2
+FEW_REPETITIONS = 3
+
+NOISY = 0.15
+"""Repetitions further apart than this part of their median are no good measurement."""
 LEAST_OUTPUT, MOST_OUTPUT = 0.3, 3.0
 """The output layer per byte against the layers per byte: beyond these limits a measured difference is noise."""
 
@@ -44,7 +47,7 @@ def passes_for(parallel: int) -> tuple[int, ...]:
 
 
 def short_passes(passes: Sequence[int]) -> tuple[int, ...]:
-    """Those to time on the shallow slice; the longer ones take it as much less time as the short prompt does."""
+    """Those to time on the deep slice; the longer ones take it as much more time as the short prompt does."""
     return tuple(tokens for tokens in passes if tokens <= SHORT_PROMPT)
 
 
@@ -53,10 +56,20 @@ def repetitions_for(shallow: Mapping[int, Timed]) -> int:
     return FEW_REPETITIONS if shallow[SHORT_PROMPT].seconds > SLOW_S else REPETITIONS
 
 
-def with_long_passes(shallow: Mapping[int, Timed], deep: Mapping[int, Timed]) -> dict[int, Timed]:
-    """The shallow slice's times with those of the passes that only the deep one was timed on."""
-    part = shallow[SHORT_PROMPT].seconds / deep[SHORT_PROMPT].seconds
-    return {tokens: shallow.get(tokens) or Timed(timed.seconds * part, timed.spread) for tokens, timed in deep.items()}
+def with_long_passes(deep: Mapping[int, Timed], shallow: Mapping[int, Timed]) -> dict[int, Timed]:
+    """The deep slice's times with those of the passes that only the shallow one was timed on."""
+    ratio = deep[SHORT_PROMPT].seconds / shallow[SHORT_PROMPT].seconds
+    return {tokens: deep.get(tokens) or Timed(timed.seconds * ratio, timed.spread) for tokens, timed in shallow.items()}
+
+
+def is_noisy(timed: Mapping[int, Timed]) -> bool:
+    """Whether something else was going on: then it is timed once more."""
+    return timed[DECODE].spread > NOISY or timed[SHORT_PROMPT].spread > NOISY
+
+
+def calmer(one: Mapping[int, Timed], other: Mapping[int, Timed]) -> dict[int, Timed]:
+    """Of each pass the timing whose repetitions are closer together."""
+    return {tokens: min(one[tokens], other[tokens], key=lambda timed: timed.spread) for tokens in one}
 
 
 def context_cost(slices: Slices, shallow: Mapping[int, Timed], in_context: Mapping[int, Timed]) -> float:

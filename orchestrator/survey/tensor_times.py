@@ -114,10 +114,10 @@ async def _measure_set(measuring: Measuring, devices: Sequence[Device], one: Ten
         raise MeshctlError("its devices have too little memory for slices of the model")
     passes = passes_for(measuring.parallel)
     hosts = [(device.name, measuring.hosts.by_name[device.host], device.threads) for device in devices]
-    shallow = await _time_over(measuring, hosts, one.parts, slices.shallow, short_passes(passes))
+    shallow = await _time_over(measuring, hosts, one.parts, slices.shallow, passes)
     repetitions = repetitions_for(shallow)
-    deep = await _time_over(measuring, hosts, one.parts, slices.deep, passes, repetitions)
-    shallow = with_long_passes(shallow, deep)
+    deep = await _time_over(measuring, hosts, one.parts, slices.deep, short_passes(passes), repetitions)
+    deep = with_long_passes(deep, shallow)
     quadratic_s = graphs_s(devices, 1)
     return TensorTime(
         devices=one.devices,

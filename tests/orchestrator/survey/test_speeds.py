@@ -8,7 +8,9 @@ import pytest
 from orchestrator.plan.costs import LAST_BLOCK_PREFILL, layers_seconds
 from orchestrator.survey.slices import Slice, Slices
 from orchestrator.survey.speeds import (
+    calmer,
     context_cost,
+    is_noisy,
     keep_speed,
     kept_speed,
     last_block,
@@ -101,13 +103,20 @@ def test_noise_that_turns_the_line_over_never_gives_a_negative_or_falling_time(d
     assert speed.output_s > 0
 
 
-def test_long_passes_are_timed_on_the_deep_slice_alone() -> None:
-    shallow, deep = natively(SLICES.shallow), natively(SLICES.deep) | {256: Timed(1.0, 0.1)}
-    whole = with_long_passes(shallow, deep)
-    assert whole.keys() == deep.keys()
-    assert whole[64] == shallow[64]
-    assert whole[256] == Timed(shallow[64].seconds / deep[64].seconds, 0.1)
+def test_long_passes_are_timed_on_the_shallow_slice_alone() -> None:
+    shallow, deep = natively(SLICES.shallow) | {256: Timed(1.0, 0.1)}, natively(SLICES.deep)
+    whole = with_long_passes(deep, shallow)
+    assert whole.keys() == shallow.keys()
+    assert whole[64] == deep[64]
+    assert whole[256] == Timed(deep[64].seconds / shallow[64].seconds, 0.1)
     assert short_passes((1, 8, 64, 256)) == (1, 8, 64)
+
+
+def test_what_was_disturbed_is_timed_again_and_the_calmer_timing_of_each_pass_counts() -> None:
+    calm, disturbed = {1: Timed(1.0, 0.05), 64: Timed(2.0, 0.1)}, {1: Timed(1.5, 0.3), 64: Timed(2.1, 0.02)}
+    assert not is_noisy(calm)
+    assert is_noisy(disturbed)
+    assert calmer(disturbed, calm) == {1: calm[1], 64: disturbed[64]}
 
 
 def test_slow_devices_are_timed_with_few_repetitions() -> None:
