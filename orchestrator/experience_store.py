@@ -2,7 +2,7 @@
 
 A measurement is of machines, so each is kept with what they were: only those whose machines are the same now are
 loaded. The newest are kept; a file that cannot be read counts as empty, since everything in it can be measured again.
-Two programs that measure the same model at the same moment may lose one measurement, never the file.
+Programs that measure the same model at the same moment write one after the other.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.folders import Folders
@@ -77,9 +78,10 @@ def remember(
     """Keep a measurement. `experience` is what `group` was corrected by, to keep its prediction uncorrected."""
     path = _path(folders, circumstances)
     record = record_of(experience.uncorrected(group), measured)
-    kept = (*_read(path), _Kept(record, circumstances.of(group)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_private(path, _FILE.dump_json(_newest(kept), indent=2).decode())
+    with FileLock(path.with_suffix(".lock")):
+        kept = (*_read(path), _Kept(record, circumstances.of(group)))
+        write_private(path, _FILE.dump_json(_newest(kept), indent=2).decode())
 
 
 def _path(folders: Folders, circumstances: Circumstances) -> Path:

@@ -115,7 +115,13 @@ def no_split(
     more = ("raise `memory` of a host", "add a host to inventory.yaml") if names is None else ("allow more devices",)
     return PlanError(
         "\n".join(
-            [*lines, *_split_shortfalls(memory, pooled), *_not_native(memory, candidates), *_unusable(survey, names)]
+            [
+                *lines,
+                *_split_shortfalls(memory, pooled),
+                *_too_many(candidates),
+                *_not_native(memory, candidates),
+                *_unusable(survey, names),
+            ]
         ),
         hint=_hint(memory, fits, *more),
     )
@@ -134,6 +140,13 @@ def _too_small_for_split(memory: ModelMemory, candidates: Sequence[Candidate], s
         for name, needed in needs.items()
         if needed > budgets[name]
     ] or [f"the budgets do not hold it beside the output layer and the head: {parts_text(budgets)}"]
+
+
+def _too_many(candidates: Sequence[Candidate]) -> list[str]:
+    """Memory of more devices than the engine takes is of no use to one split."""
+    if len(candidates) <= ENGINE_DEVICES:
+        return []
+    return [f"the engine splits over at most {ENGINE_DEVICES} devices, these are {len(candidates)}"]
 
 
 def _unusable(survey: Survey, names: Collection[str] | None) -> list[str]:

@@ -194,10 +194,14 @@ async def _at_both_depths(
     placement: Placement | None,
     name: str,
 ) -> tuple[Mapping[int, Timed], Mapping[int, Timed]]:
-    """The shallow and the deep slice; of the latter the long passes are worked out."""
-    shallow = await _calmly(measuring, host, slices.shallow, passes, threads, placement, name)
+    """The shallow and the deep slice; of the latter the long passes are worked out.
+
+    Only a device with room to spare is timed again: a worker does not give back all that it has freed.
+    """
+    timing = _calmly if slices.output_fits else time_passes
+    shallow = await timing(measuring, host, slices.shallow, passes, threads, placement, name)
     repetitions = repetitions_for(shallow)
-    deep = await _calmly(measuring, host, slices.deep, short_passes(passes), threads, placement, name, repetitions)
+    deep = await timing(measuring, host, slices.deep, short_passes(passes), threads, placement, name, repetitions)
     return shallow, with_long_passes(deep, shallow)
 
 
