@@ -1,12 +1,14 @@
 """The command line of `scripts/bench-plan`: run the grid's cells, one JSON line each, then write what they say."""
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Protocol
 
 import bench_plan_devices as places
@@ -33,6 +35,8 @@ TENSOR_TYPE = "Q6_K"
 
 def main(words: Sequence[str]) -> int:
     options = _parser().parse_args(words)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stopped)
     if not options.report_only and (reason := places.unavailable()):
         print(f"error: {reason}", file=sys.stderr)
         return 1
@@ -47,6 +51,11 @@ def main(words: Sequence[str]) -> int:
     if options.chart:
         write_chart(records, options.chart)
     return 0
+
+
+def _stopped(number: int, frame: FrameType | None) -> None:
+    """Leave by way of every `finally`: the devices' cgroups go too. Also where a parent had the signal ignored."""
+    sys.exit(128 + number)
 
 
 def _parser() -> argparse.ArgumentParser:

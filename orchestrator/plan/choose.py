@@ -22,13 +22,6 @@ from orchestrator.plan.values import GOALS, MODES, Group, ModelMemory, Plan, Pla
 from orchestrator.survey.values import Survey
 
 
-def make_plan(
-    survey: Survey, memories: Sequence[ModelMemory], asked: Asked, experience: Experience = NO_EXPERIENCE
-) -> Plan:
-    """The best plan of `rank_plans`."""
-    return rank_plans(survey, memories, asked, experience).chosen
-
-
 def rank_plans(
     survey: Survey, memories: Sequence[ModelMemory], asked: Asked, experience: Experience = NO_EXPERIENCE
 ) -> Ranking:

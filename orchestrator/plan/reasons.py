@@ -42,6 +42,7 @@ def reasons_for(
         *(_compared(plan, best_others[mode]) for mode in MODES if mode in best_others),
         *_not_found(survey, memory, candidates, plan, best_others),
         *_layers_reasons(memory, candidates, plan, others),
+        *_too_many_at_once(plan),
     )
 
 
@@ -136,6 +137,16 @@ def _no_single(memory: ModelMemory, candidates: Sequence[Candidate]) -> str:
         return f"no single device: {name} would hold the whole model but was not timed natively"
     needs = f"it needs {bytes_text(needed)}, the largest budget is {budget} ({name})"
     return f"no single device holds the whole model: {needs}"
+
+
+def _too_many_at_once(plan: Plan) -> tuple[str, ...]:
+    """The engine has no fast kernels for some small batches: then a queue is better than company."""
+    return tuple(
+        f"{_names(group)}: {group.parallel} conversations at once give {group.aggregate_tokens_per_s:.1f} tokens per "
+        f"second together, one alone {group.decode_tokens_per_s:.1f}: a lower `parallel` serves them sooner"
+        for group in plan.groups
+        if group.aggregate_tokens_per_s < (1 - LEAST_NOISE) * group.decode_tokens_per_s
+    )
 
 
 def _layers_reasons(

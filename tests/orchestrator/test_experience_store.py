@@ -79,7 +79,7 @@ def test_only_the_newest_are_kept(folders: Folders) -> None:
 @pytest.mark.parametrize("text", ["", "{", '[{"record": 1}]'])
 def test_what_cannot_be_read_counts_as_nothing(folders: Folders, text: str) -> None:
     remember(folders, HERE, GROUP, REAL, NO_EXPERIENCE)
-    next((folders.cache / "experience").iterdir()).write_text(text)
+    next((folders.cache / "experience").glob("*.json")).write_text(text)
     assert load_experience(folders, HERE) == NO_EXPERIENCE
     remember(folders, HERE, GROUP, REAL, NO_EXPERIENCE)
     assert len(load_experience(folders, HERE).records) == 1

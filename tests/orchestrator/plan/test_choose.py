@@ -1,14 +1,15 @@
 """Rankings of whole surveys: which plan is best for which goal, why, and the errors when there is none."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pytest
 
 from orchestrator.errors import PlanError
 from orchestrator.plan.asked import Asked
-from orchestrator.plan.choose import in_order, make_plan, rank_plans
+from orchestrator.plan.choose import in_order, rank_plans
 from orchestrator.plan.conversations import with_kv
-from orchestrator.plan.experience import Experience, Measured, record_of
+from orchestrator.plan.experience import NO_EXPERIENCE, Experience, Measured, record_of
 from orchestrator.plan.values import Group, LeftOut, ModelMemory, Plan, PlanMode
 from orchestrator.survey.values import Device, Link, Survey
 from tests.orchestrator.plan.examples import LOOPBACK, make_device, make_memories, make_memory, make_survey
@@ -138,10 +139,16 @@ CASES = (
 )
 
 
+def chosen(
+    survey: Survey, memories: Sequence[ModelMemory], asked: Asked, experience: Experience = NO_EXPERIENCE
+) -> Plan:
+    return rank_plans(survey, memories, asked, experience).chosen
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_best_plan_of_each_case(case: Case) -> None:
     survey = make_survey(case.devices, tensor_refused=case.tensor_refused)
-    plan = make_plan(survey, (make_memory(parallel=case.parallel),), case.asked)
+    plan = chosen(survey, (make_memory(parallel=case.parallel),), case.asked)
     assert (plan.mode, shares(plan)) == (case.mode, case.shares)
     assert [reason for reason in plan.reasons if reason in case.reasons] == list(case.reasons)
 
@@ -159,7 +166,7 @@ def test_all_candidates_are_ranked_and_each_says_how_the_best_compares() -> None
 
 def test_the_best_plan_says_why_it_leaves_devices_out() -> None:
     survey = make_survey([*ONE_HOLDS_IT, make_device("c/cpu", 0)])
-    plan = make_plan(survey, (make_memory(),), Asked("latency", devices=frozenset({"a/cpu", "c/cpu"})))
+    plan = chosen(survey, (make_memory(),), Asked("latency", devices=frozenset({"a/cpu", "c/cpu"})))
     assert plan.left_out == (
         LeftOut("b/cpu", "not among the devices asked for"),
         LeftOut("c/cpu", "it has no budget"),
@@ -169,7 +176,7 @@ def test_the_best_plan_says_why_it_leaves_devices_out() -> None:
 def a_plan(mode: PlanMode, token_s: float, prefill_s: float = 1.0, goal: str = "latency") -> Plan:
     """A plan of one group with these times; replicas of two such groups."""
     survey = make_survey([make_device("a/cpu", 2000)])
-    (group,) = make_plan(survey, (make_memory(),), Asked("latency", mode="single")).groups
+    (group,) = chosen(survey, (make_memory(),), Asked("latency", mode="single")).groups
     timed: Group = replace(group, token_s=token_s, step_s=token_s, prefill_s=prefill_s)
     groups = (timed, timed) if mode == "replicas" else (timed,)
     return Plan(mode, goal, "llama.gguf", 4096, 1, groups)
@@ -201,7 +208,7 @@ def test_for_throughput_comes_first_what_serves_all_fastest() -> None:
 
 def test_what_was_measured_before_corrects_the_ranking() -> None:
     survey, memories = make_survey(TWO_NEAR), (make_memory(),)
-    (group,) = make_plan(survey, memories, LATENCY).groups
+    (group,) = chosen(survey, memories, LATENCY).groups
     slow = record_of(group, Measured(1.0, 1.0, 10.0))
     ranking = rank_plans(survey, memories, LATENCY, Experience((slow,)))
     assert (group.mode, ranking.chosen.mode) == ("tensor", "layers")
@@ -371,4 +378,21 @@ def test_without_a_plan_every_shortfall_is_said_with_what_to_change(case: Refusa
 
 def test_the_context_that_an_error_proposes_has_a_plan() -> None:
     smaller = with_kv(REFUSALS[1].memory, 2048, 4)
-    assert make_plan(LARGER, (smaller,), LATENCY).mode == "layers"
+    assert chosen(LARGER, (smaller,), LATENCY).mode == "layers"
+
+
+def test_conversations_that_are_slower_together_than_one_after_the_other_are_told_so() -> None:
+    (device,) = (make_device("a/cpu", 2000),)
+    passes = tuple(replace(one, layers_s=(2.0, 4.0)) if one.tokens == 8 else one for one in device.native.passes)
+    slow = replace(device, native=replace(device.native, passes=passes))
+    memory = (make_memory(parallel=8),)
+    sentence = "a/cpu: 8 conversations at once give "
+    for one, told in ((device, 0), (slow, 1)):
+        plan = chosen(make_survey([one]), memory, Asked("latency", mode="single"))
+        assert len([reason for reason in plan.reasons if reason.startswith(sentence)]) == told
+
+
+def test_more_devices_than_the_engine_takes_are_named_when_nothing_fits() -> None:
+    survey = make_survey([make_device(f"h{k}/cpu", 120) for k in range(17)])
+    with pytest.raises(PlanError, match="the engine splits over at most 15 devices, these are 17"):
+        chosen(survey, (make_memory(40),), LATENCY)
