@@ -25,11 +25,14 @@ MIB = 1024 * 1024
 SHALLOW, DEEP = 2, 4
 """Decoding is linear in the layers: a line through 2 and 4 of them predicts 16 within 3 % (see docs/plan.md)."""
 
-CACHE_GOAL_BYTES = 96 * MIB
-"""The layers of the deep slice exceed this: those that fit a processor's last-level cache seem too fast."""
+DEEP_BYTES = 256 * MIB
+"""The layers of the deep slice exceed this: those that fit a processor's last-level cache seem too fast, and the line
+through both depths shall not be drawn far. What noise there is grows with that: 9 times from 2 and 4 layers to 16, 4
+times from 2 and 6."""
 
 LARGE_LAYER_BYTES = 128 * MIB
-"""Larger layers are timed on slices of 2 and 3: every slice also has to travel to the devices."""
+LARGE_SHALLOW, LARGE_DEEP = 1, 3
+"""Larger layers are timed on slices of 1 and 3: every slice also has to travel to the devices."""
 
 _OTHER_STACKS = re.compile(r"(enc|dec)\.blk\.")
 _ALL_LAYERS_IN_ONE = re.compile(r"per_layer_")
@@ -43,14 +46,12 @@ _VERSION = 3
 _PIECE_BYTES = 8 * MIB
 
 
-def slice_depths(
-    model: Model, available_bytes: int | None = None, goal_bytes: int = CACHE_GOAL_BYTES
-) -> tuple[int, int]:
+def slice_depths(model: Model, available_bytes: int | None = None) -> tuple[int, int]:
     """How many layers the shallow and the deep slice have; the deep one may be the whole model.
 
     What the deep slice has more are layers of the most frequent kind, where the first ones are of another (dense ones
     before those with experts). `available_bytes` is what a device has for layers (None: no limit); the deep slice
-    takes no more. Its layers exceed `goal_bytes` unless they are large ones.
+    takes no more.
     """
     sizes = layer_bytes(model)
     most = _layers_within(sizes, available_bytes)
@@ -58,9 +59,10 @@ def slice_depths(
         return 1, max(1, min(2, most))
     unusual = _unusual_first_layers(model)
     large = sizes[unusual] > LARGE_LAYER_BYTES
-    wanted = 3 if large else max(DEEP, 1 + _layers_within(sizes, goal_bytes))
+    wanted = LARGE_DEEP if large else max(DEEP, 1 + _layers_within(sizes, DEEP_BYTES))
     deep = min(max(wanted, unusual + 1), most, model.block_count)
-    return max(1, min(deep - 1, max(SHALLOW, unusual, deep // 3))), deep
+    least = LARGE_SHALLOW if large else max(SHALLOW, deep // 3)
+    return max(1, min(deep - 1, max(least, unusual))), deep
 
 
 def shape_digest(model: Model) -> str:

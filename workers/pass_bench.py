@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from workers.engine_commands import Placement, placement_words
 from workers.errors import FactsError
 
-DECODED_TOKENS = 8
+DECODED_TOKENS = 16
 REPETITIONS = 4
 """The first repetition warms up and is not counted."""
 

@@ -7,7 +7,7 @@ from threading import Lock
 from quant.errors import SliceError
 from quant.gguf_file import read_model
 from quant.model import Model, hidden_bytes, layer_bytes, logits_bytes, output_bytes
-from quant.slice import CACHE_GOAL_BYTES, shape_digest, slice_depths, write_slice
+from quant.slice import shape_digest, slice_depths, write_slice
 from quant.synthetic import like_shape, write_random_model
 from workers.budget import MIB
 
@@ -62,10 +62,9 @@ class SliceStore:
     def digest(self) -> str:
         return self._digest
 
-    def slices(self, available_bytes: int | None = None, goal_bytes: int = CACHE_GOAL_BYTES) -> Slices | None:
+    def slices(self, available_bytes: int | None = None) -> Slices | None:
         """The slices for a device with this much memory (None: no limit); None when it holds not even the smallest.
 
-        The layers of the deep one exceed `goal_bytes` where there are as many, and they are not too large for it.
         While a tensor is loaded the worker holds it twice, and the output layer is the largest one.
         """
         model, output = self._model, output_bytes(self._model)
@@ -73,7 +72,7 @@ class SliceStore:
         output_fits = room is None or room >= sum(layer_bytes(model)[:LEAST_LAYERS])
         if available_bytes is not None and not output_fits:
             room = available_bytes - BESIDE_LAYERS_BYTES
-        shallow, deep = slice_depths(model, room, goal_bytes)
+        shallow, deep = slice_depths(model, room)
         if shallow == deep or (room is not None and sum(layer_bytes(model)[:deep]) > room):
             return None
         with self._writing:

@@ -28,15 +28,10 @@ from orchestrator.survey.speeds import (
 )
 from orchestrator.survey.timing import Measuring, stopping, time_passes
 from orchestrator.survey.values import Device, Link, PassTime, Survey, TensorTime
-from workers.budget import MIB
 from workers.engine_commands import Placement
 from workers.pass_bench import REPETITIONS, Timed
 
 _TIME = TypeAdapter(TensorTime)
-
-DEEP_BYTES = 256 * MIB
-"""The deep slice has about this much in its layers: what is measured is mostly exchange, which does not grow evenly
-with the layers, so the line through both depths shall not be drawn far."""
 
 
 async def measure_tensor(
@@ -109,7 +104,7 @@ def _link_facts(link: Link) -> tuple[str, ...]:
 
 async def _measure_set(measuring: Measuring, devices: Sequence[Device], one: TensorSet) -> TensorTime:
     room = min(measuring.hosts.by_name[device.host].facts.memory_available_bytes for device in devices)
-    slices = await asyncio.to_thread(measuring.slices.slices, room, DEEP_BYTES)
+    slices = await asyncio.to_thread(measuring.slices.slices, room)
     if slices is None or not slices.output_fits:
         raise MeshctlError("its devices have too little memory for slices of the model")
     passes = passes_for(measuring.parallel)

@@ -150,13 +150,15 @@ def layered(*names: str, size_bytes: int) -> Model:
 @pytest.mark.parametrize(
     ("names", "layer_mib", "depths"),
     [
-        (("ffn_up",) * 9, 25, (2, 4)),
-        (("ffn_up",) * 30, 9, (3, 11)),
-        (("ffn_up",) * 9, 129, (2, 3)),
+        (("ffn_up",) * 9, 25, (3, 9)),
+        (("ffn_up",) * 30, 50, (2, 6)),
+        (("ffn_up",) * 30, 100, (2, 4)),
+        (("ffn_up",) * 50, 9, (9, 29)),
+        (("ffn_up",) * 9, 129, (1, 3)),
         (("ffn_up",) * 2, 129, (1, 2)),
         (("ffn_up",), 129, (1, 1)),
         (("ffn_up",) * 3 + ("ffn_up_exps",) * 9, 200, (3, 4)),
-        (("ffn_up",) * 3 + ("ffn_up_exps",) * 9, 25, (3, 4)),
+        (("ffn_up",) * 3 + ("ffn_up_exps",) * 9, 25, (3, 11)),
     ],
 )
 def test_the_depths_follow_the_size_and_the_kinds_of_the_layers(
