@@ -111,6 +111,13 @@ _SYSTEM_HINTS = {
 class EngineError(MeshctlError):
     """The engine cannot be fetched, built, checked or used."""
 
+    @property
+    def engine_words(self) -> str:
+        """The first line of the engine's log that is an error; the message where no line says so."""
+        lines = (line.strip() for line in self.details.splitlines())
+        told = (line for line in lines if "error" in line.lower() or "not supported" in line.lower())
+        return next(told, str(self))
+
 
 class PlanError(MeshctlError):
     """No plan exists for this model on these devices; the message has the numbers of every shortfall."""

@@ -79,8 +79,24 @@ async def measure_groups(bench: Bench, groups: Sequence[Group]) -> Rates:
     """One conversation and prompt on the fastest group; all conversations on all groups at the same time."""
     fastest = min(groups, key=lambda group: group.token_s)
     prefill, decode = await _one_conversation(bench, fastest)
-    several = sum(group.parallel for group in groups) > 1
-    return Rates(_rate(prefill), _rate(decode), await _all_conversations(bench, groups) if several else None)
+    aggregate = None
+    if sum(group.parallel for group in groups) > 1:
+        by_group = await _all_conversations(bench, groups)
+        aggregate = _rate([sum(together) for together in zip(*by_group, strict=True)])
+    return Rates(_rate(prefill.tokens_per_s), _rate(decode.tokens_per_s), aggregate)
+
+
+async def measure_each(bench: Bench, groups: Sequence[Group]) -> tuple[Rates, ...]:
+    """For each group: one conversation and prompt while the others rest, all its conversations while all others have
+    theirs."""
+    alone = [await _one_conversation(bench, group) for group in groups]
+    together: list[Rate | None] = [None for _ in groups]
+    if sum(group.parallel for group in groups) > 1:
+        together = [_rate(rates) for rates in await _all_conversations(bench, groups)]
+    return tuple(
+        Rates(_rate(prefill.tokens_per_s), _rate(decode.tokens_per_s), aggregate)
+        for (prefill, decode), aggregate in zip(alone, together, strict=True)
+    )
 
 
 def predicted_of(groups: Sequence[Group], prompt: int) -> Predicted:
@@ -118,16 +134,16 @@ async def _one_conversation(bench: Bench, group: Group) -> tuple[BenchRow, Bench
     return rows
 
 
-async def _all_conversations(bench: Bench, groups: Sequence[Group]) -> Rate:
-    """The sum over the groups, repetition by repetition."""
+async def _all_conversations(bench: Bench, groups: Sequence[Group]) -> list[list[float]]:
+    """Tokens per second of each group for every repetition, while all groups run at the same time."""
     workers = await start_workers(bench.prepared, groups, bench.hosts, bench.started, logs=BENCH_LOGS)
     answers = await each_host(
         {str(number): _conversations(bench, group, workers, number) for number, group in enumerate(groups, 1)},
         limit=len(groups),
     )
-    rates = [sum(parts) for parts in zip(*all_or_raise(answers).values(), strict=True)]
+    rates = all_or_raise(answers)
     await bench.started.stop()
-    return Rate(statistics.median(rates), min(rates), max(rates))
+    return [rates[str(number)] for number, _ in enumerate(groups, 1)]
 
 
 async def _conversations(bench: Bench, group: Group, workers: dict[str, Worker], number: int) -> list[float]:
@@ -173,6 +189,5 @@ async def _run(bench: Bench, place: HeadPlace, words: tuple[str, ...], log: str)
     return done.stdout
 
 
-def _rate(row: BenchRow) -> Rate:
-    rates = row.tokens_per_s
+def _rate(rates: Sequence[float]) -> Rate:
     return Rate(statistics.median(rates), min(rates), max(rates))

@@ -59,14 +59,14 @@ class _Question:
         tied = self.model.output_tied
         return await self.ask(Placement(tuple(endpoints), tuple(tensor_split), output_on_head, tied))
 
-    async def ask_cut(self, endpoints: Sequence[str]) -> int | None:
+    async def ask_cut(self, endpoints: Sequence[str]) -> tuple[int | None, str]:
         """Bytes of the compute buffers of each device of mode `tensor`, which do not depend on their number and parts;
-        None where the engine cannot cut this model."""
+        None, and the engine's reason, where it cannot cut this model."""
         placement = Placement(tuple(endpoints), (1,) * len(endpoints), False, self.model.output_tied, mode="tensor")
         try:
-            return upper_bytes((await self.ask(placement))[0].compute_mib)
-        except EngineError:
-            return None
+            return upper_bytes((await self.ask(placement))[0].compute_mib), ""
+        except EngineError as error:
+            return None, error.engine_words
 
 
 async def count_memory(
@@ -95,7 +95,7 @@ async def _count(question: _Question) -> ModelMemory:
         split = even_split(model.block_count, len(endpoints))
         remote = await question.ask_split(endpoints, split)
         on_head = await question.ask_split(endpoints, split, output_on_head=True)
-        cut = await question.ask_cut(endpoints[:2]) if len(endpoints) > 1 else None
+        cut, refused = await question.ask_cut(endpoints[:2]) if len(endpoints) > 1 else (None, "")
     surplus = surplus_logits_bytes(model, parallel=question.parallel, micro_batch=question.micro_batch)
     compute = compute_buffers(native, remote, on_head, surplus)
     return ModelMemory(
@@ -116,6 +116,7 @@ async def _count(question: _Question) -> ModelMemory:
         hidden_bytes=hidden_bytes(model),
         kv_heads=min((heads for heads in model.head_count_kv if heads), default=1),
         compute_tensor_bytes=compute.last_bytes if cut is None else min(compute.last_bytes, cut),
+        tensor_refused=refused,
     )
 
 
@@ -232,7 +233,7 @@ def _digest(question: _Question) -> str:
     """Of everything the answer depends on; paths are not among it."""
     model = replace(question.model, path=Path(), shards=())
     facts = (
-        "tensor buffers",
+        "tensor buffers and refusals",
         _build(question.engine),
         model,
         question.context,

@@ -78,10 +78,7 @@ async def prepare_ranking(
 ) -> tuple[Prepared, Ranking]:
     """Measure, then rank every way to run the model, a tuned winner first. PlanError with every shortfall when there is
     no way."""
-    wants_tensor = wishes.split is None and wishes.mode in (None, "tensor")
-    prepared = await prepare(
-        inventory, hosts, folders, report, recalibrate=wishes.recalibrate, time_tensor=wants_tensor
-    )
+    prepared = await prepare(inventory, hosts, folders, report, wishes)
     report.step("Planning")
     asked = asked_of(wishes, inventory)
     tuned = await _tuned(prepared, folders, asked)
@@ -105,15 +102,7 @@ async def _tuned(prepared: Prepared, folders: Folders, asked: Asked) -> tuple[Pr
     return None if plan is None else (run, prefer(ranking, plan))
 
 
-async def prepare(
-    inventory: Inventory,
-    hosts: OpenHosts,
-    folders: Folders,
-    report: Report,
-    *,
-    recalibrate: bool = False,
-    time_tensor: bool = True,
-) -> Prepared:
+async def prepare(inventory: Inventory, hosts: OpenHosts, folders: Folders, report: Report, wishes: Wishes) -> Prepared:
     """Run every step up to the survey, the model first: a wrong one shall cost no host a transfer.
 
     Each step checks all hosts before it fails.
@@ -133,14 +122,27 @@ async def prepare(
         slices=SliceStore(model, folders.cache / "slices"),
         parallel=inventory.parallel,
         kept=folders.cache / "calibration",
-        recalibrate=recalibrate,
+        recalibrate=wishes.recalibrate,
     )
     survey = await gather_survey(measuring, report, datetime.now(UTC))
-    sets = finalists(survey, memories, find_candidates(survey, None)) if time_tensor else ()
-    times, refused = await measure_tensor(measuring, survey, sets, report)
-    survey = replace(survey, tensor=times, tensor_refused=refused)
+    survey = await _with_tensor(measuring, survey, memories, wishes, report)
     prepared = Prepared(inventory, engine, engine_folders, model, memories, survey, NO_EXPERIENCE)
-    return prepared if recalibrate else replace(prepared, experience=load_experience(folders, prepared.circumstances))
+    if wishes.recalibrate:
+        return prepared
+    return replace(prepared, experience=load_experience(folders, prepared.circumstances))
+
+
+async def _with_tensor(
+    measuring: Measuring, survey: Survey, memories: tuple[ModelMemory, ...], wishes: Wishes, report: Report
+) -> Survey:
+    """The survey with the groups that are worth timing in mode `tensor`, or the engine's reason why there are none."""
+    survey = replace(survey, tensor_refused=memories[0].tensor_refused)
+    if survey.tensor_refused or wishes.split is not None or wishes.mode not in (None, "tensor"):
+        return survey
+    candidates = find_candidates(survey, wishes.devices)
+    sets = finalists(survey, memories, candidates, asked_for=wishes.mode == "tensor")
+    times, refused = await measure_tensor(measuring, survey, sets, report)
+    return replace(survey, tensor=times, tensor_refused=refused)
 
 
 async def prepare_engine(hosts: OpenHosts, folders: Folders, report: Report) -> tuple[Engine, dict[str, str]]:

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from orchestrator.errors import EngineError, MeshctlError
 from orchestrator.experience_store import remember
 from orchestrator.folders import Folders
-from orchestrator.group_bench import Bench, BenchSize, Rates, bench_prompt, measure_groups
+from orchestrator.group_bench import Bench, BenchSize, Rates, bench_prompt, measure_each
 from orchestrator.head_checks import prompt_scale
 from orchestrator.hosts import open_hosts
 from orchestrator.inventory import Inventory
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.choose import in_order
 from orchestrator.plan.experience import Experience, Measured, record_of
-from orchestrator.plan.values import PROMPT_TOKENS, Group, Plan, Ranking, group_key, plan_key
+from orchestrator.plan.values import PROMPT_TOKENS, Group, Plan, Ranking, plan_key
 from orchestrator.prepare import Prepared, prepare_ranking
 from orchestrator.processes import Started
 from orchestrator.report import Report
@@ -124,7 +124,7 @@ class _Tuning:
         self._folders = folders
         self._goal = asked.goal
         self._trials = list[Trial]()
-        self._measured = dict[tuple[str, tuple[int, ...]], Group]()
+        self._measured = dict[tuple[str, tuple[int, ...]], tuple[Group, ...]]()
         prepared = bench.prepared
         self._valid = valid_for(prepared.inventory, prepared.model, prepared.engine.manifest.engine, asked)
 
@@ -190,11 +190,10 @@ class _Tuning:
         return trial
 
     async def _try(self, varied: str, plan: Plan, threads: Mapping[str, int]) -> Trial:
-        """Measure every group of the plan; a failure is noted, and nothing of it is left running."""
+        """Run the whole plan; a failure is noted, and nothing of it is left running."""
         trial = Trial(varied, plan, threads)
         try:
-            groups = [await self._measure(group, threads) for group in plan.groups]
-            trial = replace(trial, measured=replace(plan, groups=tuple(groups)))
+            trial = replace(trial, measured=replace(plan, groups=await self._measure(plan, threads)))
         except MeshctlError as error:
             self._bench.report.warn(str(error))
             await self._bench.started.stop()
@@ -202,17 +201,23 @@ class _Tuning:
         self._trials.append(trial)
         return trial
 
-    async def _measure(self, group: Group, threads: Mapping[str, int]) -> Group:
-        """The group with what it took; each is run once with the same threads."""
-        key = group_key(group), tuple(threads[share.device] for share in group.shares)
+    async def _measure(self, plan: Plan, threads: Mapping[str, int]) -> tuple[Group, ...]:
+        """Its groups with what they took, all at work at the same time; the same with the same threads is run once."""
+        key = plan_key(plan), tuple(threads[share.device] for share in plan.shares)
         if key not in self._measured:
             prepared = replace(self._prepared, survey=with_threads(self._prepared.survey, threads))
-            rates = await measure_groups(replace(self._bench, prepared=prepared), [group])
-            measured = measured_of(group, rates, self._bench.size.prompt)
-            remember(self._folders, prepared.circumstances, group, measured, prepared.experience)
-            predicted = prepared.experience.uncorrected(group)
-            self._measured[key] = Experience((record_of(predicted, measured),)).correct(predicted)
+            rates = await measure_each(replace(self._bench, prepared=prepared), plan.groups)
+            self._measured[key] = tuple(
+                self._learnt(prepared, group, its) for group, its in zip(plan.groups, rates, strict=True)
+            )
         return self._measured[key]
+
+    def _learnt(self, prepared: Prepared, group: Group, rates: Rates) -> Group:
+        """The group as it was measured, which is kept for later plans too."""
+        measured = measured_of(group, rates, self._bench.size.prompt)
+        remember(self._folders, prepared.circumstances, group, measured, prepared.experience)
+        predicted = prepared.experience.uncorrected(group)
+        return Experience((record_of(predicted, measured),)).correct(predicted)
 
     def _keep(self, best: Trial) -> Tuned:
         assert best.measured is not None, "only what ran can be the best"

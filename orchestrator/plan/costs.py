@@ -102,6 +102,12 @@ def layers_seconds(speed: Speed, layers_bytes: int, tokens: int) -> float:
     return seconds * max(1.0, tokens / below.tokens)
 
 
+def fixed_seconds(speed: Speed, tokens: int) -> float:
+    """What a pass of so many tokens costs a stage of no layer at all."""
+    below, above, share = _between(speed.passes, tokens)
+    return below.fixed_s + share * (above.fixed_s - below.fixed_s)
+
+
 def output_seconds(speed: Speed, output_bytes: int, rows: int = 1) -> float:
     """Seconds of the output layer for `rows` rows of logits.
 

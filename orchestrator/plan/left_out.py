@@ -2,12 +2,19 @@
 
 from collections.abc import Collection, Sequence
 
-from orchestrator.plan.costs import layers_seconds, needed_bytes, share_bytes, stage_link_s
+from orchestrator.plan.costs import (
+    fixed_seconds,
+    layers_seconds,
+    needed_bytes,
+    output_seconds,
+    share_bytes,
+    stage_link_s,
+)
 from orchestrator.plan.layers import Rules, place_layers
 from orchestrator.plan.pools import Candidate, find_candidates, why_unusable
 from orchestrator.plan.split import ENGINE_DEVICES, Variant, pooled_for
 from orchestrator.plan.stage_tables import StageTables
-from orchestrator.plan.stages import stages_s
+from orchestrator.plan.stages import Stage, stages_s
 from orchestrator.plan.values import Group, LeftOut, ModelMemory, Plan
 from orchestrator.survey.values import Device, Survey
 from orchestrator.view.sizes import bytes_text, duration_text
@@ -26,7 +33,7 @@ def left_out_of(survey: Survey, memory: ModelMemory, plan: Plan, names: Collecti
     tried = {one.device.name: one for one in candidates}
     unused = sorted((device for device in survey.devices if device.name not in used), key=lambda device: device.name)
 
-    tables = StageTables(memory, candidates)
+    tables = StageTables(memory, candidates, 1 if plan.goal == "latency" else memory.parallel)
 
     def reason(device: Device) -> str:
         if device.name not in tried:
@@ -59,32 +66,53 @@ def _why_slower(
 ) -> str:
     group, memory = plan.fastest, tables.memory
     if plan.mode in ("single", "replicas"):
-        return _against_whole(memory, group, one)
+        return _against_whole(memory, plan, one)
     if plan.mode == "tensor":
-        return _against_tensor(memory, group, one)
+        return _against_tensor(tables, group, one)
     return holds_no_layer(memory, one) or _against_split(survey, tables, group, candidates, one)
 
 
-def _against_whole(memory: ModelMemory, group: Group, one: Candidate) -> str:
+def _against_whole(memory: ModelMemory, plan: Plan, one: Candidate) -> str:
     """The plan has whole copies of the model only."""
-    whole = sum(memory.layer_weights_bytes)
     if needed_bytes(memory.total_bytes) > one.budget_bytes:
         needed, budget = bytes_text(needed_bytes(memory.total_bytes)), bytes_text(one.budget_bytes)
         return f"alone it would need {needed}, its budget is {budget}; a split with it was predicted to be slower"
     if not one.device.native.measured:
         return "its speed without RPC was not measured"
-    alone_s = layers_seconds(one.device.native, whole, 1) + one.device.native.output_s
+    if plan.goal == "throughput":
+        alone = memory.parallel / _alone_s(memory, one, memory.parallel)
+        each = ", ".join(f"{group.shares[0].device} {group.aggregate_tokens_per_s:.1f}" for group in plan.groups)
+        return f"alone {alone:.1f} tokens per second with {memory.parallel} conversations; in the plan {each}"
+    alone_s, group = _alone_s(memory, one, 1), plan.fastest
     return f"alone {duration_text(alone_s)} per token, {group.shares[0].device} {duration_text(group.token_s)}"
 
 
-def _against_tensor(memory: ModelMemory, group: Group, one: Candidate) -> str:
+def _alone_s(memory: ModelMemory, one: Candidate, tokens: int) -> float:
+    """Seconds of a step of so many conversations with the whole model on this device natively."""
+    speed = one.device.native
+    blocks_s = layers_seconds(speed, sum(memory.layer_weights_bytes), tokens)
+    return blocks_s + output_seconds(speed, memory.output_bytes, tokens)
+
+
+def _against_tensor(tables: StageTables, group: Group, one: Candidate) -> str:
+    memory, tokens = tables.memory, tables.tokens
     exchanges = group.traffic.synchronisations // max(1, len(group.shares))
-    cost_s = exchanges * stage_link_s(memory, one.device, 1)
-    whole_s = layers_seconds(one.device.speed, sum(memory.layer_weights_bytes), 1)
+    cost_s = exchanges * stage_link_s(memory, one.device, tokens)
+    whole_s = layers_seconds(one.device.speed, sum(memory.layer_weights_bytes), tokens)
+    what, now_s = _unit(tokens), _time_s(group, tokens)
     return (
-        f"it would take part in {exchanges} exchanges per token, {duration_text(cost_s)} through its link; "
-        f"all layers alone would take it {duration_text(whole_s)}, a token takes {duration_text(group.token_s)} now"
+        f"it would take part in {exchanges} exchanges per {what}, {duration_text(cost_s)} through its link; "
+        f"all layers alone would take it {duration_text(whole_s)}, the plan takes {duration_text(now_s)} now"
     )
+
+
+def _unit(tokens: int) -> str:
+    """What a duration is of: a token of one conversation, or a step of several, which gives each of them one."""
+    return "token" if tokens == 1 else f"step of {tokens} conversations"
+
+
+def _time_s(group: Group, tokens: int) -> float:
+    return group.token_s if tokens == 1 else group.step_s
 
 
 def _against_split(
@@ -93,7 +121,7 @@ def _against_split(
     """Compare with the best split that has to use this device, with the head as it is in the plan."""
     memory = tables.memory
     if len(candidates) > MOST_PLACED:
-        return _own_costs(memory, group, one)
+        return _own_costs(tables, group, one)
     native = next((share.device for share in group.shares if share.native), None)
     variant = Variant(group.output_on_head, native)
     pooled = pooled_for(survey, memory, candidates, variant)
@@ -102,29 +130,41 @@ def _against_split(
     if stages is None or len(stages) > ENGINE_DEVICES:
         return "no split with it fits the budgets"
     layers = sum(stage.layers for stage in stages if stage.candidate.device.name == one.device.name)
-    longer_s = stages_s(memory, stages) - (group.token_s - group.head_time_s)
-    link_s = one.device.speed.passes[0].fixed_s + stage_link_s(memory, one.device, 1)
-    return _told(layers, memory.blocks, longer_s, link_s, TIE * group.token_s)
+    now_s = stages_s(memory, _stages_of(group, pooled), tables.tokens)
+    longer_s = stages_s(memory, stages, tables.tokens) - now_s
+    link_s = fixed_seconds(one.device.speed, tables.tokens) + stage_link_s(memory, one.device, tables.tokens)
+    return _told(layers, memory.blocks, longer_s, link_s, TIE * now_s, _unit(tables.tokens))
 
 
-def _told(layers: int, blocks: int, longer_s: float, link_s: float, tie_s: float) -> str:
+def _stages_of(group: Group, candidates: Sequence[Candidate]) -> tuple[Stage, ...]:
+    """The plan's own stages, so that both are predicted alike: what earlier runs have corrected is in neither."""
+    by_name = {one.device.name: one for one in candidates}
+    return tuple(
+        Stage(by_name[share.device], share.first_layer, share.layers, share.output, share.native)
+        for share in group.shares
+    )
+
+
+def _told(layers: int, blocks: int, longer_s: float, link_s: float, tie_s: float, unit: str) -> str:
     """Such as "it would take 6 of 32 layers and save 1.2 ms per token, its link and stage cost 3.1 ms"."""
     took, cost = f"it would take {layers} of {blocks} layers", duration_text(link_s)
     if longer_s < -tie_s:
-        return f"{took} and save {duration_text(-longer_s)} per token, within what counts as noise"
+        return f"{took} and save {duration_text(-longer_s)} per {unit}, within what counts as noise"
     if longer_s <= tie_s:
-        return f"{took}, and a token would take as long as without it"
+        return f"{took}, and a {unit} would take as long as without it"
     saved_s = link_s - longer_s
     if saved_s > tie_s:
-        return f"{took} and save {duration_text(saved_s)} per token, its link and stage cost {cost}"
+        return f"{took} and save {duration_text(saved_s)} per {unit}, its link and stage cost {cost}"
     slower = f"compute {duration_text(-saved_s)} longer than others do" if saved_s < -tie_s else "save nothing"
-    return f"{took} and {slower}, and its link and stage cost {cost} per token"
+    return f"{took} and {slower}, and its link and stage cost {cost} per {unit}"
 
 
-def _own_costs(memory: ModelMemory, group: Group, one: Candidate) -> str:
-    whole_s = layers_seconds(one.device.speed, sum(memory.layer_weights_bytes), 1)
-    link_s = stage_link_s(memory, one.device, 1)
+def _own_costs(tables: StageTables, group: Group, one: Candidate) -> str:
+    memory, tokens = tables.memory, tables.tokens
+    whole_s = layers_seconds(one.device.speed, sum(memory.layer_weights_bytes), tokens)
+    link_s = stage_link_s(memory, one.device, tokens)
+    what, now_s = _unit(tokens), _time_s(group, tokens)
     return (
-        f"all layers alone would take it {duration_text(whole_s)} per token and its link {duration_text(link_s)}, "
-        f"the plan takes {duration_text(group.token_s)} for all of it"
+        f"all layers alone would take it {duration_text(whole_s)} per {what} and its link {duration_text(link_s)}, "
+        f"the plan takes {duration_text(now_s)} for all of it"
     )

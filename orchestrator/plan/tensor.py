@@ -55,7 +55,8 @@ EVERY_SET = 6
 MOST_FINALISTS = 3
 
 WORTH_TIMING = 2.0
-"""A group predicted slower than this many times the best of the other modes is not worth timing."""
+"""A group predicted slower than this many times the best of the other modes is not worth timing: what the formula
+leaves out makes it too fast, never too slow."""
 
 NOT_EQUAL = "the text need not be byte-equal to that of other modes: sums over devices are added in another order"
 NOT_TIMED = "predicted from each device's own speed and link, corrected by groups that were timed: this one was not"
@@ -90,20 +91,20 @@ def find_tensors(survey: Survey, memories: Sequence[ModelMemory], candidates: Se
 
 
 def finalists(
-    survey: Survey, memories: Sequence[ModelMemory], candidates: Sequence[Candidate]
+    survey: Survey, memories: Sequence[ModelMemory], candidates: Sequence[Candidate], *, asked_for: bool = False
 ) -> tuple[TensorSet, ...]:
     """The groups, at most `MOST_FINALISTS`, that are worth timing over their real links, by the formula alone.
 
-    Few devices: the two fastest, the three fastest and so on. More: those whose token or step is predicted within
-    `WORTH_TIMING` of the best single device or layer split.
+    Those whose token or step is predicted within `WORTH_TIMING` of the best single device or layer split, or any where
+    this mode is `asked_for`. Of few devices: the two fastest, the three fastest and so on.
     """
     untimed = replace(survey, tensor=())
-    if len(candidates) <= MOST_FINALISTS + 1 and not survey.tensor_refused:
-        prefixes = [candidates[:count] for count in range(2, len(candidates) + 1)]
-        groups = [group for members in prefixes for group in _groups(untimed, memories, members)]
-    else:
-        groups = _worth_timing(untimed, memories, candidates)
-    return tuple(TensorSet(*_names_and_parts(one)) for one in groups)
+    groups = _few(untimed, memories, candidates) or find_tensors(untimed, memories, candidates)
+    if not asked_for:
+        groups = _worth_timing(untimed, memories, candidates, groups)
+    by_step = sorted(groups, key=lambda one: (one.step_s, _names_and_parts(one)))
+    ordered = {_names_and_parts(one): one for one in (*groups[:1], *by_step[:1], *groups)}
+    return tuple(TensorSet(*names_and_parts) for names_and_parts in [*ordered][:MOST_FINALISTS])
 
 
 def tensor_group(
@@ -396,16 +397,21 @@ def _best_of(groups: Sequence[Group], count: int) -> Iterator[Group]:
         yield min(ours, key=lambda one: (one.step_s, _names_and_parts(one)))
 
 
-def _worth_timing(survey: Survey, memories: Sequence[ModelMemory], candidates: Sequence[Candidate]) -> list[Group]:
+def _few(survey: Survey, memories: Sequence[ModelMemory], candidates: Sequence[Candidate]) -> Sequence[Group]:
+    """Of so few devices that all of these can be timed: the two fastest, the three fastest and so on."""
+    if len(candidates) > MOST_FINALISTS + 1 or survey.tensor_refused:
+        return ()
+    prefixes = [candidates[:count] for count in range(2, len(candidates) + 1)]
+    return [group for members in prefixes for group in _groups(survey, memories, members)]
+
+
+def _worth_timing(
+    survey: Survey, memories: Sequence[ModelMemory], candidates: Sequence[Candidate], groups: Sequence[Group]
+) -> list[Group]:
     others = [*find_singles(survey, memories, candidates), *find_splits(survey, memories, candidates, goal="latency")]
     token_s = min((one.token_s for one in others), default=np.inf) * WORTH_TIMING
     step_s = min((one.step_s for one in others), default=np.inf) * WORTH_TIMING
-    by_token = [
-        one for one in find_tensors(survey, memories, candidates) if one.token_s <= token_s or one.step_s <= step_s
-    ]
-    by_step = sorted(by_token, key=lambda one: (one.step_s, _names_and_parts(one)))
-    ordered = {_names_and_parts(one): one for one in (*by_token[:1], *by_step[:1], *by_token)}
-    return [*ordered.values()][:MOST_FINALISTS]
+    return [one for one in groups if one.token_s <= token_s or one.step_s <= step_s]
 
 
 def _names_and_parts(group: Group) -> tuple[tuple[str, ...], tuple[int, ...]]:

@@ -22,7 +22,8 @@ class ModelMemory:
     buffers are those of a device that is not last, of one that is last and makes logits, and of the head itself.
     `logits_bytes` cross the link per token when the output layer is remote; `hidden_bytes` per token at each stage.
     `kv_heads` is the smallest number of KV heads of any layer that has attention: mode `tensor` cuts no finer.
-    `compute_tensor_bytes` are the compute buffers of each device in that mode, whatever its part.
+    `compute_tensor_bytes` are the compute buffers of each device in that mode, whatever its part; `tensor_refused` is
+    the engine's reason when it cannot cut this model.
     """
 
     model: str
@@ -42,6 +43,7 @@ class ModelMemory:
     hidden_bytes: int
     kv_heads: int = 1
     compute_tensor_bytes: int = 0
+    tensor_refused: str = ""
 
     @property
     def total_bytes(self) -> int:

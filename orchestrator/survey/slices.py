@@ -1,5 +1,8 @@
 """The slices of a model that devices are timed on: which depths, where they lie, what their layers weigh."""
 
+import os
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -13,6 +16,9 @@ from workers.budget import MIB
 
 BESIDE_LAYERS_BYTES = 24 * MIB
 """What a worker takes beside layers and output layer while it is timed: itself, buffers, the cache of a few tokens."""
+
+KEPT_S = 24 * 3600.0
+"""A slice that nobody asked for in this time is deleted when another is written; writing it again takes seconds."""
 
 LEAST_LAYERS = 4
 """A device that holds fewer layers beside the output layer is timed with that on the head, and short prompts only."""
@@ -105,12 +111,28 @@ class SliceStore:
         if layers == model.block_count and len(model.shards) == 1:
             return Slice(model.path, layers, layer_bytes(model), "model")
         path = self._folder / f"{self._digest}-{layers}.gguf"
-        if not path.exists():
+        if not _in_use(path):
+            self._delete_old()
             write_slice(model, layers, path)
         return Slice(path, layers, layer_bytes(model)[:layers], "slice")
 
     def _synthetic(self, layers: int) -> Slice:
         path = self._folder / f"{self._digest}-{layers}-synthetic.gguf"
-        if not path.exists():
+        if not _in_use(path):
+            self._delete_old()
             write_random_model(path, like_shape(self._model, layers), self._model.quantisation)
         return Slice(path, layers, layer_bytes(read_model(path)), "synthetic")
+
+    def _delete_old(self) -> None:
+        for path in self._folder.glob("*.gguf"):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > KEPT_S:
+                    path.unlink()
+
+
+def _in_use(path: Path) -> bool:
+    """Whether it is there; if so it is kept for another while."""
+    with suppress(FileNotFoundError):
+        os.utime(path)
+        return True
+    return False

@@ -61,7 +61,7 @@ async def _refusal(measuring: Measuring) -> str:
     try:
         await _time_over(measuring, [(name, controller, 1) for name in ("a/cpu", "b/cpu")], (1, 1), slices.shallow)
     except EngineError as error:
-        return _reason(error)
+        return error.engine_words
     return ""
 
 
@@ -158,12 +158,3 @@ def _pass_time(
         at_s = (at_s[1] * at_bytes[0] / at_bytes[1], at_s[1])
     slope_s = (at_s[1] - at_s[0]) / (at_bytes[1] - at_bytes[0])
     return PassTime(tokens, max(0.0, at_s[0] - slope_s * at_bytes[0]), at_bytes, at_s)
-
-
-def _reason(error: MeshctlError) -> str:
-    """The engine's own words where it says any: the first line of its log that is an error."""
-    details = getattr(error, "details", "")
-    lines = [
-        line.strip() for line in details.splitlines() if "error" in line.lower() or "not supported" in line.lower()
-    ]
-    return lines[0] if lines else str(error)

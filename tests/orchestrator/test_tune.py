@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -21,7 +21,7 @@ from orchestrator.inventory import Host, Inventory
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.choose import rank_plans
 from orchestrator.plan.experience import NO_EXPERIENCE, Measured
-from orchestrator.plan.values import Group, group_key, plan_key
+from orchestrator.plan.values import Group, Ranking, group_key, plan_key
 from orchestrator.prepare import Prepared
 from orchestrator.processes import Started
 from orchestrator.report import silent
@@ -48,6 +48,8 @@ class Tuning:
     folders: Folders
     speed_of: Speeds
     stopped: int = 0
+    ranking: Ranking = RANKING
+    runs: list[tuple[Group, ...]] = field(default_factory=list)
 
     def run(self, top: int = 2, wishes: Wishes | None = None) -> TuneResult:
         wishes = wishes or Wishes()
@@ -80,11 +82,9 @@ def make_tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Sp
     def make(speed_of: Speeds) -> Tuning:
         made = Tuning(inventory, Folders(tmp_path / "cache", tmp_path / "state"), speed_of)
 
-        async def measure(bench: Bench, groups: Sequence[Group]) -> Rates:
-            (group,) = groups
-            faster = made.speed_of(bench, group)
-            prefill, decode = faster * group.prefill_tokens_per_s, faster * group.decode_tokens_per_s
-            return Rates(Rate(prefill, prefill, prefill), Rate(decode, decode, decode), None)
+        async def measure(bench: Bench, groups: Sequence[Group]) -> tuple[Rates, ...]:
+            made.runs.append(tuple(groups))
+            return tuple(rates(made.speed_of(bench, group), group) for group in groups)
 
         async def stop(started: Started) -> None:
             made.stopped += 1
@@ -93,11 +93,11 @@ def make_tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Sp
             return replace(MEMORIES[0], micro_batch=micro_batch)
 
         async def ranked(*others: object) -> object:
-            return prepared, RANKING
+            return prepared, made.ranking
 
         monkeypatch.setattr(tuning, "open_hosts", _no_hosts)
         monkeypatch.setattr(tuning, "prepare_ranking", ranked)
-        monkeypatch.setattr(tuning, "measure_groups", measure)
+        monkeypatch.setattr(tuning, "measure_each", measure)
         monkeypatch.setattr(tuning, "memory_at", memory_at)
         monkeypatch.setattr(Started, "stop", stop)
         return made
@@ -108,6 +108,13 @@ def make_tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Sp
 @asynccontextmanager
 async def _no_hosts(*others: object) -> Any:
     yield None
+
+
+def rates(faster: float, group: Group) -> Rates:
+    prefill, decode = faster * group.prefill_tokens_per_s, faster * group.decode_tokens_per_s
+    together = faster * group.aggregate_tokens_per_s
+    aggregate = Rate(together, together, together) if group.parallel > 1 else None
+    return Rates(Rate(prefill, prefill, prefill), Rate(decode, decode, decode), aggregate)
 
 
 def threads_of(bench: Bench) -> set[int]:
@@ -175,6 +182,24 @@ def test_when_nothing_runs_that_is_an_error_and_nothing_is_kept(make_tuning: Cal
     with pytest.raises(EngineError, match="none of the best plans"):
         made.run()
     assert not made.folders.cluster("demo").path.exists()
+
+
+def test_the_heads_of_a_plan_are_run_at_the_same_time_and_each_is_remembered(
+    make_tuning: Callable[[Speeds], Tuning],
+) -> None:
+    """Two heads that take each other's memory bandwidth are as slow as they are together."""
+    made = make_tuning(lambda bench, group: 0.75)
+    memories = make_memories(make_memory(parallel=4))
+    made.ranking = rank_plans(SURVEY, memories, Asked("throughput", mode="replicas"))
+    result = made.run(top=1)
+    plan = made.ranking.chosen
+    assert made.runs[0] == plan.groups
+    assert len(plan.groups) == 2
+    assert result.trials[0].measured is not None
+    assert result.trials[0].measured.aggregate_tokens_per_s == pytest.approx(0.75 * plan.aggregate_tokens_per_s)
+    model = read_model(made.inventory.path.parent / "tiny.gguf")
+    experience = load_experience(made.folders, circumstances_of(model, "cpu-test", SURVEY, made.inventory))
+    assert {record.key for record in experience.records} >= {group_key(group) for group in plan.groups}
 
 
 def test_stopped_in_the_middle_everything_ends_and_what_was_measured_is_kept(

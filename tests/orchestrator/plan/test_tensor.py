@@ -119,7 +119,10 @@ def test_nothing_is_found_where_the_engine_refuses_or_memory_is_short() -> None:
 
 def test_few_devices_are_timed_as_the_two_fastest_the_three_fastest_and_so_on() -> None:
     survey = make_survey(
-        [make_device(f"{name}/cpu", 2000, gib_per_s=speed) for name, speed in (("a", 9), ("b", 20), ("c", 4))]
+        [
+            make_device(f"{name}/cpu", 2000, gib_per_s=speed, link=LOOPBACK)
+            for name, speed in (("a", 9), ("b", 20), ("c", 4))
+        ]
     )
     found = finalists(survey, (MODEL,), find_candidates(survey, None))
     assert found == (TensorSet(("b/cpu", "a/cpu"), (6, 2)), TensorSet(("b/cpu", "a/cpu", "c/cpu"), (5, 2, 1)))
@@ -130,6 +133,14 @@ def test_of_many_devices_three_groups_are_timed_if_they_may_be_worth_it() -> Non
     far = make_survey([make_device(f"h{k}/cpu", 2000, gib_per_s=1000, link=ROUND) for k in range(8)])
     assert len(finalists(near, (MODEL,), find_candidates(near, None))) == 3
     assert finalists(far, (MODEL,), find_candidates(far, None)) == ()
+
+
+def test_few_devices_are_timed_if_they_may_be_worth_it_or_if_the_mode_is_asked_for() -> None:
+    far = make_survey([make_device(f"{name}/cpu", 2000, gib_per_s=1000, link=ROUND) for name in "abc"])
+    candidates = find_candidates(far, None)
+    assert finalists(far, (MODEL,), candidates) == ()
+    asked_for = finalists(far, (MODEL,), candidates, asked_for=True)
+    assert [one.devices for one in asked_for] == [("a/cpu", "b/cpu"), ("a/cpu", "b/cpu", "c/cpu")]
 
 
 def brute_force(paces: np.ndarray, per_part_s: list[float], most: list[int]) -> float:

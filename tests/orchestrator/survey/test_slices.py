@@ -1,5 +1,6 @@
 """Which files devices are timed on: slices of the model, or synthetic ones where it cannot be cut."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +46,25 @@ def test_where_one_of_both_cannot_be_cut_both_are_synthetic(
     assert (found.shallow.source, found.deep.source) == ("synthetic", "synthetic")
     assert read_model(found.deep.path).block_count == 6
     assert found.output_bytes == output_bytes(read_model(found.deep.path)) != output_bytes(model)
+
+
+def test_slices_not_asked_for_in_a_day_are_deleted_when_another_is_written(model: Model, tmp_path: Path) -> None:
+    folder = tmp_path / "slices"
+    found = SliceStore(model, folder).slices()
+    assert found is not None
+    old, asked_for = folder / "other-2.gguf", folder / "other-4.gguf"
+    for path in (old, asked_for, found.shallow.path):
+        path.touch()
+        os.utime(path, (0, 0))
+    assert SliceStore(model, folder).slices() == found
+    assert old.exists()
+    os.utime(asked_for)
+    larger = replace(SHAPE, layers=8)
+    write_random_model(tmp_path / "larger.gguf", larger, "Q4_0")
+    SliceStore(read_model(tmp_path / "larger.gguf"), folder).slices()
+    assert not old.exists()
+    assert asked_for.exists()
+    assert found.shallow.path.exists()
 
 
 def test_hosts_that_ask_at_once_get_the_same_files(model: Model, tmp_path: Path) -> None:

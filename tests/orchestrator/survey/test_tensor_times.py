@@ -59,4 +59,5 @@ async def test_what_fails_on_some_devices_only_leaves_the_others_timed(
 
 def test_the_engines_words_are_the_first_line_of_its_log_that_is_an_error() -> None:
     log = f"print_info: file type = Q4_1\n{WORDS}\nllama_bench: error: failed to load model\n"
-    assert tensor_times._reason(EngineError("ended with status 1", details=log)) == WORDS
+    assert EngineError("ended with status 1", details=log).engine_words == WORDS
+    assert EngineError("ended with status 1", details="no word of it").engine_words == "ended with status 1"
