@@ -17,7 +17,18 @@ from pydantic import TypeAdapter, ValidationError
 from orchestrator.errors import EngineError
 from orchestrator.idle_workers import idle_workers
 from orchestrator.plan.values import ModelMemory
-from quant.model import Model, hidden_bytes, input_bytes, kv_bytes_per_token, layer_bytes, logits_bytes, output_bytes
+from quant.model import (
+    Model,
+    attention_bytes,
+    head_groups,
+    hidden_bytes,
+    input_bytes,
+    kv_bytes_per_token,
+    layer_bytes,
+    logits_bytes,
+    mirrored_bytes,
+    output_bytes,
+)
 from workers.budget import MIB
 from workers.engine_commands import ENVIRONMENT, Placement
 from workers.fit_table import FitRow, device_rows, fit_command, read_fit_table, upper_bytes
@@ -117,6 +128,9 @@ async def _count(question: _Question) -> ModelMemory:
         kv_heads=min((heads for heads in model.head_count_kv if heads), default=1),
         compute_tensor_bytes=compute.last_bytes if cut is None else min(compute.last_bytes, cut),
         tensor_refused=refused,
+        head_groups=head_groups(model),
+        attention_bytes=attention_bytes(model),
+        mirrored_bytes=mirrored_bytes(model),
     )
 
 
@@ -233,7 +247,7 @@ def _digest(question: _Question) -> str:
     """Of everything the answer depends on; paths are not among it."""
     model = replace(question.model, path=Path(), shards=())
     facts = (
-        "tensor buffers and refusals",
+        "tensor buffers, refusals and cuts",
         _build(question.engine),
         model,
         question.context,

@@ -6,9 +6,17 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
 F16_BYTES = 2
 
 _BLOCK_TENSOR = re.compile(r"blk\.(\d+)\.")
+
+_CUT_BY_HEADS = re.compile(r"blk\.\d+\.(attn_(q|k|v|qkv|gate)\.(weight|bias)|attn_(output|sinks)\.weight)$")
+_CUT_BY_ROWS = re.compile(r"blk\.\d+\.(ffn_(up|gate|gate_up|down)(_exps)?\.(weight|bias)|ssm_.*)$")
+_OUTPUT = re.compile(r"blk\.\d+\.attn_output\.weight$")
+"""How the pinned engine cuts tensors in mode `tensor`; all others are on every device whole (`llama-model.cpp`,
+`llama_meta_device_get_split_state`)."""
 
 _INPUT_TENSORS = (
     "token_embd.weight",
@@ -102,6 +110,33 @@ def output_bytes(model: Model) -> int:
     own = sum(t.size_bytes for t in model.tensors if t.block is None and t.name not in _INPUT_TENSORS)
     tied = sum(t.size_bytes for t in model.tensors if t.name == "token_embd.weight") if model.output_tied else 0
     return own + tied
+
+
+def attention_bytes(model: Model) -> int:
+    """Weights of all layers that mode `tensor` cuts by attention heads."""
+    return sum(tensor.size_bytes for tensor in model.tensors if _CUT_BY_HEADS.match(tensor.name))
+
+
+def mirrored_bytes(model: Model) -> int:
+    """Weights of all layers that every device of mode `tensor` holds whole: norms, routers of experts."""
+    return sum(
+        tensor.size_bytes
+        for tensor in model.tensors
+        if tensor.block is not None and not _CUT_BY_HEADS.match(tensor.name) and not _CUT_BY_ROWS.match(tensor.name)
+    )
+
+
+def head_groups(model: Model) -> tuple[tuple[int, int], ...]:
+    """Of the layers with attention, each way once: query elements per KV head, and elements in a block of the quantised
+    attention output; together they say between which heads mode `tensor` can cut."""
+    outputs = {t.block: t.type for t in model.tensors if _OUTPUT.match(t.name)}
+    blocks = {layer: GGML_QUANT_SIZES[GGMLQuantizationType[kind]][0] for layer, kind in outputs.items()}
+    groups = {
+        (model.head_count // heads * model.key_length, blocks[layer])
+        for layer, heads in enumerate(model.head_count_kv)
+        if heads and layer in blocks
+    }
+    return tuple(sorted(groups))
 
 
 def kv_bytes_per_token(model: Model) -> tuple[int, ...]:

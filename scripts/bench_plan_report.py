@@ -18,6 +18,7 @@ HEADINGS = (
     "best measured",
     "by best single, native",
     "by default split",
+    "decode, prefill by one worker",
     "memory by planned",
 )
 
@@ -193,6 +194,7 @@ def _cells(record: CellRecord) -> list[str]:
         "-" if best is None else f"{best.mode} on {len(best.devices)}: {_number(rate_of(best, metric))}",
         _number(ratio(record, metric, best_single(record, metric)), 2),
         _number(ratio(record, metric, run_of_role(record, "default split")), 2),
+        ", ".join(_number(ratio(record, one, run_of_role(record, "one worker")), 2) for one in ("decode", "prefill")),
         " ".join(memory) or "-",
     ]
 

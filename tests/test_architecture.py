@@ -73,6 +73,7 @@ READING_ORDER = (
     "orchestrator.survey.slices",
     "orchestrator.what_if",
     "orchestrator.plan.layers",
+    "orchestrator.plan.cut",
     "orchestrator.plan.single",
     "orchestrator.plan.split",
     "orchestrator.plan.tensor",

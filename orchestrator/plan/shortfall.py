@@ -7,13 +7,14 @@ from itertools import accumulate
 from orchestrator.errors import PlanError
 from orchestrator.plan.conversations import with_kv
 from orchestrator.plan.costs import needed_bytes, share_bytes
+from orchestrator.plan.cut import part_bytes, whole_parts
 from orchestrator.plan.layers import Rules, place_layers
 from orchestrator.plan.left_out import holds_no_layer
 from orchestrator.plan.pools import Candidate, Pooled, pool_budgets, why_unusable
 from orchestrator.plan.single import why_not_alone
 from orchestrator.plan.split import ENGINE_DEVICES, head_need_bytes
 from orchestrator.plan.stage_tables import StageTables
-from orchestrator.plan.tensor import most_parts, part_bytes
+from orchestrator.plan.tensor import most_parts
 from orchestrator.plan.values import ModelMemory
 from orchestrator.survey.values import Survey
 from orchestrator.view.sizes import bytes_text, parts_text
@@ -67,11 +68,13 @@ def no_tensor(survey: Survey, memory: ModelMemory, candidates: Sequence[Candidat
             f"{memory.model} has one KV head: no device can have less than one, so mode tensor has nothing to share",
             hint=another,
         )
+    whole = whole_parts(memory, 2) or memory.kv_heads
+    each = "one per KV head" if whole == memory.kv_heads else f"{memory.kv_heads // whole} KV heads in each"
     lines = [
         f"{memory.model} at context {memory.context} does not fit in mode tensor: its layers are cut into "
-        f"{memory.kv_heads} parts, one per KV head; 2 to {min(memory.kv_heads, ENGINE_DEVICES)} devices can share them",
+        f"{whole} parts, {each}; 2 to {min(whole, ENGINE_DEVICES)} devices can share them",
         *_head_shortfall(survey, memory),
-        *(_parts_held(memory, one) for one in candidates),
+        *(_parts_held(memory, one, whole) for one in candidates),
     ]
     return PlanError("\n".join(lines), hint=_hint(memory, fits, another))
 
@@ -171,10 +174,10 @@ def _head_shortfall(survey: Survey, memory: ModelMemory) -> list[str]:
     return [f"the head needs {bytes_text(needed)} on the controller, which has {bytes_text(available)} available"]
 
 
-def _parts_held(memory: ModelMemory, candidate: Candidate) -> str:
-    one = bytes_text(needed_bytes(part_bytes(memory, 1).total_bytes))
+def _parts_held(memory: ModelMemory, candidate: Candidate, whole: int) -> str:
+    one, budget = bytes_text(needed_bytes(part_bytes(memory, 1, whole).total_bytes)), bytes_text(candidate.budget_bytes)
     return (
-        f"{candidate.device.name} holds {most_parts(memory, candidate)} parts in {bytes_text(candidate.budget_bytes)}; "
+        f"{candidate.device.name} holds {most_parts(memory, candidate, whole)} parts in {budget}; "
         f"one part needs {one} with buffers and margin"
     )
 

@@ -9,8 +9,8 @@ in seconds per pass of n tokens, d over the devices, each with p_d of all K part
 The head adds up what the devices computed twice per layer, a blocking exchange with each; graphs are sent again in each
 pass, `GRAPH_BYTES` x blocks^2 per device, over the link and through `GRAPH_BYTES_PER_S`. Both were measured on the
 pinned engine, over loopback and at 1 Gbit/s. Groups that were timed tell how far off the formula is for the others.
-A prompt takes one such pass per micro-batch, without overlap. A layer is cut by its KV heads (llama-model.cpp,
-`get_split_granularity`; the feed-forward by 128 rows): K is their number and no device has less than one.
+A prompt takes one such pass per micro-batch, without overlap. A layer is cut between KV heads, of which no device has
+less than one: into K equal parts where the engine cuts every layer alike (`cut`), where it cannot, by what it does.
 """
 
 import statistics
@@ -18,6 +18,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from math import comb
 
 import numpy as np
 
@@ -33,6 +34,7 @@ from orchestrator.plan.costs import (
     prefill_bytes,
     transfer_s,
 )
+from orchestrator.plan.cut import GRAPH_BYTES, cut, cut_bytes, part_bytes, whole_parts
 from orchestrator.plan.pools import Candidate, pool_budgets
 from orchestrator.plan.single import find_singles
 from orchestrator.plan.split import ENGINE_DEVICES, find_splits, head_need_bytes
@@ -42,15 +44,15 @@ from orchestrator.survey.values import Device, Speed, Survey, TensorTime
 SYNCHRONISATIONS = 2
 """Per layer and device: after attention and after the feed-forward."""
 
-GRAPH_BYTES = 20_000
-"""Of graphs sent again per token and device, for each layer squared: 5.2 MB at 16 layers, 18 to 20 MB at 30."""
-
 GRAPH_BYTES_PER_S = 0.9e9
 """At which head and worker write and read graphs, beside their way through the link: measured on two workers over
 loopback, 40 to 50 us per layer squared where the way alone would take 24."""
 
 EVERY_SET = 6
 """Up to this many devices every set of them is tried; of more, the fastest, the largest and the nearest."""
+
+MOST_UNEVEN = 30
+"""Where a model cannot be cut into equal parts, up to this many ways to share its KV heads are all tried."""
 
 MOST_FINALISTS = 3
 
@@ -67,7 +69,7 @@ PassSeconds = Callable[[ModelMemory, int, int, int], float]
 
 @dataclass(frozen=True)
 class TensorSet:
-    """Devices, fastest first, and the integers of `--tensor-split`, which add up to the model's KV heads."""
+    """Devices, fastest first, and the integers of `--tensor-split`."""
 
     devices: tuple[str, ...]
     parts: tuple[int, ...]
@@ -115,7 +117,7 @@ def tensor_group(
     if not fitting or fitting[0] is not memories[0]:
         return None
     timed = _timed(survey, members, parts)
-    pass_s = _by_formula(members, parts) if timed is None else _as_timed(timed)
+    pass_s = _by_formula(memories[0], members, parts) if timed is None else _as_timed(timed)
     memory = min(fitting, key=lambda one: _prefill_s(one, members, parts, pass_s))
     return _group(
         memory, _pooled(survey, memory, members), parts, pass_s, (NOT_EQUAL,) if timed else (NOT_EQUAL, NOT_TIMED)
@@ -147,18 +149,11 @@ def best_parts(paces: Seconds, per_part_s: Sequence[float], most: Sequence[int])
     return best
 
 
-def part_bytes(memory: ModelMemory, part: int) -> ShareBytes:
-    """What a device with this part takes: of every block and of the output layer, rounded up, and whole buffers."""
-    weights = sum(memory.layer_weights_bytes) + memory.output_bytes
-    kv, parts = sum(memory.layer_kv_bytes), memory.kv_heads
-    return ShareBytes(-(-weights * part // parts), -(-kv * part // parts), memory.compute_tensor_bytes)
-
-
-def most_parts(memory: ModelMemory, candidate: Candidate) -> int:
-    """How many parts the budget of this device holds."""
-    every_part = range(1, memory.kv_heads + 1)
+def most_parts(memory: ModelMemory, candidate: Candidate, whole: int) -> int:
+    """How many of so many equal parts the budget of this device holds."""
+    every_part = range(1, whole + 1)
     return bisect_right(
-        every_part, candidate.budget_bytes, key=lambda part: needed_bytes(part_bytes(memory, part).total_bytes)
+        every_part, candidate.budget_bytes, key=lambda part: needed_bytes(part_bytes(memory, part, whole).total_bytes)
     )
 
 
@@ -197,7 +192,8 @@ def _device_sets(memory: ModelMemory, candidates: Sequence[Candidate]) -> Iterat
 def _groups(survey: Survey, memories: Sequence[ModelMemory], members: Sequence[Candidate]) -> Iterator[Group]:
     """These devices as they were timed, where that fits, else with the parts that the formula finds best."""
     names = {one.device.name for one in members}
-    timed = [one for one in survey.tensor if set(one.devices) == names and sum(one.parts) == memories[0].kv_heads]
+    sums = {whole_parts(memories[0], len(members)), memories[0].kv_heads, len(members)}
+    timed = [one for one in survey.tensor if set(one.devices) == names and sum(one.parts) in sums]
     by_name = {one.device.name: one for one in members}
     found = [tensor_group(survey, memories, [by_name[name] for name in one.devices], one.parts) for one in timed]
     if not any(found):
@@ -210,15 +206,40 @@ def _choose_parts(survey: Survey, memory: ModelMemory, members: Sequence[Candida
     pooled = _pooled(survey, memory, members)
     if not pooled or len(members) > memory.kv_heads:
         return None
-    logits_s = [memory.logits_bytes / memory.kv_heads / one.device.link.down_bytes_per_s for one in pooled]
-    paces = np.stack([_paces(memory, one.device.speed) for one in pooled])
-    return best_parts(paces, logits_s, [most_parts(memory, one) for one in pooled])
+    whole = whole_parts(memory, len(pooled))
+    if whole:
+        return _equal_parts(memory, pooled, whole)
+    ways = [one for one in _uneven_ways(memory, pooled) if _within_budgets(memory, pooled, one)]
+
+    def token_s(parts: tuple[int, ...]) -> float:
+        return _by_formula(memory, pooled, parts)(memory, sum(memory.layer_weights_bytes), 1, 1)
+
+    return min(ways, key=lambda parts: (token_s(parts), parts), default=None)
 
 
-def _paces(memory: ModelMemory, speed: Speed) -> Seconds:
+def _equal_parts(memory: ModelMemory, members: Sequence[Candidate], whole: int) -> tuple[int, ...] | None:
+    """How many of so many equal parts each device has best."""
+    logits_s = [memory.logits_bytes / whole / one.device.link.down_bytes_per_s for one in members]
+    paces = np.stack([_paces(memory, one.device.speed, whole) for one in members])
+    return best_parts(paces, logits_s, [most_parts(memory, one, whole) for one in members])
+
+
+def _uneven_ways(memory: ModelMemory, members: Sequence[Candidate]) -> Iterator[tuple[int, ...]]:
+    """Ways to share a model that cannot be cut into equal parts: one part each, and its KV heads in whole numbers."""
+    devices, heads = len(members), memory.kv_heads
+    yield (1,) * devices
+    if comb(heads - 1, devices - 1) > MOST_UNEVEN:
+        if best := _equal_parts(memory, members, heads):
+            yield best
+        return
+    for ends in combinations(range(1, heads), devices - 1):
+        yield tuple(end - begin for begin, end in zip((0, *ends), (*ends, heads), strict=True))
+
+
+def _paces(memory: ModelMemory, speed: Speed, whole: int) -> Seconds:
     """Seconds of a token's computing with 0, 1, ... all parts; what noise makes fall is taken as level."""
-    parts = np.arange(memory.kv_heads + 1)
-    blocks_s = layers_s(speed, sum(memory.layer_weights_bytes) * parts // memory.kv_heads, 1)
+    parts = np.arange(whole + 1)
+    blocks_s = layers_s(speed, sum(memory.layer_weights_bytes) * parts // whole, 1)
     rising: Seconds = np.maximum.accumulate(blocks_s + output_seconds(speed, memory.output_bytes) * parts / parts[-1])
     return rising
 
@@ -272,7 +293,12 @@ def _pooled(survey: Survey, memory: ModelMemory, members: Sequence[Candidate]) -
 
 def _fits(survey: Survey, memory: ModelMemory, members: Sequence[Candidate], parts: Sequence[int]) -> bool:
     pooled = _pooled(survey, memory, members)
-    return bool(pooled) and all(part <= most_parts(memory, one) for one, part in zip(pooled, parts, strict=True))
+    return bool(pooled) and _within_budgets(memory, pooled, parts)
+
+
+def _within_budgets(memory: ModelMemory, members: Sequence[Candidate], parts: Sequence[int]) -> bool:
+    held = cut_bytes(memory, parts)
+    return all(needed_bytes(its.total_bytes) <= one.budget_bytes for its, one in zip(held, members, strict=True))
 
 
 def _timed(survey: Survey, members: Sequence[Candidate], parts: Sequence[int]) -> TensorTime | None:
@@ -291,24 +317,26 @@ def _as_timed(timed: TensorTime) -> PassSeconds:
     return pass_s
 
 
-def _by_formula(members: Sequence[Candidate], parts: Sequence[int]) -> PassSeconds:
-    shares = [(one.device, part) for one, part in zip(members, parts, strict=True)]
+def _by_formula(model: ModelMemory, members: Sequence[Candidate], parts: Sequence[int]) -> PassSeconds:
+    made, devices = cut(model, parts), [one.device for one in members]
+    whole = sum(model.layer_weights_bytes)
 
     def pass_s(memory: ModelMemory, weights: int, tokens: int, rows: int) -> float:
-        slowest_s = max(_computing_s(memory, device, part, weights, tokens, rows) for device, part in shares)
-        return slowest_s + sum(
+        def computing_s(number: int, heads: float) -> float:
+            rest = whole - memory.attention_bytes - memory.mirrored_bytes
+            its = memory.attention_bytes * heads + memory.mirrored_bytes + rest * made.share(number)
+            seconds = layers_seconds(devices[number].speed, int(its * weights / whole), tokens)
+            output_s = output_seconds(devices[number].speed, memory.output_bytes, rows) if rows else 0.0
+            return seconds + output_s * made.share(number)
+
+        slowest_s = [max(computing_s(*one) for one in enumerate(row)) for row in made.heads]
+        return sum(slowest_s) / len(slowest_s) + sum(
             _exchanges_s(memory, device, tokens)
-            + memory.logits_bytes * rows * part / memory.kv_heads / device.link.down_bytes_per_s
-            for device, part in shares
+            + memory.logits_bytes * rows * made.share(number) / device.link.down_bytes_per_s
+            for number, device in enumerate(devices)
         )
 
     return pass_s
-
-
-def _computing_s(memory: ModelMemory, device: Device, part: int, weights: int, tokens: int, rows: int) -> float:
-    seconds = layers_seconds(device.speed, weights * part // memory.kv_heads, tokens)
-    output_s = output_seconds(device.speed, memory.output_bytes, rows) if rows else 0.0
-    return seconds + output_s * part / memory.kv_heads
 
 
 def _exchanges_s(memory: ModelMemory, device: Device, tokens: int) -> float:
@@ -325,11 +353,10 @@ def _prefill_s(memory: ModelMemory, members: Sequence[Candidate], parts: Sequenc
 
 
 def _context_s(memory: ModelMemory, members: Sequence[Candidate], parts: Sequence[int]) -> float:
-    """What the context adds to a prompt: attention is cut by heads like all else, the slowest device's part counts."""
-    return max(
-        context_seconds(one.device.speed, memory.blocks, memory.prompt_tokens, memory) * part / memory.kv_heads
-        for one, part in zip(members, parts, strict=True)
-    )
+    """What the context adds to a prompt: attention is cut by heads, the slowest device's part counts in each layer."""
+    whole_s = [context_seconds(one.device.speed, memory.blocks, memory.prompt_tokens, memory) for one in members]
+    rows = cut(memory, parts).heads
+    return sum(max(heads * s for heads, s in zip(row, whole_s, strict=True)) for row in rows) / len(rows)
 
 
 def _group(
@@ -340,11 +367,11 @@ def _group(
     notes: tuple[str, ...],
 ) -> Group:
     weights, head = sum(memory.layer_weights_bytes), head_share_bytes(memory, output=False)
-    token_s = pass_s(memory, weights, 1, 1)
+    token_s, held = pass_s(memory, weights, 1, 1), cut_bytes(memory, parts)
     return Group(
         mode="tensor",
         head="",
-        shares=tuple(_share(memory, one, part, token_s) for one, part in zip(members, parts, strict=True)),
+        shares=tuple(_share(memory, *one, token_s) for one in zip(members, parts, held, strict=True)),
         parallel=memory.parallel,
         micro_batch=memory.micro_batch,
         output_on_head=False,
@@ -361,8 +388,7 @@ def _group(
     )
 
 
-def _share(memory: ModelMemory, candidate: Candidate, part: int, token_s: float) -> Share:
-    held = part_bytes(memory, part)
+def _share(memory: ModelMemory, candidate: Candidate, part: int, held: ShareBytes, token_s: float) -> Share:
     return Share(
         device=candidate.device.name,
         first_layer=0,

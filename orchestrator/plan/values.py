@@ -21,9 +21,12 @@ class ModelMemory:
     holds it (a copy of the token embedding where the two are tied). `input_bytes` stays on the head. The compute
     buffers are those of a device that is not last, of one that is last and makes logits, and of the head itself.
     `logits_bytes` cross the link per token when the output layer is remote; `hidden_bytes` per token at each stage.
-    `kv_heads` is the smallest number of KV heads of any layer that has attention: mode `tensor` cuts no finer.
-    `compute_tensor_bytes` are the compute buffers of each device in that mode, whatever its part; `tensor_refused` is
-    the engine's reason when it cannot cut this model.
+    `kv_heads` is the smallest number of KV heads of any layer that has attention: mode `tensor` cuts no finer. How much
+    coarser it cuts follows from `head_groups`, of layers that differ in it: query elements per KV head, and those in a
+    block of the attention's quantised output. `attention_bytes` are the weights of all layers that are cut by heads,
+    `mirrored_bytes` those that every device holds whole. `compute_tensor_bytes` are the
+    compute buffers of each device in that mode, whatever its part; `tensor_refused` is the engine's reason when it
+    cannot cut this model.
     """
 
     model: str
@@ -44,6 +47,9 @@ class ModelMemory:
     kv_heads: int = 1
     compute_tensor_bytes: int = 0
     tensor_refused: str = ""
+    head_groups: tuple[tuple[int, int], ...] = ()
+    attention_bytes: int = 0
+    mirrored_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:

@@ -134,6 +134,9 @@ async def test_demo_model_is_counted_by_the_engine(engine: Engine, demo_model: P
         hidden_bytes=2304,
         kv_heads=3,
         compute_tensor_bytes=5 * MIB,
+        head_groups=((192, 32),),
+        attention_bytes=16_588_800,
+        mirrored_bytes=138_240,
     )
 
 

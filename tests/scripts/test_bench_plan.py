@@ -86,6 +86,6 @@ def test_the_table_has_a_line_per_cell_and_says_what_was_not_measured() -> None:
     lines = markdown([RECORD]).splitlines()
     assert lines[2] == (
         "| two-equal, latency, 1b, local | tensor on 2 | 5.0 / 4.5 | 40.0 / 42.0 | - "
-        "| tensor on 2: 4.5 | 1.50 | - | 1.02 |"
+        "| tensor on 2: 4.5 | 1.50 | - | 1.80, 2.10 | 1.02 |"
     )
     assert lines[-1] == "- two-equal/latency/1b/local: default split: took more than 420 s"

@@ -281,8 +281,8 @@ REFUSALS = (
         "tensor on devices that are too small",
         "llama.gguf at context 4096 does not fit in mode tensor: its layers are cut into 8 parts, one per KV head; "
         "2 to 8 devices can share them\n"
-        "a/cpu holds 4 parts in 700 MiB; one part needs 226 MiB with buffers and margin\n"
-        "b/cpu holds 0 parts in 100 MiB; one part needs 226 MiB with buffers and margin",
+        "a/cpu holds 4 parts in 700 MiB; one part needs 228 MiB with buffers and margin\n"
+        "b/cpu holds 0 parts in 100 MiB; one part needs 228 MiB with buffers and margin",
         f"{SMALLER}, or choose another mode",
         asked=Asked("latency", mode="tensor"),
     ),

@@ -90,12 +90,12 @@ def test_a_context_adds_the_slowest_part_of_its_attention_to_a_prompt() -> None:
 
 
 def test_memory_goes_by_part_but_for_the_buffers() -> None:
-    survey = make_survey([make_device("a/cpu", 1000, gib_per_s=30), make_device("b/cpu", 1000)])
+    survey = make_survey([make_device("a/cpu", 1010, gib_per_s=30), make_device("b/cpu", 1000)])
     (group,) = tensors(survey)
     assert parts(group) == {"a/cpu": 6, "b/cpu": 2}
     assert [(one.weights_bytes, one.kv_bytes, one.compute_bytes) for one in group.shares] == [
-        (825 * MIB, 75 * MIB, 60 * MIB),
-        (275 * MIB, 25 * MIB, 60 * MIB),
+        (825 * MIB, 75 * MIB, 60 * MIB + 20_000 * 10**2),
+        (275 * MIB, 25 * MIB, 60 * MIB + 20_000 * 10**2),
     ]
 
 
