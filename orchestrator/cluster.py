@@ -307,7 +307,7 @@ def _remember(prepared: Prepared, folders: Folders, heads: Iterable[RunningGroup
     """Keep what was measured, for the plans to come."""
     for one in heads:
         measured = Measured(one.speed.token_s, one.speed.step_s, one.speed.prefill_s)
-        remember(folders, prepared.circumstances, one.group, measured, prepared.experience)
+        remember(folders, prepared.circumstances, one.group, measured)
 
 
 async def _all(items: Mapping[str, Awaitable[T]]) -> dict[str, T]:

@@ -72,12 +72,9 @@ def load_experience(folders: Folders, circumstances: Circumstances) -> Experienc
     return Experience(tuple(one.record for one in kept if _is_of(one, circumstances)))
 
 
-def remember(
-    folders: Folders, circumstances: Circumstances, group: Group, measured: Measured, experience: Experience
-) -> None:
-    """Keep a measurement. `experience` is what `group` was corrected by, to keep its prediction uncorrected."""
-    path = _path(folders, circumstances)
-    record = record_of(experience.uncorrected(group), measured)
+def remember(folders: Folders, circumstances: Circumstances, group: Group, measured: Measured) -> None:
+    """Keep a measurement beside the group's uncorrected prediction."""
+    path, record = _path(folders, circumstances), record_of(group, measured)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         kept = (*_read(path), _Kept(record, circumstances.of(group)))

@@ -81,17 +81,20 @@ async def prepare_ranking(
     prepared = await prepare(inventory, hosts, folders, report, wishes)
     report.step("Planning")
     asked = asked_of(wishes, inventory)
-    tuned = await _tuned(prepared, folders, asked)
+    tuned = await _tuned(prepared, folders, asked, wishes.recalibrate)
     if tuned is not None:
         return tuned
     return prepared, rank_plans(prepared.survey, prepared.memories, asked, prepared.experience)
 
 
-async def _tuned(prepared: Prepared, folders: Folders, asked: Asked) -> tuple[Prepared, Ranking] | None:
-    """The ranking with the winner of `meshctl tune` first, at its threads; None when there is none that still fits."""
+async def _tuned(
+    prepared: Prepared, folders: Folders, asked: Asked, recalibrate: bool
+) -> tuple[Prepared, Ranking] | None:
+    """The ranking with the winner of `meshctl tune` first, at its threads; None when there is none that still fits, or
+    when all is to be measured again."""
     inventory = prepared.inventory
     valid = valid_for(inventory, prepared.model, prepared.engine.manifest.engine, asked)
-    tuned = None if asked.split else load_tuned(folders.cluster(inventory.cluster), valid)
+    tuned = None if asked.split or recalibrate else load_tuned(folders.cluster(inventory.cluster), valid)
     if tuned is None:
         return None
     run = replace(prepared, survey=with_threads(prepared.survey, tuned.threads))
@@ -99,7 +102,7 @@ async def _tuned(prepared: Prepared, folders: Folders, asked: Asked) -> tuple[Pr
     ranking = rank_plans(run.survey, run.memories, asked, run.experience)
     memory = await memory_at(tuned.micro_batch, run.memory, run.engine.folder, run.model, folders)
     plan = tuned_plan(ranking, run.survey, memory, tuned, run.experience)
-    return None if plan is None else (run, prefer(ranking, plan))
+    return None if plan is None else (run, prefer(ranking, plan, run.survey, run.memory, asked))
 
 
 async def prepare(inventory: Inventory, hosts: OpenHosts, folders: Folders, report: Report, wishes: Wishes) -> Prepared:
@@ -137,12 +140,11 @@ async def _with_tensor(
 ) -> Survey:
     """The survey with the groups that are worth timing in mode `tensor`, or the engine's reason why there are none."""
     survey = replace(survey, tensor_refused=memories[0].tensor_refused)
-    if survey.tensor_refused or wishes.split is not None or wishes.mode not in (None, "tensor"):
+    if survey.tensor_refused or wishes.split is not None or wishes.mode not in (None, "tensor", "replicas"):
         return survey
     candidates = find_candidates(survey, wishes.devices)
     sets = finalists(survey, memories, candidates, asked_for=wishes.mode == "tensor")
-    times, refused = await measure_tensor(measuring, survey, sets, report)
-    return replace(survey, tensor=times, tensor_refused=refused)
+    return await measure_tensor(measuring, survey, sets, report)
 
 
 async def prepare_engine(hosts: OpenHosts, folders: Folders, report: Report) -> tuple[Engine, dict[str, str]]:

@@ -17,7 +17,7 @@ from orchestrator.hosts import open_hosts
 from orchestrator.inventory import Inventory
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.choose import in_order
-from orchestrator.plan.experience import Experience, Measured, record_of
+from orchestrator.plan.experience import Experience, Measured, record_of, uncorrected
 from orchestrator.plan.values import PROMPT_TOKENS, Group, Plan, Ranking, plan_key
 from orchestrator.prepare import Prepared, prepare_ranking
 from orchestrator.processes import Started
@@ -215,9 +215,8 @@ class _Tuning:
     def _learnt(self, prepared: Prepared, group: Group, rates: Rates) -> Group:
         """The group as it was measured, which is kept for later plans too."""
         measured = measured_of(group, rates, self._bench.size.prompt)
-        remember(self._folders, prepared.circumstances, group, measured, prepared.experience)
-        predicted = prepared.experience.uncorrected(group)
-        return Experience((record_of(predicted, measured),)).correct(predicted)
+        remember(self._folders, prepared.circumstances, group, measured)
+        return Experience((record_of(group, measured),)).correct(uncorrected(group))
 
     def _keep(self, best: Trial) -> Tuned:
         assert best.measured is not None, "only what ran can be the best"

@@ -15,7 +15,7 @@ from orchestrator.folders import ClusterFolder, Folders
 from orchestrator.inventory import Inventory
 from orchestrator.memory import count_memory
 from orchestrator.plan.asked import Asked
-from orchestrator.plan.choose import rank_plans
+from orchestrator.plan.choose import explained, rank_plans
 from orchestrator.plan.experience import Experience, Measured
 from orchestrator.plan.values import ModelMemory, Plan, PlanMode, Ranking, plan_key
 from orchestrator.state import inventory_digest, write_private
@@ -56,6 +56,8 @@ class Tuned:
     threads: Mapping[str, int]
     measured: tuple[Measured, ...]
 
+
+BEST_MEASURED = "`meshctl tune` measured it to be the best of those it ran"
 
 _FILE = TypeAdapter(tuple[Tuned, ...])
 
@@ -153,11 +155,11 @@ def _of_key(ranking: Ranking, key: str) -> Plan | None:
     return next((plan for plan in ranking.plans if plan_key(plan) == key), None)
 
 
-def prefer(ranking: Ranking, plan: Plan) -> Ranking:
-    """The ranking with this plan first."""
-    others = tuple(one for one in ranking.plans if plan_key(one) != plan_key(plan))
-    reasons = (*plan.reasons, "`meshctl tune` measured it to be the best of those it ran")
-    return Ranking((replace(plan, reasons=reasons), *others))
+def prefer(ranking: Ranking, plan: Plan, survey: Survey, memory: ModelMemory, asked: Asked) -> Ranking:
+    """The ranking with this plan first, compared with the others anew. `asked` is what the user asked for."""
+    others = [one for one in ranking.plans if plan_key(one) != plan_key(plan)]
+    chosen, *rest = explained(survey, memory, asked, plan, others, others).plans
+    return Ranking((replace(chosen, reasons=(BEST_MEASURED, *chosen.reasons)), *rest))
 
 
 async def memory_at(micro_batch: int, memory: ModelMemory, engine: Path, model: Model, folders: Folders) -> ModelMemory:

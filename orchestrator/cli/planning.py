@@ -97,7 +97,7 @@ def plan(
     if saved is None:
         ranking, surveyed = _ranked_live(wanted, without or (), adds, wishes)
     else:
-        ranking, surveyed = _ranked_from(wanted, saved, without or (), adds, wishes)
+        ranking, surveyed = _ranked_from(wanted, saved, str(survey), without or (), adds, wishes)
     if json:
         typer.echo(ranking_json(ranking, surveyed))
     else:
@@ -152,14 +152,15 @@ def _ranked_as_it_is(inventory: "InventoryValue", wishes: "Wishes") -> "tuple[Ra
 def _ranked_from(
     inventory: "InventoryValue",
     saved: "Survey",
+    path: str,
     without: Sequence[str],
     adds: "Sequence[Addition]",
     wishes: "Wishes",
 ) -> "tuple[Ranking, Survey]":
-    """The ranking from a saved survey; no host is reached."""
+    """The ranking from a saved survey; no host is reached. UsageError when it was taken with another model."""
     from orchestrator.what_if import what_if
 
-    memories = _memories(inventory)
+    memories = _memories(inventory, saved, path)
     supposed = what_if(saved, memories[0], without, adds)
     return _rank(inventory, supposed, memories, wishes), supposed
 
@@ -189,17 +190,26 @@ def _prepared(inventory: "InventoryValue", wishes: "Wishes") -> "Prepared":
     return run_shown(work)
 
 
-def _memories(inventory: "InventoryValue") -> "tuple[ModelMemory, ...]":
+def _memories(inventory: "InventoryValue", saved: "Survey", path: str) -> "tuple[ModelMemory, ...]":
     from orchestrator.cli.run import run_shown
+    from orchestrator.errors import UsageError
     from orchestrator.folders import user_folders
     from orchestrator.prepare import local_engine, prepare_memories, prepare_model
     from orchestrator.report import Report
+    from quant.slice import shape_digest
 
     async def work(report: Report) -> "tuple[ModelMemory, ...]":
         folders = user_folders()
         report.step("Reading the model")
         engine = await local_engine(folders, report)
         model = await prepare_model(inventory.model, inventory.path.parent, folders, report)
+        if saved.shape not in ("", shape_digest(model)):
+            raise UsageError(
+                f"{path} was measured with {saved.model}; {inventory.model} has other tensors, and their speed differs",
+                hint="take a survey with this model: meshctl survey INVENTORY --json > FILE",
+            )
+        if saved.engine != engine.manifest.engine:
+            report.warn(f"{path} was measured with engine {saved.engine}, the one here is {engine.manifest.engine}")
         return await prepare_memories(inventory, engine, model, folders)
 
     return run_shown(work)

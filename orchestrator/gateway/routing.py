@@ -6,7 +6,6 @@ of the conversation's beginning it has in its cache, which is what keeps a conve
 
 import hashlib
 import json
-from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +27,9 @@ HOLD_OFF_S = 5.0
 
 INSTRUCTIONS = frozenset({"system", "developer"})
 """Roles whose messages many conversations share: having read them makes no conversation a head's own."""
+
+ALIKE = 0.1
+"""The engine takes an idle slot for a request if that has more than this part of it (`slot_prompt_similarity`)."""
 
 LEARNING = 0.2
 """How much one answer's timings count against all before."""
@@ -104,9 +106,14 @@ class Router:
     def choose(self, question: Question, now_s: float, *, without: Collection[str] = ()) -> Ticket | None:
         """The head expected to finish first, among those not in `without`; None when none is left.
 
-        One that could not be reached a moment ago is taken only when no other is left.
+        One that could not be reached a moment ago is taken only when no other is left, one with fewer slots than the
+        request has choices never: it would refuse them.
         """
-        left = {name: state for name, state in self._heads.items() if name not in without}
+        left = {
+            name: state
+            for name, state in self._heads.items()
+            if name not in without and state.parallel >= question.choices
+        }
         left = {name: state for name, state in left.items() if not state.is_held_off(now_s)} or left
         if not left:
             return None
@@ -135,17 +142,31 @@ class Router:
         return {name: state.finish_s(question, now_s) for name, state in self._heads.items()}
 
 
+@dataclass(frozen=True)
+class _Served:
+    """A conversation that a slot has cached; `request` is the one that it is used by just now, None: it is idle."""
+
+    digests: tuple[str, ...]
+    request: int | None
+
+    def common_tokens(self, question: Question) -> int:
+        """How many tokens of the question's beginning it has."""
+        known = [size for digest, size in zip(question.digests, question.tokens, strict=True) if digest in self.digests]
+        return max(known, default=0)
+
+
 class _HeadState:
     """What one head is doing and what its slots have cached: the conversations it served last, one per slot."""
 
     def __init__(self, address: HeadAddress) -> None:
-        self._parallel = address.parallel
+        self.parallel = address.parallel
         self._token_s = address.token_s
         self._prefill_token_s = address.prefill_token_s
         self._crowding = (address.step_s or address.parallel * address.token_s) / address.token_s
         self._ends_s: dict[int, list[float]] = {}  # by request, of each of its choices
+        self._alone = set[int]()  # requests beside which no other has run
         self._back_s = float("-inf")
-        self._served: deque[tuple[str, ...]] = deque(maxlen=address.parallel)
+        self._served = list[_Served]()  # the one used last at the end
 
     def cached_tokens(self, question: Question) -> int:
         """How many tokens of the question's beginning a slot has already read."""
@@ -164,23 +185,28 @@ class _HeadState:
     def finish_s(self, question: Question, now_s: float) -> float:
         """Seconds until it would have answered: waiting for a slot per choice, reading what is new, generating."""
         ends = sorted(max(0.0, end - now_s) for choices in self._ends_s.values() for end in choices)
-        slots = min(question.choices, self._parallel)
-        waiting = len(ends) + slots - 1 - self._parallel
+        slots = min(question.choices, self.parallel)
+        waiting = len(ends) + slots - 1 - self.parallel
         wait_s = ends[waiting] if waiting >= 0 else 0.0
-        beside = min(len(ends) + slots - 1, self._parallel - 1)
+        beside = min(len(ends) + slots - 1, self.parallel - 1)
         to_read = question.prompt_tokens - self.cached_tokens(question)
         return wait_s + to_read * self._prefill_token_s + question.new_tokens * self._token_with(beside)
 
     def begin(self, number: int, question: Question, now_s: float) -> None:
-        self._ends_s[number] = [now_s + self.finish_s(question, now_s)] * question.choices
-        known = [digests for digests in self._served if not set(digests) & set(question.digests)]
-        self._served = deque((*known, question.digests), maxlen=self._parallel)
+        finish_s = now_s + self.finish_s(question, now_s)
+        self._alone = {number} if not self._ends_s and question.choices == 1 else set()
+        self._ends_s[number] = [finish_s] * question.choices
+        if (replaced := self._replaced(question)) is not None:
+            self._served.remove(replaced)
+        self._served.append(_Served(question.digests, number))
 
     def end(self, number: int, timings: Mapping[str, Any]) -> None:
-        alone = sum(map(len, self._ends_s.values())) == 1
         if self._ends_s.pop(number, None) is None:
             return
-        if alone:
+        used = [one for one in self._served if one.request == number]
+        self._served = [one for one in self._served if one.request != number]
+        self._served += [_Served(one.digests, None) for one in used]
+        if number in self._alone:
             self._token_s = _learnt(self._token_s, timings.get("predicted_ms"), timings.get("predicted_n"))
         self._prefill_token_s = _learnt(self._prefill_token_s, timings.get("prompt_ms"), timings.get("prompt_n"))
 
@@ -189,13 +215,24 @@ class _HeadState:
         self._served.clear()
         self._back_s = now_s + HOLD_OFF_S
 
+    def _replaced(self, question: Question) -> "_Served | None":
+        """What the engine overwrites: the idle slot whose beginning is most like the request's, if that is more than
+        `ALIKE` of it; else nothing while a slot is free; else the one that was used longest ago."""
+        idle = [one for one in self._served if one.request is None]
+        alike = max(idle, key=lambda one: one.common_tokens(question), default=None)
+        if alike is not None and alike.common_tokens(question) > ALIKE * question.prompt_tokens:
+            return alike
+        if len(self._served) < self.parallel:
+            return None
+        return (idle or self._served)[0]
+
     def _known_parts(self, question: Question) -> list[int]:
-        known = {digest for digests in self._served for digest in digests}
+        known = {digest for one in self._served for digest in one.digests}
         return [part for part, digest in enumerate(question.digests) if digest in known]
 
     def _token_with(self, beside: int) -> float:
         """Seconds per token with so many other conversations at once: linear up to all slots."""
-        full = max(1, self._parallel - 1)
+        full = max(1, self.parallel - 1)
         return self._token_s * (1 + (self._crowding - 1) * beside / full)
 
 

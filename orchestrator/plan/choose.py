@@ -45,10 +45,21 @@ def rank_plans(
     best, *others = in_order(allowed, asked.goal)
     not_asked_for = [plan for plan in every if asked.only_mode not in (None, plan.mode)]
     compared = [*others, *in_order(not_asked_for, asked.goal)]
-    why = reasons_for(survey, memories[0], candidates, best, compared, asked)
-    left_out = left_out_of(survey, memories[0], best, asked.only_devices)
+    return explained(survey, memories[0], asked, best, others, compared)
+
+
+def explained(
+    survey: Survey, memory: ModelMemory, asked: Asked, best: Plan, others: Sequence[Plan], compared: Sequence[Plan]
+) -> Ranking:
+    """The best plan with why it is and what it leaves out, then the others with why not. `compared`, best first, are
+    all that the best one is compared with, also what was not asked for."""
+    candidates = find_candidates(survey, asked.only_devices)
+    why = reasons_for(survey, memory, candidates, best, compared, asked)
+    left_out = left_out_of(survey, memory, best, compared, asked.only_devices)
     chosen = replace(best, reasons=why, left_out=left_out)
-    return Ranking((chosen, *(replace(one, reasons=runner_up_reasons(one, best)) for one in others)))
+    return Ranking(
+        (chosen, *(replace(one, reasons=runner_up_reasons(one, best), left_out=()) for one in others)),
+    )
 
 
 def in_order(plans: Sequence[Plan], goal: str) -> tuple[Plan, ...]:
@@ -100,7 +111,9 @@ def _best(plans: Sequence[_Ranked]) -> _Ranked:
     tied = _near_best(plans, lambda one: one.seconds)
     tied = [one for one in tied if not one.copies] or tied
     best = min(_near_best(tied, lambda one: one.prefill_s), key=lambda one: one.rest)
-    return next((one for one in plans if gains_too_little(best.plan, one.plan, best.seconds / one.seconds)), best)
+    if any(gains_too_little(best.plan, one.plan, best.seconds / one.seconds) for one in plans):
+        return _best([one for one in plans if one is not best])
+    return best
 
 
 def _near_best(plans: Sequence[_Ranked], metric: Callable[[_Ranked], float]) -> list[_Ranked]:

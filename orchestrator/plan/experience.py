@@ -67,17 +67,6 @@ class Experience:
         ratio = self._ratio(group)
         return group if ratio is None else replace(_scaled(group, ratio), known="corrected")
 
-    def uncorrected(self, group: Group) -> Group:
-        """The prediction behind what `correct` gave; of a measured group, that of its newest record."""
-        if group.known == "predicted":
-            return group
-        shown, ratio = predicted_of(group), self._ratio(group)
-        own = self._of(group)
-        if group.known == "measured" and own:
-            ratio = shown.by(own[-1].predicted)
-        assert ratio is not None, "only this experience can have corrected the group"
-        return replace(_scaled(group, Measured(1.0, 1.0, 1.0).by(ratio)), known="predicted")
-
     def _of(self, group: Group) -> list[Record]:
         """Measurements of this very group."""
         key = group_key(group)
@@ -96,8 +85,15 @@ class Experience:
 NO_EXPERIENCE = Experience()
 
 
+def uncorrected(group: Group) -> Group:
+    """The prediction behind what `Experience.correct` gave."""
+    ratio = Measured(1.0, 1.0, 1.0).by(Measured(*group.corrected_by))
+    return replace(_scaled(group, ratio), known="predicted", corrected_by=(1.0, 1.0, 1.0))
+
+
 def record_of(group: Group, measured: Measured) -> Record:
-    """What to keep of a measurement; `group` must be as predicted (`Experience.uncorrected`)."""
+    """What to keep of a measurement; what is kept of the group is its uncorrected prediction."""
+    group = uncorrected(group)
     devices = tuple(share.device for share in group.shares)
     return Record(group_key(group), group.mode, devices, group.prompt_tokens, predicted_of(group), measured)
 
@@ -117,6 +113,7 @@ def _scaled(group: Group, ratio: Measured) -> Group:
         step_s=group.step_s * ratio.step_s,
         prefill_s=group.prefill_s * ratio.prefill_s,
         context_s=group.context_s * ratio.prefill_s,
+        corrected_by=(ratio.token_s, ratio.step_s, ratio.prefill_s),
     )
 
 

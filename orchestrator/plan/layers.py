@@ -36,14 +36,13 @@ Indices = NDArray[np.intp]
 class Rules:
     """What a placement must do.
 
-    Keep the output layer on the head or not; compute the first blocks natively on one device; use one device; end with
-    one device; have no stage that reads a micro-batch of a prompt in more than `slowest_s`.
+    Keep the output layer on the head or not; compute the first blocks natively on one device; use one device; have no
+    stage that reads a micro-batch of a prompt in more than `slowest_s`.
     """
 
     output_on_head: bool
     native: str | None = None
     required: str | None = None
-    last: str | None = None
     slowest_s: float = float("inf")
 
 
@@ -94,8 +93,6 @@ class _Programme:
         """The least cost and its stages; infinite and None where nothing fits."""
         best_cost, best, best_last = np.inf, None, 0
         for last, reached in self._before_last():
-            if self._rules.last not in (None, self._candidates[last].device.name):
-                continue
             ends = self._join(reached.cost, self._last_costs(last))
             begin = int(ends.argmin())
             if ends[begin] < best_cost * (1 - TIE):

@@ -2,19 +2,22 @@
 
 from collections.abc import Collection, Sequence
 
+from orchestrator.plan.conversations import with_kv
 from orchestrator.plan.costs import (
     fixed_seconds,
     layers_seconds,
     needed_bytes,
-    output_seconds,
     share_bytes,
     stage_link_s,
 )
+from orchestrator.plan.cut import part_bytes, whole_parts
 from orchestrator.plan.layers import Rules, place_layers
 from orchestrator.plan.pools import Candidate, find_candidates, why_unusable
+from orchestrator.plan.single import why_not_alone
 from orchestrator.plan.split import ENGINE_DEVICES, Variant, pooled_for
 from orchestrator.plan.stage_tables import StageTables
 from orchestrator.plan.stages import Stage, stages_s
+from orchestrator.plan.tensor import most_parts
 from orchestrator.plan.values import Group, LeftOut, ModelMemory, Plan
 from orchestrator.survey.values import Device, Survey
 from orchestrator.view.sizes import bytes_text, duration_text
@@ -26,8 +29,11 @@ MOST_PLACED = 16
 """With more devices than this, a plan with one of those left out is not worked out; its own costs are told instead."""
 
 
-def left_out_of(survey: Survey, memory: ModelMemory, plan: Plan, names: Collection[str] | None) -> tuple[LeftOut, ...]:
-    """Every device that the plan does not use, by name, with the reason. `names` are those that were asked for."""
+def left_out_of(
+    survey: Survey, memory: ModelMemory, plan: Plan, others: Sequence[Plan], names: Collection[str] | None
+) -> tuple[LeftOut, ...]:
+    """Every device that the plan does not use, by name, with the reason. `names` are those that were asked for,
+    `others` the plans that this one was preferred to."""
     used = {share.device for share in plan.shares}
     candidates = find_candidates(survey, names)
     tried = {one.device.name: one for one in candidates}
@@ -38,7 +44,7 @@ def left_out_of(survey: Survey, memory: ModelMemory, plan: Plan, names: Collecti
     def reason(device: Device) -> str:
         if device.name not in tried:
             return _why_not_tried(device, names)
-        return _why_slower(survey, tables, plan, candidates, tried[device.name])
+        return _why_slower(survey, tables, plan, others, candidates, tried[device.name])
 
     return tuple(LeftOut(device.name, reason(device)) for device in unused)
 
@@ -62,48 +68,67 @@ def _why_not_tried(device: Device, names: Collection[str] | None) -> str:
 
 
 def _why_slower(
-    survey: Survey, tables: StageTables, plan: Plan, candidates: Sequence[Candidate], one: Candidate
+    survey: Survey,
+    tables: StageTables,
+    plan: Plan,
+    others: Sequence[Plan],
+    candidates: Sequence[Candidate],
+    one: Candidate,
 ) -> str:
     group, memory = plan.fastest, tables.memory
     if plan.mode in ("single", "replicas"):
-        return _against_whole(memory, plan, one)
+        return _against_whole(memory, plan, others, one)
     if plan.mode == "tensor":
-        return _against_tensor(tables, group, one)
+        return _against_tensor(tables, plan, others, one)
     return holds_no_layer(memory, one) or _against_split(survey, tables, group, candidates, one)
 
 
-def _against_whole(memory: ModelMemory, plan: Plan, one: Candidate) -> str:
+def _against_whole(memory: ModelMemory, plan: Plan, others: Sequence[Plan], one: Candidate) -> str:
     """The plan has whole copies of the model only."""
-    if needed_bytes(memory.total_bytes) > one.budget_bytes:
-        needed, budget = bytes_text(needed_bytes(memory.total_bytes)), bytes_text(one.budget_bytes)
-        return f"alone it would need {needed}, its budget is {budget}; a split with it was predicted to be slower"
-    if not one.device.native.measured:
-        return "its speed without RPC was not measured"
-    if plan.goal == "throughput":
-        alone = memory.parallel / _alone_s(memory, one, memory.parallel)
-        each = ", ".join(f"{group.shares[0].device} {group.aggregate_tokens_per_s:.1f}" for group in plan.groups)
-        return f"alone {alone:.1f} tokens per second with {memory.parallel} conversations; in the plan {each}"
-    alone_s, group = _alone_s(memory, one, 1), plan.fastest
-    return f"alone {duration_text(alone_s)} per token, {group.shares[0].device} {duration_text(group.token_s)}"
+    name = one.device.name
+    alone = next((other for other in others if other.mode == "single" and other.shares[0].device == name), None)
+    if alone is not None:
+        used = ", ".join(f"{group.shares[0].device} {_group_figure(plan, group)}" for group in plan.groups)
+        return f"alone {_figure(alone)}, {used}"
+    why = why_not_alone(memory if plan.mode == "single" else with_kv(memory, memory.context, 1), one)
+    return f"alone it {why or 'would make the others no faster'}{_best_with(plan, others, name)}"
 
 
-def _alone_s(memory: ModelMemory, one: Candidate, tokens: int) -> float:
-    """Seconds of a step of so many conversations with the whole model on this device natively."""
-    speed = one.device.native
-    blocks_s = layers_seconds(speed, sum(memory.layer_weights_bytes), tokens)
-    return blocks_s + output_seconds(speed, memory.output_bytes, tokens)
-
-
-def _against_tensor(tables: StageTables, group: Group, one: Candidate) -> str:
-    memory, tokens = tables.memory, tables.tokens
-    exchanges = group.traffic.synchronisations // max(1, len(group.shares))
+def _against_tensor(tables: StageTables, plan: Plan, others: Sequence[Plan], one: Candidate) -> str:
+    group, memory, tokens = plan.fastest, tables.memory, tables.tokens
+    whole = whole_parts(memory, len(group.shares) + 1) or memory.kv_heads
+    if not most_parts(memory, one, whole):
+        needed = bytes_text(needed_bytes(part_bytes(memory, 1, whole).total_bytes))
+        return f"budget {bytes_text(one.budget_bytes)} holds no part: one of {whole} needs {needed}"
+    if len(group.shares) >= memory.kv_heads:
+        return f"there are {memory.kv_heads} KV heads, and each of the others has one"
+    exchanges = group.traffic.synchronisations // len(group.shares)
     cost_s = exchanges * stage_link_s(memory, one.device, tokens)
-    whole_s = layers_seconds(one.device.speed, sum(memory.layer_weights_bytes), tokens)
-    what, now_s = _unit(tokens), _time_s(group, tokens)
     return (
-        f"it would take part in {exchanges} exchanges per {what}, {duration_text(cost_s)} through its link; "
-        f"all layers alone would take it {duration_text(whole_s)}, the plan takes {duration_text(now_s)} now"
+        f"it would take part in {exchanges} exchanges per {_unit(tokens)}, {duration_text(cost_s)} through its link"
+        f"{_best_with(plan, others, one.device.name)}"
     )
+
+
+def _best_with(plan: Plan, others: Sequence[Plan], name: str) -> str:
+    """What the best of the plans that this device shares with others would come to, after a semicolon; else ""."""
+    sharing = [one for one in others if len(one.shares) > 1 and any(share.device == name for share in one.shares)]
+    if not sharing:
+        return ""
+    best = min(sharing, key=lambda one: one.token_s if plan.goal == "latency" else -one.aggregate_tokens_per_s)
+    how = f"{best.mode} over {len(best.shares)} devices"
+    return f"; the best plan with it ({how}) {_figure(best)}, this {_figure(plan)}"
+
+
+def _figure(plan: Plan) -> str:
+    """What plans are compared by."""
+    if plan.goal == "latency":
+        return f"{duration_text(plan.token_s)} per token"
+    return f"{plan.aggregate_tokens_per_s:.1f} tokens per second"
+
+
+def _group_figure(plan: Plan, group: Group) -> str:
+    return duration_text(group.token_s) if plan.goal == "latency" else f"{group.aggregate_tokens_per_s:.1f}"
 
 
 def _unit(tokens: int) -> str:

@@ -7,7 +7,7 @@ from orchestrator.plan.costs import needed_bytes
 from orchestrator.plan.noise import LEAST_NOISE, decode_bytes_per_s, decode_groups, difference
 from orchestrator.plan.pools import Candidate
 from orchestrator.plan.single import alone_bytes
-from orchestrator.plan.values import MODES, Group, ModelMemory, Plan, PlanMode
+from orchestrator.plan.values import MODES, Group, ModelMemory, Plan, PlanMode, Traffic
 from orchestrator.survey.values import Device, Survey
 from orchestrator.view.sizes import bytes_text, duration_text
 
@@ -73,7 +73,7 @@ def _does(plan: Plan) -> str:
 def _compared(plan: Plan, other: Plan) -> str:
     """The other plan's figure beside this one's, by the measure that the goal goes by."""
     ours, theirs = _figure(plan), _figure(other)
-    named = f"{other.mode} ({' + '.join(_names(group) for group in other.groups)}): {_speeds(other)}"
+    named = f"{other.mode} ({' + '.join(_names(group) for group in other.groups)}): {_speeds(other)}{_on_links(other)}"
     if abs(theirs / ours - 1) <= ORDER_NOISE:
         return f"{named}, as fast within {ORDER_NOISE:.0%}{_tie(plan, other)}"
     if theirs > ours:
@@ -102,6 +102,15 @@ def _speeds(plan: Plan) -> str:
     if plan.goal == "latency":
         return f"{duration_text(plan.token_s)} per token"
     return f"{plan.aggregate_tokens_per_s:.1f} tokens per second with {_count(plan.parallel, 'conversation')}"
+
+
+def _on_links(plan: Plan) -> str:
+    """What a token of one conversation costs on the network, where it costs anything."""
+    traffic = plan.fastest.traffic
+    if traffic == Traffic():
+        return ""
+    sent = bytes_text(traffic.up_bytes + traffic.down_bytes)
+    return f" ({_count(traffic.hops, 'hop')}, {_count(traffic.synchronisations, 'synchronisation')}, {sent} per token)"
 
 
 def _count(number: int, thing: str) -> str:

@@ -7,7 +7,7 @@ exactly, by a dynamic programme over heads and conversations. Each plan has two 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from orchestrator.plan.conversations import for_conversations
 from orchestrator.plan.costs import Seconds
-from orchestrator.plan.pools import Candidate, pool_budgets
+from orchestrator.plan.pools import CONTROLLER, Candidate, pool_budgets
 from orchestrator.plan.single import run_alone, why_not_alone
 from orchestrator.plan.split import find_splits, head_need_bytes
 from orchestrator.plan.tensor import find_tensors, tensor_group
@@ -74,7 +74,7 @@ def find_replicas(
     rest = [one for one in pooled if one.device.name not in holding]
     several = [group for group in (*splits, *tensors) if len(group.shares) > 1]
     for group in _beside(survey, by_count, several, rest) if pooled else ():
-        head = _again(survey, by_count, pooled, group)
+        head = _again(_without_others(survey, pooled, group), by_count, pooled, group)
         free = [one for one in alone if not one.devices & head.devices]
         if free and head.groups:
             plans.append(distribute([head, *free], parallel, first_used=True))
@@ -192,6 +192,15 @@ def _again(
     members = [by_name[share.device] for share in group.shares]
     placed = {count: _placed_again(survey, memories, members, group) for count, memories in by_count.items()}
     return Head({count: one for count, one in placed.items() if one is not None})
+
+
+def _without_others(survey: Survey, candidates: Sequence[Candidate], group: Group) -> Survey:
+    """The survey whose controller has only what the budgets of devices outside the group leave of its memory."""
+    ours = _names(group)
+    others = (one for one in candidates if one.machine == CONTROLLER and one.in_main_memory)
+    taken = sum(one.budget_bytes for one in others if one.device.name not in ours)
+    left = survey.controller.memory_available_bytes - taken
+    return replace(survey, controller=replace(survey.controller, memory_available_bytes=left))
 
 
 def _placed_again(

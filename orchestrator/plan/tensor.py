@@ -61,7 +61,8 @@ WORTH_TIMING = 2.0
 leaves out makes it too fast, never too slow."""
 
 NOT_EQUAL = "the text need not be byte-equal to that of other modes: sums over devices are added in another order"
-NOT_TIMED = "predicted from each device's own speed and link, corrected by groups that were timed: this one was not"
+NOT_TIMED = "predicted from each device's own speed and link: this very group was not timed"
+BY_OTHERS = "corrected by how far that was off for groups that were timed"
 
 PassSeconds = Callable[[ModelMemory, int, int, int], float]
 """Seconds of a pass: memory, bytes of weights worked through, tokens, rows of logits."""
@@ -76,15 +77,16 @@ class TensorSet:
 
 
 def find_tensors(survey: Survey, memories: Sequence[ModelMemory], candidates: Sequence[Candidate]) -> tuple[Group, ...]:
-    """The groups worth considering, fastest token first: all that were timed, and the best of each number of devices.
+    """The groups worth considering, fastest token first: all that were timed, and the best of each number of devices;
+    none with which that failed.
 
     None when the engine cannot cut this model.
     """
     if survey.tensor_refused:
         return ()
-    groups = [
-        group for members in _device_sets(memories[0], candidates) for group in _groups(survey, memories, members)
-    ]
+    failed = {frozenset(devices) for devices in survey.tensor_failed}
+    sets = (one for one in _device_sets(memories[0], candidates) if _names(one) not in failed)
+    groups = [group for members in sets for group in _groups(survey, memories, members)]
     timed = {(one.devices, one.parts) for one in survey.tensor}
     groups = _corrected(survey, memories, candidates, groups)
     best = {id(one): one for count in range(2, ENGINE_DEVICES + 1) for one in _best_of(groups, count)}
@@ -274,6 +276,7 @@ def _corrected(
             step_s=group.step_s * step,
             prefill_s=group.prefill_s * prefill,
             context_s=group.context_s * prefill,
+            notes=(*group.notes, BY_OTHERS),
         )
 
     return [corrected(group) for group in groups]
@@ -438,6 +441,10 @@ def _worth_timing(
     token_s = min((one.token_s for one in others), default=np.inf) * WORTH_TIMING
     step_s = min((one.step_s for one in others), default=np.inf) * WORTH_TIMING
     return [one for one in groups if one.token_s <= token_s or one.step_s <= step_s]
+
+
+def _names(members: Sequence[Candidate]) -> frozenset[str]:
+    return frozenset(one.device.name for one in members)
 
 
 def _names_and_parts(group: Group) -> tuple[tuple[str, ...], tuple[int, ...]]:

@@ -119,7 +119,8 @@ class Group:
     token. Predicted: `token_s` per token of one conversation, `step_s` for one step of all `parallel` conversations
     (each gets a token), `prefill_s` for a prompt of `ModelMemory.prompt_tokens`. `known` says how: "predicted",
     "corrected" by earlier measurements of this mode, or "measured" (this very group has run before). `context_s` is the
-    part of `prefill_s` that the growing context adds.
+    part of `prefill_s` that the growing context adds. `corrected_by`: what `token_s`, `step_s` and `prefill_s` were
+    multiplied with by measurements.
     """
 
     mode: GroupMode
@@ -139,6 +140,7 @@ class Group:
     notes: tuple[str, ...] = ()
     known: Literal["predicted", "corrected", "measured"] = "predicted"
     context_s: float = 0.0
+    corrected_by: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     @property
     def decode_tokens_per_s(self) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from orchestrator.errors import UsageError
+from orchestrator.errors import EngineError, UsageError
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.host_agent import start_link_server
 from orchestrator.hosts import OpenHost
@@ -40,7 +40,8 @@ from workers.facts import HostFacts
 from workers.pass_bench import REPETITIONS, Timed
 
 BESIDE_MODEL_BYTES = 32 * MIB
-"""A device whose budget is less than the weights and this cannot hold the whole model: it is not timed natively."""
+"""A device whose budget is less than the weights and this cannot hold the whole model: it is not timed natively, unless
+it is the controller's own, on which a head may compute the first layers of a split."""
 
 
 async def gather_survey(measuring: Measuring, report: Report, now: datetime) -> Survey:
@@ -59,6 +60,7 @@ async def gather_survey(measuring: Measuring, report: Report, now: datetime) -> 
         hosts=tuple(surveyed[name] for name in opened),
         model=measuring.model,
         controller_speed=head,
+        shape=measuring.slices.digest,
     )
 
 
@@ -92,9 +94,17 @@ async def _controller_speed(measuring: Measuring, report: Report) -> Speed:
     controller = measuring.hosts.controller
     slices = await asyncio.to_thread(measuring.slices.slices, controller.facts.memory_available_bytes)
     if slices is None:
-        report.warn("the controller has too little memory to be timed: plans keep the output layer off it")
+        report.warn("the controller has too little memory to be timed: its output layer is predicted as on a device")
         return NOT_MEASURED
-    return await _native(measuring, controller, default_threads(controller.facts), slices, report)
+    threads = default_threads(controller.facts)
+    try:
+        return await _native(measuring, controller, threads, slices, report)
+    except EngineError as error:
+        if "synthetic" in (slices.shallow.source, slices.deep.source):
+            raise
+        report.warn(f"the engine refuses slices of this model, others of like shapes are timed: {error.engine_words}")
+        await asyncio.to_thread(measuring.slices.use_synthetic)
+        return await _controller_speed(measuring, report)
 
 
 async def _survey_host(
@@ -137,7 +147,8 @@ async def _measure(
         return _Paths(link, NOT_MEASURED, NOT_MEASURED, note)
     speed = await _through_rpc(measuring, host, threads, slices, head, link, report)
     native = NOT_MEASURED
-    if slices.output_fits and budgeted.usable_bytes >= measuring.model_bytes + BESIDE_MODEL_BYTES:
+    holds_all = budgeted.usable_bytes >= measuring.model_bytes + BESIDE_MODEL_BYTES
+    if slices.output_fits and (holds_all or host.is_local):
         native = await _native(measuring, host, threads, slices, report)
     return _Paths(link, speed, native, "")
 

@@ -63,6 +63,7 @@ class SliceStore:
         self._folder = folder
         self._digest = shape_digest(model)
         self._writing = Lock()
+        self._refused = folder / f"{self._digest}.refused"
 
     @property
     def digest(self) -> str:
@@ -78,7 +79,7 @@ class SliceStore:
         output_fits = room is None or room >= sum(layer_bytes(model)[:LEAST_LAYERS])
         if available_bytes is not None and not output_fits:
             room = available_bytes - BESIDE_LAYERS_BYTES
-        shallow, deep = slice_depths(model, room)
+        shallow, deep = slice_depths(model, room) if model.block_count > 1 else (1, 2)
         if shallow == deep or (room is not None and sum(layer_bytes(model)[:deep]) > room):
             return None
         with self._writing:
@@ -94,6 +95,12 @@ class SliceStore:
             output_fits=output_fits,
         )
 
+    def use_synthetic(self) -> None:
+        """From now on, also in later runs: the engine does not load slices of this model."""
+        with self._writing:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._refused.touch()
+
     def needed_bytes(self) -> int:
         """What a device must have for the smallest pair of slices."""
         return sum(layer_bytes(self._model)[:2]) + BESIDE_LAYERS_BYTES
@@ -101,10 +108,10 @@ class SliceStore:
     def _pair(self, shallow: int, deep: int) -> tuple[Slice, Slice]:
         """Both of one kind: a line through a slice and a synthetic model would mean nothing."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        try:
-            return self._slice(shallow), self._slice(deep)
-        except (SliceError, ValueError):
-            return self._synthetic(shallow), self._synthetic(deep)
+        if not self._refused.exists():
+            with suppress(SliceError, ValueError):
+                return self._slice(shallow), self._slice(deep)
+        return self._synthetic(shallow), self._synthetic(deep)
 
     def _slice(self, layers: int) -> Slice:
         model = self._model

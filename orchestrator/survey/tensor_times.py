@@ -5,6 +5,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -34,19 +35,19 @@ from workers.pass_bench import REPETITIONS, Timed
 _TIME = TypeAdapter(TensorTime)
 
 
-async def measure_tensor(
-    measuring: Measuring, survey: Survey, sets: Sequence[TensorSet], report: Report
-) -> tuple[tuple[TensorTime, ...], str]:
-    """The times of these sets of devices, one after the other, and why the engine refuses ("" when it does not)."""
-    times = []
+async def measure_tensor(measuring: Measuring, survey: Survey, sets: Sequence[TensorSet], report: Report) -> Survey:
+    """The survey with the times of these sets of devices, measured one after the other, with those that failed, or with
+    why the engine refuses."""
+    times, failed = [], []
     for one in sets:
         try:
             times.append(await _kept_or_measured(measuring, survey, one, report))
         except MeshctlError as error:
             report.warn(f"mode tensor over {', '.join(one.devices)}: {error}")
+            failed.append(one.devices)
             if not times and isinstance(error, EngineError) and (refusal := await _refusal(measuring)):
-                return (), refusal
-    return tuple(times), ""
+                return replace(survey, tensor_refused=refusal)
+    return replace(survey, tensor=tuple(times), tensor_failed=tuple(failed))
 
 
 async def _refusal(measuring: Measuring) -> str:

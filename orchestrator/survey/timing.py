@@ -95,9 +95,15 @@ async def stopping() -> AsyncIterator[Started]:
 
 
 async def _on_host(host: OpenHost, path: Path) -> str:
-    """The slice's path there; it is put there first when the host is another machine, under a name that says all."""
+    """The slice's path there; it is put there first when the host is another machine, under a name that says all.
+
+    Slices that were not used for a day go.
+    """
     if host.is_local:
         return str(path)
-    target = f"{host.shell.root}/slices/{path.stat().st_size}-{path.name}"
+    folder = f"{host.shell.root}/slices"
+    target = f"{folder}/{path.stat().st_size}-{path.name}"
+    for words in (("touch", "-c", target), ("find", folder, "-name", "*.gguf", "-mtime", "+0", "-delete")):
+        await host.shell.run(words, deadline_s=60, check=False)
     await host.put_once(path, target)
     return target

@@ -1,6 +1,8 @@
 """A survey: what was measured on every host, frozen, and its JSON form (`meshctl survey --json`, `plan --survey`)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -45,12 +47,12 @@ class Speed:
     """How fast a device computes on one path, natively or through RPC, timed on slices of the model itself.
 
     `passes` by ascending number of tokens; the first has one token and is decoding, those of 64 and more are prefill,
-    those between are decode steps of as many conversations at once. Empty: not measured. `output_s` is the output
-    layer for one row of logits, whose weights are `output_bytes`. `spread` is (slowest - fastest) / median of the
-    repetitions, the largest of all passes. `source` says what was timed: "slice" of the model, the whole "model" (too
-    small for its slices to leave the processor's cache) or a "synthetic" one of like shapes. `layers` are the depths of
-    the two slices; empty where none were timed (what-ifs). `context_s`: what one token of a prompt takes longer in one
-    layer for each token that stands before its pass, since attention reads them all.
+    those between are decode steps of as many conversations at once. Empty: not measured. `output_s` is the output layer
+    for one row of logits, whose weights are `output_bytes`. `spread` is (slowest - fastest) / median of the repetitions
+    of decoding, of the slice with the larger one. `source` says what was timed: "slice" of the model, the whole "model"
+    (too small for its slices to leave the processor's cache) or a "synthetic" one of like shapes. `layers` are the
+    depths of the two slices; empty where none were timed (what-ifs). `context_s`: what one token of a prompt takes
+    longer in one layer for each token that stands before its pass, since attention reads them all.
     """
 
     passes: tuple[PassTime, ...] = ()
@@ -120,9 +122,11 @@ class HostSurvey:
 class Survey:
     """Everything a plan is made from; `controller` are the facts of the machine where heads of splits run.
 
-    `model` names what speeds were timed on, `controller_speed` is the controller's CPU natively (the head computes
+    `model` names what speeds were timed on, `shape` tells it by its tensors' names, types and shapes (`quant.slice`;
+    "": not known). `controller_speed` is the controller's CPU natively (the head computes
     there what is not placed on devices). `tensor` holds the groups timed in mode `tensor`; `tensor_refused` is the
-    engine's reason when it cannot cut this model's layers at all.
+    engine's reason when it cannot cut this model's layers at all, `tensor_failed` the sets of devices with which that
+    failed when it was tried.
     """
 
     cluster: str
@@ -134,6 +138,8 @@ class Survey:
     controller_speed: Speed = NOT_MEASURED
     tensor: tuple[TensorTime, ...] = ()
     tensor_refused: str = ""
+    tensor_failed: tuple[tuple[str, ...], ...] = ()
+    shape: str = ""
 
     @property
     def devices(self) -> tuple[Device, ...]:
@@ -151,8 +157,9 @@ def survey_json(survey: Survey) -> str:
 
 def read_survey(path: Path) -> Survey:
     """Read a saved survey; UsageError names the place of the first problem."""
+    again = "a survey is written by `meshctl survey INVENTORY --json > FILE`"
     try:
-        return _SURVEY.validate_json(path.read_bytes())
+        survey = _SURVEY.validate_json(path.read_bytes())
     except OSError as error:
         raise UsageError(
             f"{path}: {error.strerror}", hint="write one with `meshctl survey INVENTORY --json > FILE`"
@@ -160,7 +167,31 @@ def read_survey(path: Path) -> Survey:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UsageError(
-            f"{path}: {place}: {first['msg']}",
-            hint="a survey is written by `meshctl survey INVENTORY --json > FILE`",
-        ) from error
+        raise UsageError(f"{path}: {place}: {first['msg']}", hint=again) from error
+    for place, passes in _all_passes(survey):
+        if problem := _problem(passes):
+            raise UsageError(f"{path}: {place}.passes: {problem}", hint=again)
+    return survey
+
+
+def _all_passes(survey: Survey) -> Iterator[tuple[str, tuple[PassTime, ...]]]:
+    """What was timed, under its place in the file; what was not measured has none."""
+    named = [("controller_speed", survey.controller_speed)]
+    for device in survey.devices:
+        named += [(f"{device.name} speed", device.speed), (f"{device.name} native", device.native)]
+    yield from ((place, speed.passes) for place, speed in named if speed.measured)
+    yield from ((f"tensor.{number}", time.passes) for number, time in enumerate(survey.tensor))
+
+
+def _problem(passes: tuple[PassTime, ...]) -> str:
+    """Why no time can be worked out from these; "" when one can."""
+    tokens = [one.tokens for one in passes]
+    if not tokens or tokens[0] != 1 or sorted(set(tokens)) != tokens:
+        return "needs one of 1 token, and others by ascending tokens"
+    for one in passes:
+        sizes = list(one.layers_bytes)
+        if not sizes or sizes[0] < 1 or sorted(set(sizes)) != sizes or len(sizes) != len(one.layers_s):
+            return f"that of {one.tokens} tokens needs ascending layers_bytes and as many layers_s"
+        if not all(0 < seconds < inf for seconds in one.layers_s) or not 0 <= one.fixed_s < inf:
+            return f"that of {one.tokens} tokens has a time that is none"
+    return ""

@@ -1,5 +1,7 @@
 """What one plain local head answers: the yardstick for every cluster."""
 
+import math
+import statistics
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,6 +15,11 @@ from tests.end_to_end.inventories import free_port
 
 PROMPTS = ("What is the capital of France?", "Write one sentence about the sea.", "Count from one to ten.")
 TOKENS = 48
+TEXT = (
+    "The sea covers most of the surface of the earth. Its water is salty, and it moves with the wind and the moon. Many "
+    "animals live in it, from small fish to the largest whales, and people have sailed across it for thousands of years."
+)
+MOST_PROBABLE = 5000
 
 
 @contextmanager
@@ -36,6 +43,23 @@ def answers(url: str, key: str = "") -> list[str]:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     with httpx.Client(base_url=url, headers=headers, timeout=120) as client:
         return [_answer(client, prompt) for prompt in PROMPTS]
+
+
+def perplexity(url: str, key: str = "") -> float:
+    """How surprised a head is by a text, token by token: exp of the mean negative log-probability."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    with httpx.Client(base_url=url, headers=headers, timeout=120) as client:
+        tokens = client.post("/tokenize", json={"content": TEXT}).json()["tokens"]
+        surprises = [-_log_probability(client, tokens[:place], tokens[place]) for place in range(8, len(tokens))]
+    return math.exp(statistics.mean(surprises))
+
+
+def _log_probability(client: httpx.Client, before: list[int], token: int) -> float:
+    body = {"prompt": before, "n_predict": 1, "n_probs": MOST_PROBABLE, "temperature": 0, "cache_prompt": True}
+    reply = client.post("/completion", json=body)
+    assert reply.status_code == 200, reply.text
+    (told,) = reply.json()["completion_probabilities"]
+    return float(next(one["logprob"] for one in told["top_logprobs"] if one["id"] == token))
 
 
 def _answer(client: httpx.Client, prompt: str) -> str:

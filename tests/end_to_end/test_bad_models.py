@@ -2,6 +2,7 @@
 
 import subprocess
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,16 @@ def test_a_bad_model_costs_no_host_a_transfer(make_lab: MakeLab, meshctl: Meshct
     assert error_of(meshctl.run("up", inventory, "--detach")) == refusal("page.gguf", folder)
     assert {name.partition("/")[0] for name in files_of(lab.hosts[0])} == {"agent"}
     assert_nothing_left(meshctl, lab)
+
+
+def test_a_survey_of_another_model_is_refused(meshctl: Meshctl, folder: Path) -> None:
+    survey = replace(make_survey([make_device("part1/cpu", 4096)]), shape="that of another")
+    (folder / "other.json").write_text(survey_json(survey))
+    inventory = str(write_local(folder / "inventory.yaml", hosts=1, model="whole-00001-of-00003.gguf", context=512))
+    assert error_of(meshctl.run("plan", inventory, "--survey", str(folder / "other.json"))) == (
+        f"{folder / 'other.json'} was measured with llama.gguf; whole-00001-of-00003.gguf has other tensors, and their "
+        "speed differs\nhint: take a survey with this model: meshctl survey INVENTORY --json > FILE"
+    )
 
 
 def test_a_model_in_shards_is_planned_like_the_whole(meshctl: Meshctl, folder: Path) -> None:

@@ -6,12 +6,13 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from orchestrator.engine.store import Engine
-from tests.end_to_end.answers import answers, plain_head
+from tests.end_to_end.answers import answers, perplexity, plain_head
 from tests.end_to_end.inventories import free_port, write_local
 from tests.program import Meshctl, processes_with
 from workers.engine_commands import ENVIRONMENT, worker_command
@@ -45,17 +46,20 @@ def test_a_mode_gives_the_text_of_a_plain_head(meshctl: Meshctl, engine: Engine,
 
 
 @pytest.mark.parametrize("hosts", [2, 3])
-def test_tensor_gives_the_same_first_tokens(meshctl: Meshctl, engine: Engine, demo_model: Path, hosts: int) -> None:
+def test_tensor_gives_the_same_first_tokens_and_perplexity(
+    meshctl: Meshctl, engine: Engine, demo_model: Path, hosts: int
+) -> None:
     """Three KV heads over two and over three devices, on a fresh and on a restarted cluster."""
     inventory = str(write_local(meshctl.folder / "inventory.yaml", hosts=hosts, memory=ONE_PART[hosts], context=1024))
     with plain_head(engine, demo_model) as plain:
-        expected = _counting(plain)
+        expected, surprise = _counting(plain), perplexity(plain)
     for _ in range(2):
         meshctl.ok("up", inventory, "--detach", "--mode", "tensor")
         state = meshctl.ok("status", "--json").json
         (group,) = state["plan"]["groups"]
         assert (group["mode"], len(group["shares"])) == ("tensor", hosts)
         assert _counting(state["gateway"].removesuffix("/v1"), _key(meshctl)) == expected
+        assert perplexity(_head_url(state), _key(meshctl, "head")) == pytest.approx(surprise, rel=0.01)
         meshctl.ok("down")
     assert processes_with(str(meshctl.folder)) == []
 
@@ -64,7 +68,7 @@ def test_tensor_gives_the_same_first_tokens(meshctl: Meshctl, engine: Engine, de
 def test_tensor_keeps_the_perplexity_within_one_percent(
     engine: Engine, demo_model: Path, tmp_path: Path, parts: tuple[int, ...]
 ) -> None:
-    """The distance that mode `tensor` has by nature, measured over a text, against the same engine by itself."""
+    """The same over a long text by the engine's own program, for parts that come out even and for those that do not."""
     text = tmp_path / "text.txt"
     text.write_text((Path(__file__).parents[2] / "README.md").read_text())
     alone = _perplexity(engine, demo_model, text, ("--n-gpu-layers", "0", "--no-repack"))
@@ -80,8 +84,15 @@ def test_tensor_keeps_the_perplexity_within_one_percent(
     assert together == pytest.approx(alone, rel=0.01)
 
 
-def _key(meshctl: Meshctl) -> str:
-    return (meshctl.folder / "state/meshctl/clusters/test/gateway.key").read_text().strip()
+def _key(meshctl: Meshctl, door: str = "gateway") -> str:
+    return (meshctl.folder / f"state/meshctl/clusters/test/{door}.key").read_text().strip()
+
+
+def _head_url(state: dict[str, Any]) -> str:
+    """The head itself, by the port on its command line: the gateway gives out no more than 20 probabilities."""
+    pid = next(one["pid"] for one in state["processes"] if one["name"].startswith("head"))
+    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    return f"http://127.0.0.1:{words[words.index('--port') + 1]}"
 
 
 def _counting(url: str, key: str = "") -> str:

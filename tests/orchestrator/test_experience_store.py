@@ -32,14 +32,14 @@ def folders(tmp_path: Path) -> Folders:
 
 
 def test_a_measurement_comes_back(folders: Folders) -> None:
-    remember(folders, HERE, GROUP, REAL, NO_EXPERIENCE)
+    remember(folders, HERE, GROUP, REAL)
     assert load_experience(folders, HERE).records == (record_of(GROUP, REAL),)
 
 
 def test_the_prediction_kept_is_the_uncorrected_one(folders: Folders) -> None:
-    remember(folders, HERE, GROUP, REAL, NO_EXPERIENCE)
+    remember(folders, HERE, GROUP, REAL)
     learnt = load_experience(folders, HERE)
-    remember(folders, HERE, learnt.correct(GROUP), REAL, learnt)
+    remember(folders, HERE, learnt.correct(GROUP), REAL)
     first, second = load_experience(folders, HERE).records
     assert second.predicted.token_s == pytest.approx(first.predicted.token_s)
 
@@ -55,33 +55,33 @@ def test_the_prediction_kept_is_the_uncorrected_one(folders: Folders) -> None:
     ],
 )
 def test_other_circumstances_know_nothing_of_it(folders: Folders, other: Circumstances) -> None:
-    remember(folders, HERE, GROUP, REAL, NO_EXPERIENCE)
+    remember(folders, HERE, GROUP, REAL)
     assert load_experience(folders, other) == NO_EXPERIENCE
 
 
 def test_a_single_groups_measurement_does_not_depend_on_the_controller(folders: Folders) -> None:
     single = make_group(make_share("a/cpu", native=True), mode="single", head="a")
-    remember(folders, HERE, single, REAL, NO_EXPERIENCE)
+    remember(folders, HERE, single, REAL)
     elsewhere = replace(HERE, machines={**HERE.machines, "": "another controller"})
     assert len(load_experience(folders, elsewhere).records) == 1
 
 
 def test_only_the_newest_are_kept(folders: Folders) -> None:
     for seconds in range(1, MOST_OF_ONE_GROUP + 3):
-        remember(folders, HERE, GROUP, replace(REAL, token_s=float(seconds)), NO_EXPERIENCE)
+        remember(folders, HERE, GROUP, replace(REAL, token_s=float(seconds)))
     kept = [record.measured.token_s for record in load_experience(folders, HERE).records]
     assert kept == [3.0, 4.0, 5.0, 6.0, 7.0]
     for micro_batch in range(1, MOST_RECORDS + 1):
-        remember(folders, HERE, replace(GROUP, micro_batch=micro_batch), REAL, NO_EXPERIENCE)
+        remember(folders, HERE, replace(GROUP, micro_batch=micro_batch), REAL)
     assert len(load_experience(folders, HERE).records) == MOST_RECORDS
 
 
 @pytest.mark.parametrize("text", ["", "{", '[{"record": 1}]'])
 def test_what_cannot_be_read_counts_as_nothing(folders: Folders, text: str) -> None:
-    remember(folders, HERE, GROUP, REAL, NO_EXPERIENCE)
+    remember(folders, HERE, GROUP, REAL)
     next((folders.cache / "experience").glob("*.json")).write_text(text)
     assert load_experience(folders, HERE) == NO_EXPERIENCE
-    remember(folders, HERE, GROUP, REAL, NO_EXPERIENCE)
+    remember(folders, HERE, GROUP, REAL)
     assert len(load_experience(folders, HERE).records) == 1
 
 

@@ -11,6 +11,7 @@ from orchestrator.plan.choose import rank_plans
 from orchestrator.plan.experience import NO_EXPERIENCE
 from orchestrator.plan.values import plan_key
 from orchestrator.tuned import (
+    BEST_MEASURED,
     Valid,
     load_tuned,
     prefer,
@@ -105,7 +106,20 @@ def test_a_winner_that_does_not_fit_any_more_is_none() -> None:
 
 def test_the_preferred_plan_comes_first_once_and_says_why() -> None:
     last = RANKING.plans[-1]
-    preferred = prefer(RANKING, last)
+    preferred = prefer(RANKING, last, SURVEY, MEMORIES[0], Asked("latency"))
     assert preferred.chosen.groups == last.groups
-    assert "meshctl tune" in preferred.chosen.reasons[-1]
+    assert preferred.chosen.reasons[0] == BEST_MEASURED
     assert len(preferred.plans) == len(RANKING.plans)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 128], ids=["in the ranking", "made anew"])
+def test_the_preferred_plan_is_explained_by_what_the_user_asked_for(micro_batch: int | None) -> None:
+    """It was found by asking for its mode and devices; the user asked for nothing."""
+    plan = next(one for one in RANKING.plans if one.mode == "single" and one.shares[0].device == "b/cpu")
+    plan = plan if micro_batch is None else with_micro_batch(plan, micro_batch)
+    winner = tuned_of(plan, {device.name: 8 for device in SURVEY.devices}, HERE)
+    found = tuned_plan(RANKING, SURVEY, MEMORIES[0], winner, NO_EXPERIENCE)
+    preferred = prefer(RANKING, found or plan, SURVEY, MEMORIES[0], Asked("latency")).chosen
+    assert [one.device for one in preferred.left_out] == ["a/cpu", "c/cpu"]
+    assert not any("asked for" in text for text in (*preferred.reasons, *(one.reason for one in preferred.left_out)))
+    assert any(reason.startswith("layers (") for reason in preferred.reasons)

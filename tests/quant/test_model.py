@@ -5,12 +5,15 @@ from pathlib import Path
 from quant.model import (
     Model,
     Tensor,
+    attention_bytes,
     dominant_type,
+    head_groups,
     hidden_bytes,
     input_bytes,
     kv_bytes_per_token,
     layer_bytes,
     logits_bytes,
+    mirrored_bytes,
     output_bytes,
 )
 
@@ -59,6 +62,26 @@ def test_tied_output_is_a_copy_of_the_embedding() -> None:
 
 def test_kv_counts_the_heads_of_each_layer() -> None:
     assert kv_bytes_per_token(model()) == (2 * 24 * 2, 24 * 2)
+
+
+def test_what_is_cut_by_heads_what_by_rows_and_what_is_everywhere() -> None:
+    more = (
+        Tensor("blk.0.attn_q.weight", "Q4_0", (64, 64), 2304, 0),
+        Tensor("blk.0.attn_q_norm.weight", "F32", (16,), 64, 0),
+        Tensor("blk.0.ffn_down_exps.weight", "Q4_0", (64, 64), 2304, 0),
+        Tensor("blk.0.ffn_gate_inp.weight", "F32", (64, 4), 1024, 0),
+    )
+    whole = model(EMBEDDING, *LAYERS, *more, NORM, OUTPUT)
+    assert attention_bytes(whole) == 3 * 2304
+    assert mirrored_bytes(whole) == 256 + 64 + 1024
+    assert sum(layer_bytes(whole)) - attention_bytes(whole) - mirrored_bytes(whole) == 2304
+
+
+def test_layers_say_how_wide_a_kv_head_is_and_in_what_blocks() -> None:
+    """Two and four query heads of 16 for each KV head, one output in blocks of 32, the other in blocks of 256."""
+    other = Tensor("blk.1.attn_output.weight", "Q6_K", (256, 64), 13440, 0)
+    assert head_groups(model(LAYERS[0], other)) == ((32, 32), (64, 256))
+    assert head_groups(model(LAYERS[0])) == ((32, 32),)
 
 
 def test_bytes_that_cross_a_link_per_token() -> None:

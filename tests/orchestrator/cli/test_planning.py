@@ -147,7 +147,7 @@ def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     devices = [make_device("left/cpu", 700), make_device("right/cpu", 800)]
     survey = make_survey(devices, local=["left"])
     (tmp_path / "survey.json").write_text(survey_json(survey))
-    monkeypatch.setattr(planning, "_memories", lambda inventory: counted())
+    monkeypatch.setattr(planning, "_memories", lambda *others: counted())
     return tmp_path
 
 

@@ -1,6 +1,7 @@
 """Which head answers: the least expected finish, the cache that has the conversation, and what is learnt."""
 
 import random
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,6 +51,43 @@ def test_a_conversation_goes_on_where_its_beginning_is_cached() -> None:
         router.release(ticket)
     assert head_of(router.choose(asked("other " * 400, "go on"), 9.0)) == head_of(second)
     assert head_of(router.choose(asked("long " * 400, "go on"), 9.0)) == head_of(first)
+
+
+def test_choices_go_to_a_head_with_as_many_slots_or_to_none() -> None:
+    heads = [HeadAddress("large", "", "", 3, 0.2), HeadAddress("small", "", "", 1, 0.1)]
+    router = Router(heads)
+    three = replace(asked("a"), choices=3)
+    assert head_of(router.choose(three, 0.0)) == "large"
+    assert router.choose(three, 0.0, without=["large"]) is None
+
+
+def test_what_is_learnt_of_a_conversation_alone_is_of_conversations_alone() -> None:
+    """Eight at once take four times as long each; the last of them to end was not alone either."""
+    router = Router([HeadAddress("head", "", "", parallel=8, token_s=0.1, prefill_token_s=0.01, step_s=0.4)])
+    before = router.expected_s(asked("new"), 0.0)
+    for round_ in range(20):
+        tickets = [router.choose(asked(f"{round_} {number}"), 0.0) for number in range(8)]
+        for ticket in tickets:
+            assert ticket is not None
+            router.release(ticket, {"predicted_ms": 40_000.0, "predicted_n": 100})
+    assert router.expected_s(asked("new"), 0.0) == before
+
+
+def test_conversations_with_the_same_instructions_do_not_replace_each_other_while_they_run() -> None:
+    def said(*texts: str) -> Question:
+        system = {"role": "system", "content": "be brief " * 100}
+        users = [{"role": "user", "content": text} for text in texts]
+        return read_question({"messages": [system, *users], "max_tokens": 10})
+
+    router = Router([HeadAddress(name, "", "", parallel=4, token_s=0.1, prefill_token_s=0.01) for name in ("a", "b")])
+    first = router.choose(said("one " * 300), 0.0, without=["b"])
+    second = router.choose(said("two " * 300), 0.0, without=["b"])
+    for ticket in (first, second):
+        assert ticket is not None
+        router.release(ticket)
+    expected = router.expected_s(said("one " * 300, "go on"), 1.0)
+    assert expected["a"] < 0.5 * expected["b"]
+    assert head_of(router.choose(said("one " * 300, "go on"), 1.0)) == "a"
 
 
 def test_heads_that_are_down_are_passed_over() -> None:

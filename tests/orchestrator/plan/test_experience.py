@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.plan.experience import NO_EXPERIENCE, Experience, Measured, Record, record_of
+from orchestrator.plan.experience import NO_EXPERIENCE, Experience, Measured, Record, record_of, uncorrected
 from orchestrator.plan.values import Group
 from tests.orchestrator.groups import make_group, make_share
 
@@ -83,9 +83,18 @@ def test_a_prompt_of_another_length_is_another_measurement() -> None:
 def test_the_prediction_behind_a_correction_comes_back(micro_batch: int) -> None:
     experience = Experience((measured(TWO, 1.5, 0.7, 1.2),))
     group = replace(TWO, micro_batch=micro_batch)
-    again = experience.uncorrected(experience.correct(group))
+    again = uncorrected(experience.correct(group))
     assert again.known == "predicted"
     assert [again.token_s, again.step_s, again.prefill_s] == pytest.approx([0.1, 0.2, 2.0])
+
+
+def test_a_record_from_other_circumstances_does_not_become_the_prediction() -> None:
+    """The newest record is of a link that was twice as fast: it corrects nothing, and must not be taken back either."""
+    experience = Experience((measured(TWO, 1.5), measured(replace(TWO, token_s=0.05), 1.0)))
+    shown = experience.correct(TWO)
+    assert shown.known == "measured"
+    assert uncorrected(shown).token_s == pytest.approx(0.1)
+    assert record_of(shown, Measured(0.2, 0.4, 4.0)).predicted.token_s == pytest.approx(0.1)
 
 
 def test_correcting_twice_is_correcting_once() -> None:
@@ -99,6 +108,6 @@ def test_learning_from_corrected_groups_does_not_unlearn() -> None:
     experience = NO_EXPERIENCE
     for size in range(10):
         group = experience.correct(replace(TWO, micro_batch=32 + size))
-        record = record_of(experience.uncorrected(group), Measured(0.15, 0.3, 3.0))
+        record = record_of(group, Measured(0.15, 0.3, 3.0))
         experience = Experience((*experience.records, record))
     assert experience.correct(replace(TWO, micro_batch=512)).token_s == pytest.approx(0.15)

@@ -239,15 +239,11 @@ def test_a_fast_device_with_a_slow_link_is_left_out_when_the_others_suffice() ->
     assert ranges(make_memory(10), candidates, Rules(output_on_head=False)) == [("d0/cpu", 0, 10, True)]
 
 
-def test_a_required_device_is_used_and_a_given_last_one_is_last() -> None:
+def test_a_required_device_is_used() -> None:
     candidates, memory = make_candidates((2000, 5.0, 0.1), (2000, 1.0, 0.1)), make_memory(10)
     assert ranges(memory, candidates, Rules(output_on_head=True, required="d1/cpu")) == [
         ("d1/cpu", 0, 1, False),
         ("d0/cpu", 1, 9, False),
-    ]
-    assert ranges(memory, candidates, Rules(output_on_head=False, last="d1/cpu")) == [
-        ("d0/cpu", 0, 9, False),
-        ("d1/cpu", 9, 1, True),
     ]
 
 

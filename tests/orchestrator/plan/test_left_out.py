@@ -9,7 +9,7 @@ from orchestrator.plan.choose import rank_plans
 from orchestrator.plan.experience import Experience, Measured, record_of
 from orchestrator.plan.values import Plan
 from orchestrator.survey.values import Link, Survey
-from tests.orchestrator.plan.examples import make_device, make_memory, make_survey
+from tests.orchestrator.plan.examples import LOOPBACK, make_device, make_memory, make_survey
 
 FAR = Link("tunnel", round_trip_s=0.5, up_bytes_per_s=100e6, down_bytes_per_s=100e6)
 """A quarter of the time that a whole token takes."""
@@ -58,8 +58,30 @@ def test_a_device_that_holds_a_copy_is_compared_by_its_own_speed() -> None:
     )
     assert reason(survey, Asked("latency"), "b/cpu") == "alone 1.1 s per token, a/cpu 107 ms"
     asked = Asked("throughput", mode="single")
-    assert reason(survey, asked, "b/cpu", parallel=8) == (
-        "alone 3.7 tokens per second with 8 conversations; in the plan a/cpu 37.2"
+    assert reason(survey, asked, "b/cpu", parallel=8) == "alone 3.7 tokens per second, a/cpu 37.2"
+
+
+def test_what_was_measured_of_a_device_alone_is_what_is_told() -> None:
+    """It was predicted to be the faster one, and was not."""
+    survey = make_survey([make_device("a/cpu", 2000, gib_per_s=12), make_device("b/cpu", 2000)], tensor_refused="no")
+    (group,) = chosen(survey, Asked("latency")).groups
+    slower = Experience((record_of(group, Measured(1.6 * group.token_s, 1.6 * group.step_s, group.prefill_s)),))
+    assert group.shares[0].device == "a/cpu"
+    assert reason(survey, Asked("latency", mode="single"), "a/cpu", slower) == "alone 143 ms per token, b/cpu 107 ms"
+
+
+def test_a_device_too_small_for_a_copy_is_told_what_it_lacks_and_what_a_split_would_bring() -> None:
+    survey = make_survey([make_device("a/cpu", 2000), make_device("b/cpu", 700)])
+    assert reason(survey, Asked("latency", mode="single"), "b/cpu").startswith(
+        "alone it needs 1.2 GiB and has 700 MiB; the best plan with it (layers over 2 devices) 108 ms per token, this"
+    )
+
+
+def test_in_mode_tensor_a_device_that_holds_no_part_says_so() -> None:
+    near = [make_device(f"{name}/cpu", 800, link=LOOPBACK) for name in "ab"]
+    survey = make_survey([*near, make_device("tiny/cpu", 150, link=LOOPBACK)])
+    assert reason(survey, Asked("latency", mode="tensor"), "tiny/cpu") == (
+        "budget 150 MiB holds no part: one of 8 needs 217 MiB"
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 from orchestrator.plan.costs import needed_bytes
 from orchestrator.plan.pools import find_candidates
 from orchestrator.plan.tensor import (
+    BY_OTHERS,
     NOT_EQUAL,
     NOT_TIMED,
     TensorSet,
@@ -126,6 +127,22 @@ def test_few_devices_are_timed_as_the_two_fastest_the_three_fastest_and_so_on() 
     )
     found = finalists(survey, (MODEL,), find_candidates(survey, None))
     assert found == (TensorSet(("b/cpu", "a/cpu"), (6, 2)), TensorSet(("b/cpu", "a/cpu", "c/cpu"), (5, 2, 1)))
+
+
+def test_devices_with_which_it_failed_are_in_no_group_of_their_own() -> None:
+    devices = [make_device(f"{name}/cpu", 1000, link=LOOPBACK) for name in "abc"]
+    survey = replace(make_survey(devices), tensor_failed=(("b/cpu", "a/cpu"),))
+    found = {frozenset(share.device for share in group.shares) for group in tensors(survey)}
+    assert {"a/cpu", "b/cpu"} not in found
+    assert found
+
+
+def test_a_group_says_whether_groups_that_were_timed_corrected_it() -> None:
+    devices = [make_device(f"{name}/cpu", 1000, link=LOOPBACK) for name in "abc"]
+    timed = make_tensor_time(("a/cpu", "b/cpu"), (4, 4), 18)
+    assert all(group.notes == (NOT_EQUAL, NOT_TIMED) for group in tensors(make_survey(devices)))
+    notes = {group.notes for group in tensors(make_survey(devices, tensor=[timed]))}
+    assert notes == {(NOT_EQUAL,), (NOT_EQUAL, NOT_TIMED, BY_OTHERS)}
 
 
 def test_of_many_devices_three_groups_are_timed_if_they_may_be_worth_it() -> None:

@@ -67,6 +67,22 @@ def test_slices_not_asked_for_in_a_day_are_deleted_when_another_is_written(model
     assert found.shallow.path.exists()
 
 
+def test_a_model_of_one_layer_is_timed_on_others_of_its_shape(tmp_path: Path) -> None:
+    write_random_model(tmp_path / "one.gguf", replace(SHAPE, layers=1), "Q4_0")
+    found = SliceStore(read_model(tmp_path / "one.gguf"), tmp_path / "slices").slices()
+    assert found is not None
+    assert [(one.source, one.layers) for one in (found.shallow, found.deep)] == [("synthetic", 1), ("synthetic", 2)]
+
+
+def test_what_the_engine_refuses_is_replaced_in_later_runs_too(model: Model, tmp_path: Path) -> None:
+    store = SliceStore(model, tmp_path / "slices")
+    store.use_synthetic()
+    for one in (store, SliceStore(model, tmp_path / "slices")):
+        found = one.slices()
+        assert found is not None
+        assert {found.shallow.source, found.deep.source} == {"synthetic"}
+
+
 def test_hosts_that_ask_at_once_get_the_same_files(model: Model, tmp_path: Path) -> None:
     """Each slice is written once and whole, however many ask for it in the same moment."""
     store, together = SliceStore(model, tmp_path / "slices"), 4

@@ -34,7 +34,7 @@ def answer(monkeypatch: pytest.MonkeyPatch, first: MeshctlError, refusal: str) -
     monkeypatch.setattr(tensor_times, "_refusal", ask)
 
 
-async def measured() -> tuple[tuple[tuple[TensorTime, ...], str], list[str]]:
+async def measured() -> tuple[Survey, list[str]]:
     warnings: list[str] = []
 
     def note(event: Event) -> None:
@@ -46,7 +46,9 @@ async def measured() -> tuple[tuple[tuple[TensorTime, ...], str], list[str]]:
 
 async def test_what_fails_on_the_controller_too_is_the_engines_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     answer(monkeypatch, EngineError("the bench failed"), WORDS)
-    assert await measured() == (((), WORDS), ["mode tensor over a/cpu, b/cpu: the bench failed"])
+    survey, warnings = await measured()
+    assert (survey.tensor, survey.tensor_failed, survey.tensor_refused) == ((), (), WORDS)
+    assert warnings == ["mode tensor over a/cpu, b/cpu: the bench failed"]
 
 
 @pytest.mark.parametrize("error", [EngineError("killed"), MeshctlError("too little memory")])
@@ -54,7 +56,9 @@ async def test_what_fails_on_some_devices_only_leaves_the_others_timed(
     monkeypatch: pytest.MonkeyPatch, error: MeshctlError
 ) -> None:
     answer(monkeypatch, error, "")
-    assert await measured() == (((TIME,), ""), [f"mode tensor over a/cpu, b/cpu: {error}"])
+    survey, warnings = await measured()
+    assert (survey.tensor, survey.tensor_failed, survey.tensor_refused) == ((TIME,), (SETS[0].devices,), "")
+    assert warnings == [f"mode tensor over a/cpu, b/cpu: {error}"]
 
 
 def test_the_engines_words_are_the_first_line_of_its_log_that_is_an_error() -> None:

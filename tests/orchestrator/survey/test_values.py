@@ -1,0 +1,61 @@
+"""A survey comes back from its file as it was; what no plan could be made from is refused with its place."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import UsageError
+from orchestrator.survey.values import PassTime, Survey, read_survey, survey_json
+from tests.orchestrator.plan.examples import make_device, make_survey, make_tensor_time
+
+SURVEY = make_survey(
+    [make_device("a/cpu", 700), make_device("b/cpu", 0, native_gib_per_s=0)],
+    tensor=[make_tensor_time(("a/cpu", "b/cpu"), (1, 1), 3)],
+)
+
+
+def kept(survey: Survey, folder: Path) -> Path:
+    path = folder / "survey.json"
+    path.write_text(survey_json(survey))
+    return path
+
+
+def test_a_survey_comes_back_as_it_was(tmp_path: Path) -> None:
+    assert read_survey(kept(SURVEY, tmp_path)) == SURVEY
+
+
+ONE = PassTime(1, 0.0, (10, 20), (0.1, 0.2))
+
+
+@pytest.mark.parametrize(
+    ("passes", "problem"),
+    [
+        ((), "needs one of 1 token, and others by ascending tokens"),
+        ((replace(ONE, tokens=8),), "needs one of 1 token, and others by ascending tokens"),
+        ((ONE, ONE), "needs one of 1 token, and others by ascending tokens"),
+        ((PassTime(1, 0.0, (), ()),), "that of 1 tokens needs ascending layers_bytes and as many layers_s"),
+        ((replace(ONE, layers_bytes=(20, 10)),), "that of 1 tokens needs ascending layers_bytes and as many layers_s"),
+        ((replace(ONE, layers_s=(0.1,)),), "that of 1 tokens needs ascending layers_bytes and as many layers_s"),
+        ((ONE, PassTime(64, 0.0, (10, 20), (0.0, 0.2))), "that of 64 tokens has a time that is none"),
+        ((replace(ONE, fixed_s=-1.0),), "that of 1 tokens has a time that is none"),
+    ],
+)
+def test_times_that_no_plan_can_be_made_from_are_refused(
+    tmp_path: Path, passes: tuple[PassTime, ...], problem: str
+) -> None:
+    (timed,) = SURVEY.tensor
+    path = kept(replace(SURVEY, tensor=(replace(timed, passes=passes),)), tmp_path)
+    with pytest.raises(UsageError) as refused:
+        read_survey(path)
+    assert str(refused.value) == f"{path}: tensor.0.passes: {problem}"
+    assert refused.value.hint
+
+
+def test_the_device_whose_times_are_wrong_is_named(tmp_path: Path) -> None:
+    (host, other) = SURVEY.hosts
+    (device,) = host.devices
+    wrong = replace(device, native=replace(device.native, passes=(replace(ONE, layers_s=(0.1, -0.2)),)))
+    path = kept(replace(SURVEY, hosts=(replace(host, devices=(wrong,)), other)), tmp_path)
+    with pytest.raises(UsageError, match="a/cpu native.passes: that of 1 tokens has a time that is none"):
+        read_survey(path)
