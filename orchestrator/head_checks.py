@@ -133,8 +133,8 @@ def prompt_scale(group: Group, tokens: int) -> float:
     """How much longer the prompt of the prediction takes than one of `tokens`.
 
     Of a pipeline of s stages, m micro-batches take (s - 1 + m) times the slowest stage, were all equally slow
-    (`plan.costs.pipeline_s`); without overlap s counts as one. What the context adds grows with the prompt's square:
-    the last of m micro-batches has m - 1 before it (`plan.costs.context_seconds`).
+    (`plan.costs.pipeline_s`), half a micro-batch half of s; without overlap s counts as one. What the context adds
+    grows with the prompt's square: the last of m micro-batches has m - 1 before it (`plan.costs.context_seconds`).
     """
     alone_s, size = group.prefill_s - group.context_s, group.micro_batch
     whole, part = (count * max(0, count - size) for count in (group.prompt_tokens, tokens))
@@ -144,10 +144,11 @@ def prompt_scale(group: Group, tokens: int) -> float:
 
 def _scale_without_context(group: Group, tokens: int) -> float:
     stages = len(group.shares) if group.mode == "layers" and not group.head_layers else 1
-    whole, part = (max(1.0, count / group.micro_batch) for count in (group.prompt_tokens, tokens))
-    if part == 1.0 and whole == 1.0:
-        return group.prompt_tokens / tokens
-    return (stages - 1 + whole) / (stages - 1 + part)
+    whole, part = (
+        stages * count if count < 1 else stages - 1 + count
+        for count in (group.prompt_tokens / group.micro_batch, tokens / group.micro_batch)
+    )
+    return whole / part
 
 
 async def head_failed(head: Head, what: str) -> BringUpError:

@@ -117,6 +117,12 @@ def attention_bytes(model: Model) -> int:
     return sum(tensor.size_bytes for tensor in model.tensors if _CUT_BY_HEADS.match(tensor.name))
 
 
+def feed_forward_length(model: Model) -> int:
+    """The widest dense feed-forward of any layer, in elements; 0 where all are mixtures of experts."""
+    downs = (t.shape[0] for t in model.tensors if t.block is not None and t.name.endswith(".ffn_down.weight"))
+    return max(downs, default=0)
+
+
 def mirrored_bytes(model: Model) -> int:
     """Weights of all layers that every device of mode `tensor` holds whole: norms, routers of experts."""
     return sum(

@@ -19,7 +19,7 @@ FAST_BLOCK = 128
 
 GRAPH_BYTES = 20_000
 """Of graphs sent again per token and device, for each layer squared: 5.2 MB at 16 layers, 18 to 20 MB at 30. Workers
-were seen to keep about as much: 14 to 19 MiB beside all else with 135 M of 30 layers, 1 to 2 % with four large ones."""
+were seen to keep about as much: 14 to 19 MiB beside all else with 135 M of 30 layers."""
 
 
 def granule(memory: ModelMemory, devices: int) -> int:
@@ -65,7 +65,7 @@ def cut(memory: ModelMemory, parts: Sequence[int]) -> Cut:
 
 
 def cut_bytes(memory: ModelMemory, parts: Sequence[int]) -> tuple[ShareBytes, ...]:
-    """What each device takes: its part of every layer and of the output layer, rounded up, and whole buffers."""
+    """What each device takes: its part of every layer and of the output layer, rounded up, and buffers."""
     rows = sum(memory.layer_weights_bytes) - memory.attention_bytes - memory.mirrored_bytes + memory.output_bytes
     kv, made = sum(memory.layer_kv_bytes), cut(memory, parts)
     return tuple(
@@ -73,7 +73,7 @@ def cut_bytes(memory: ModelMemory, parts: Sequence[int]) -> tuple[ShareBytes, ..
             weights_bytes=memory.mirrored_bytes
             + _up(memory.attention_bytes * made.attention[device] + rows * made.share(device)),
             kv_bytes=_up(kv * made.attention[device]),
-            compute_bytes=_buffers_bytes(memory),
+            compute_bytes=_buffers_bytes(memory, made.share(device)),
         )
         for device in range(len(made.parts))
     )
@@ -85,12 +85,13 @@ def part_bytes(memory: ModelMemory, part: int, whole: int) -> ShareBytes:
     return ShareBytes(
         weights_bytes=memory.mirrored_bytes - (-cut_weights * part // whole),
         kv_bytes=-(-sum(memory.layer_kv_bytes) * part // whole),
-        compute_bytes=_buffers_bytes(memory),
+        compute_bytes=_buffers_bytes(memory, part / whole),
     )
 
 
-def _buffers_bytes(memory: ModelMemory) -> int:
-    return memory.compute_tensor_bytes + GRAPH_BYTES * memory.blocks**2
+def _buffers_bytes(memory: ModelMemory, share: float) -> int:
+    elsewhere = int(memory.cut_compute_bytes * (1 - share))
+    return memory.compute_tensor_bytes - elsewhere + GRAPH_BYTES * memory.blocks**2
 
 
 def _block(width: int, block: int, devices: int) -> int:

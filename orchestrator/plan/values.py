@@ -25,8 +25,8 @@ class ModelMemory:
     coarser it cuts follows from `head_groups`, of layers that differ in it: query elements per KV head, and those in a
     block of the attention's quantised output. `attention_bytes` are the weights of all layers that are cut by heads,
     `mirrored_bytes` those that every device holds whole. `compute_tensor_bytes` are the
-    compute buffers of each device in that mode, whatever its part; `tensor_refused` is the engine's reason when it
-    cannot cut this model.
+    compute buffers of a device that has all of a layer in that mode, of which `cut_compute_bytes` are cut like the
+    layer; `tensor_refused` is the engine's reason when it cannot cut this model.
     """
 
     model: str
@@ -50,6 +50,7 @@ class ModelMemory:
     head_groups: tuple[tuple[int, int], ...] = ()
     attention_bytes: int = 0
     mirrored_bytes: int = 0
+    cut_compute_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:

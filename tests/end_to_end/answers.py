@@ -16,8 +16,8 @@ from tests.end_to_end.inventories import free_port
 PROMPTS = ("What is the capital of France?", "Write one sentence about the sea.", "Count from one to ten.")
 TOKENS = 48
 TEXT = (
-    "The sea covers most of the surface of the earth. Its water is salty, and it moves with the wind and the moon. Many "
-    "animals live in it, from small fish to the largest whales, and people have sailed across it for thousands of years."
+    "The sea covers most of the surface of the earth. Its water is salty, and it moves with the wind and the moon. "
+    "Many animals live in it, from small fish to the largest whales, and people have sailed across it for years."
 )
 MOST_PROBABLE = 5000
 

@@ -206,6 +206,14 @@ def test_a_shorter_prompt_counts_for_less_where_stages_overlap() -> None:
     assert prompt_scale(replace(two, prompt_tokens=60), 30) == pytest.approx(2)
 
 
+def test_half_a_micro_batch_takes_half_of_one() -> None:
+    """Two of 512 tokens against half of one; two stages read two in three times the slowest, half of one in once it."""
+    alone = replace(make_group(make_share("a/cpu")), mode="single", micro_batch=512, prompt_tokens=1024)
+    assert prompt_scale(alone, 256) == pytest.approx(4)
+    two = replace(make_group(make_share("a/cpu"), make_share("b/cpu")), micro_batch=512, prompt_tokens=1024)
+    assert prompt_scale(two, 256) == pytest.approx(3)
+
+
 def test_the_context_part_of_a_prompt_grows_with_its_square() -> None:
     """8 micro-batches, 3 s of which 1 s is context; 2 of them take 0.5 s and 1/28 of the context's second."""
     own = replace(

@@ -19,6 +19,7 @@ from orchestrator.memory import (
     plain_kv,
     spread_kv,
     surplus_logits_bytes,
+    tensor_buffers,
 )
 from orchestrator.plan.values import ModelMemory
 from quant.gguf_file import read_model
@@ -79,6 +80,14 @@ def test_logits_beyond_one_row_per_conversation_are_surplus(tiny: Model) -> None
     assert surplus_logits_bytes(tiny, parallel=4, micro_batch=2) == 0
 
 
+def test_buffers_of_mode_tensor_are_cut_with_the_feed_forward(tiny: Model) -> None:
+    """Hidden states of 256 and a feed-forward of 512 in F32; never below half of what the engine counts."""
+    assert tensor_buffers(tiny, 64, 1_000_000) == (1_000_000, 458_752)
+    assert tensor_buffers(tiny, 64, 800_000) == (868_352, 458_752)
+    assert tensor_buffers(tiny, 64, 4_000_000) == (4_000_000, 458_752)
+    assert tensor_buffers(dataclasses.replace(tiny, tensors=()), 64, 1_000_000) == (1_000_000, 0)
+
+
 def test_kv_counts_whole_steps_of_256_tokens_per_conversation(tiny: Model) -> None:
     token_bytes = 2 * 64 * 2 * 2
     assert plain_kv(tiny, context=4096, parallel=4) == (4096 * 4 * token_bytes,) * 2
@@ -134,6 +143,7 @@ async def test_demo_model_is_counted_by_the_engine(engine: Engine, demo_model: P
         hidden_bytes=2304,
         kv_heads=3,
         compute_tensor_bytes=5 * MIB,
+        cut_compute_bytes=int(3.5 * 1536 * 4 * 64),
         head_groups=((192, 32),),
         attention_bytes=16_588_800,
         mirrored_bytes=138_240,

@@ -7,6 +7,7 @@ from quant.model import (
     Tensor,
     attention_bytes,
     dominant_type,
+    feed_forward_length,
     head_groups,
     hidden_bytes,
     input_bytes,
@@ -75,6 +76,13 @@ def test_what_is_cut_by_heads_what_by_rows_and_what_is_everywhere() -> None:
     assert attention_bytes(whole) == 3 * 2304
     assert mirrored_bytes(whole) == 256 + 64 + 1024
     assert sum(layer_bytes(whole)) - attention_bytes(whole) - mirrored_bytes(whole) == 2304
+
+
+def test_the_widest_dense_feed_forward_counts() -> None:
+    down = Tensor("blk.1.ffn_down.weight", "Q4_0", (192, 64), 6912, 0)
+    experts = Tensor("blk.0.ffn_down_exps.weight", "Q4_0", (64, 64, 4), 9216, 0)
+    assert feed_forward_length(model(*LAYERS, down, experts)) == 192
+    assert feed_forward_length(model(*LAYERS, experts)) == 0
 
 
 def test_layers_say_how_wide_a_kv_head_is_and_in_what_blocks() -> None:

@@ -57,5 +57,5 @@ def test_the_device_whose_times_are_wrong_is_named(tmp_path: Path) -> None:
     (device,) = host.devices
     wrong = replace(device, native=replace(device.native, passes=(replace(ONE, layers_s=(0.1, -0.2)),)))
     path = kept(replace(SURVEY, hosts=(replace(host, devices=(wrong,)), other)), tmp_path)
-    with pytest.raises(UsageError, match="a/cpu native.passes: that of 1 tokens has a time that is none"):
+    with pytest.raises(UsageError, match=r"a/cpu native\.passes: that of 1 tokens has a time that is none"):
         read_survey(path)
