@@ -194,7 +194,7 @@ def _memories(inventory: "InventoryValue", saved: "Survey", path: str) -> "tuple
     from orchestrator.cli.run import run_shown
     from orchestrator.errors import UsageError
     from orchestrator.folders import user_folders
-    from orchestrator.prepare import local_engine, prepare_memories, prepare_model
+    from orchestrator.prepare import display_name, local_engine, prepare_memories, prepare_model
     from orchestrator.report import Report
     from quant.slice import shape_digest
 
@@ -205,7 +205,7 @@ def _memories(inventory: "InventoryValue", saved: "Survey", path: str) -> "tuple
         model = await prepare_model(inventory.model, inventory.path.parent, folders, report)
         if saved.shape not in ("", shape_digest(model)):
             raise UsageError(
-                f"{path} was measured with {saved.model}; {inventory.model} has other tensors, and their speed differs",
+                f"{path} was measured with {saved.model}: {display_name(inventory)} has other tensors, at other speeds",
                 hint="take a survey with this model: meshctl survey INVENTORY --json > FILE",
             )
         if saved.engine != engine.manifest.engine:
