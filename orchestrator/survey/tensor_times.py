@@ -88,7 +88,7 @@ def _key(measuring: Measuring, devices: Sequence[Device], parts: tuple[int, ...]
     devices in any order.
     """
     engine_id, passes = measuring.engine.manifest.engine, passes_for(measuring.parallel)
-    facts = [FORMAT, engine_id, measuring.slices.digest, str(passes)]
+    facts = [FORMAT, "output apart", engine_id, measuring.slices.digest, str(passes)]
     for device, part in sorted(zip(devices, parts, strict=True), key=lambda one: one[0].name):
         host = measuring.hosts.by_name[device.host]
         facts += [device.name, str(part), host.facts.hostname, host.facts.cpu_name, str(host.facts.cpu_quota)]
@@ -114,12 +114,19 @@ async def _measure_set(measuring: Measuring, devices: Sequence[Device], one: Ten
     repetitions = repetitions_for(shallow)
     deep = await _time_over(measuring, hosts, one.parts, slices.deep, short_passes(passes), repetitions)
     deep = with_long_passes(deep, shallow)
-    quadratic_s = graphs_s(devices, 1)
+    return tensor_time(one, slices, shallow, deep, graphs_s(devices, 1))
+
+
+def tensor_time(
+    one: TensorSet, slices: Slices, shallow: Mapping[int, Timed], deep: Mapping[int, Timed], quadratic_s: float
+) -> TensorTime:
+    """What the timings of both slices say of these devices."""
+    output_s = _output_s(slices, _pass_time(slices, shallow, deep, DECODE, quadratic_s, 0.0))
     return TensorTime(
         devices=one.devices,
         parts=one.parts,
-        passes=tuple(_pass_time(slices, shallow, deep, tokens, quadratic_s) for tokens in passes),
-        output_s=0.0,
+        passes=tuple(_pass_time(slices, shallow, deep, tokens, quadratic_s, output_s) for tokens in sorted(shallow)),
+        output_s=output_s,
         spread=max(shallow[DECODE].spread, deep[DECODE].spread),
         quadratic_s=quadratic_s,
     )
@@ -148,13 +155,26 @@ async def _time_over(
         return await time_passes(measuring, controller, one, passes, threads, placement, "tensor", repetitions)
 
 
+def _output_s(slices: Slices, decode: PassTime) -> float:
+    """The output layer for one row, which is cut like the layers: by its bytes, within what is left at no layer."""
+    slope_s = (decode.layers_s[1] - decode.layers_s[0]) / (decode.layers_bytes[1] - decode.layers_bytes[0])
+    return min(slope_s * slices.output_bytes, decode.fixed_s)
+
+
 def _pass_time(
-    slices: Slices, shallow: Mapping[int, Timed], deep: Mapping[int, Timed], tokens: int, quadratic_s: float
+    slices: Slices,
+    shallow: Mapping[int, Timed],
+    deep: Mapping[int, Timed],
+    tokens: int,
+    quadratic_s: float,
+    output_s: float,
 ) -> PassTime:
-    """The line through both depths, graphs' bytes taken off; what is left at no layer is the output layer and more."""
+    """The line through both depths, graphs' bytes and one row of the output layer taken off."""
     pairs = ((slices.shallow, shallow), (slices.deep, deep))
     at_bytes = tuple(one.pass_bytes(last_block(shallow, deep, tokens)) for one, _ in pairs)
-    at_s = tuple(max(0.1 * t[tokens].seconds, t[tokens].seconds - quadratic_s * one.layers**2) for one, t in pairs)
+    at_s = tuple(
+        max(0.1 * t[tokens].seconds, t[tokens].seconds - quadratic_s * one.layers**2 - output_s) for one, t in pairs
+    )
     if at_s[1] <= at_s[0]:
         at_s = (at_s[1] * at_bytes[0] / at_bytes[1], at_s[1])
     slope_s = (at_s[1] - at_s[0]) / (at_bytes[1] - at_bytes[0])

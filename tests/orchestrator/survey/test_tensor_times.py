@@ -8,10 +8,13 @@ from orchestrator.errors import EngineError, MeshctlError
 from orchestrator.plan.tensor import TensorSet
 from orchestrator.report import Event, Remark, Report
 from orchestrator.survey import tensor_times
-from orchestrator.survey.tensor_times import measure_tensor
+from orchestrator.survey.slices import Slice
+from orchestrator.survey.tensor_times import measure_tensor, tensor_time
 from orchestrator.survey.timing import Measuring
 from orchestrator.survey.values import Survey, TensorTime
 from tests.orchestrator.plan.examples import make_device, make_survey
+from tests.orchestrator.survey.test_speeds import SLICES
+from workers.pass_bench import Timed
 
 SETS = (TensorSet(("a/cpu", "b/cpu"), (2, 1)), TensorSet(("a/cpu", "c/cpu"), (2, 1)))
 SURVEY = make_survey([make_device(name, 700) for name in ("a/cpu", "b/cpu", "c/cpu")])
@@ -59,6 +62,23 @@ async def test_what_fails_on_some_devices_only_leaves_the_others_timed(
     survey, warnings = await measured()
     assert (survey.tensor, survey.tensor_failed, survey.tensor_refused) == ((TIME,), (SETS[0].devices,), "")
     assert warnings == [f"mode tensor over a/cpu, b/cpu: {error}"]
+
+
+def test_the_output_layer_is_told_apart_by_its_bytes_and_graphs_by_the_layers() -> None:
+    """500 bytes at 10 us each; 2 ms for whatever else; graphs of 0.1 ms for each layer squared."""
+
+    def decoded(one: Slice) -> dict[int, Timed]:
+        return {1: Timed(1e-5 * one.pass_bytes() + 0.005 + 0.002 + 1e-4 * one.layers**2, 0.01)}
+
+    timed = tensor_time(SETS[0], SLICES, decoded(SLICES.shallow), decoded(SLICES.deep), 1e-4)
+    assert timed.output_s == pytest.approx(0.005)
+    (one,) = timed.passes
+    assert (one.fixed_s, one.layers_s) == (pytest.approx(0.002), pytest.approx((0.022, 0.042)))
+
+
+def test_where_nothing_is_left_at_no_layer_the_output_layer_costs_nothing() -> None:
+    shallow, deep = ({1: Timed(1e-5 * one.pass_bytes(), 0.01)} for one in (SLICES.shallow, SLICES.deep))
+    assert tensor_time(SETS[0], SLICES, shallow, deep, 0.0).output_s == pytest.approx(0.0)
 
 
 def test_the_engines_words_are_the_first_line_of_its_log_that_is_an_error() -> None:
