@@ -37,11 +37,16 @@ class OpenHost:
     def is_local(self) -> bool:
         return self.shell.is_local
 
-    async def put_once(self, source: Path, target: str, progress: Progress | None = None) -> None:
-        """Put a file there unless it is there: files appear whole or not at all, so the name has to say all of it."""
+    async def put_once(self, source: Path, target: str, progress: Progress | None = None) -> bool:
+        """Put a file there unless it is there: files appear whole or not at all, so the name has to say all of it.
+
+        Whether it had to be put.
+        """
         seen = await self.shell.run(("test", "-f", target), deadline_s=30, check=False)
-        if seen.status != 0:
-            await self.shell.put(source, target, progress=progress)
+        if seen.status == 0:
+            return False
+        await self.shell.put(source, target, progress=progress)
+        return True
 
 
 @dataclass(frozen=True)

@@ -81,20 +81,17 @@ async def prepare_ranking(
     prepared = await prepare(inventory, hosts, folders, report, wishes)
     report.step("Planning")
     asked = asked_of(wishes, inventory)
-    tuned = await _tuned(prepared, folders, asked, wishes.recalibrate)
+    tuned = None if wishes.recalibrate else await _tuned(prepared, folders, asked)
     if tuned is not None:
         return tuned
     return prepared, rank_plans(prepared.survey, prepared.memories, asked, prepared.experience)
 
 
-async def _tuned(
-    prepared: Prepared, folders: Folders, asked: Asked, recalibrate: bool
-) -> tuple[Prepared, Ranking] | None:
-    """The ranking with the winner of `meshctl tune` first, at its threads; None when there is none that still fits, or
-    when all is to be measured again."""
+async def _tuned(prepared: Prepared, folders: Folders, asked: Asked) -> tuple[Prepared, Ranking] | None:
+    """The ranking with the winner of `meshctl tune` first, at its threads; None when there is none that still fits."""
     inventory = prepared.inventory
     valid = valid_for(inventory, prepared.model, prepared.engine.manifest.engine, asked)
-    tuned = None if asked.split or recalibrate else load_tuned(folders.cluster(inventory.cluster), valid)
+    tuned = None if asked.split else load_tuned(folders.cluster(inventory.cluster), valid)
     if tuned is None:
         return None
     run = replace(prepared, survey=with_threads(prepared.survey, tuned.threads))

@@ -153,7 +153,7 @@ class _Tuning:
         for threads in thread_profiles(self._prepared.inventory, self._prepared.survey, devices):
             self._bench.report.step(f"Running it with threads {threads_text(threads)}")
             trial = await self._try("threads", best.plan, threads)
-            best = self._better(best, trial, _seconds_per_token)
+            best = self._better(best, trial, lambda plan: plan.goal_s)
         return best
 
     async def _best_micro_batch(self, best: Trial) -> Trial:
@@ -237,11 +237,6 @@ def threads_text(threads: Mapping[str, int]) -> str:
 def _first(ran: Mapping[str, Trial], goal: str) -> Trial:
     best = in_order([trial.measured for trial in ran.values() if trial.measured is not None], goal)[0]
     return ran[plan_key(best)]
-
-
-def _seconds_per_token(plan: Plan) -> float:
-    """Of one conversation, or of all together, by the plan's goal."""
-    return plan.token_s if plan.goal == "latency" else 1 / plan.aggregate_tokens_per_s
 
 
 def _seconds_per_prompt(plan: Plan) -> float:

@@ -38,9 +38,8 @@ def survey(inventory: Inventory = DEFAULT_INVENTORY, json: AsJson = False, recal
     from orchestrator.inventory_file import load_inventory
     from orchestrator.survey.values import survey_json
     from orchestrator.view.survey import survey_view
-    from orchestrator.wishes import Wishes
 
-    prepared = _prepared(load_inventory(inventory), Wishes(recalibrate=recalibrate))
+    prepared = _prepared(load_inventory(inventory), recalibrate)
     if json:
         typer.echo(survey_json(prepared.survey))
     else:
@@ -119,14 +118,13 @@ def _ranked_live(
 ) -> "tuple[Ranking, Survey]":
     """The ranking from a survey taken now; hosts that are taken away are not reached unless one added is like them."""
     from orchestrator.what_if import what_if
-    from orchestrator.wishes import Wishes
 
     liked = {one.like.split("/")[0] for one in adds}
     reached = tuple(host for host in inventory.hosts if host.name not in without or host.name in liked)
     there = replace(inventory, hosts=reached or inventory.hosts)
     if not adds:
         return _ranked_as_it_is(there, wishes)
-    prepared = _prepared(there, Wishes(recalibrate=wishes.recalibrate))
+    prepared = _prepared(there, wishes.recalibrate)
     gone = [host.name for host in there.hosts if host.name in without]
     supposed = what_if(prepared.survey, prepared.memory, gone, adds)
     return _rank(inventory, supposed, prepared.memories, wishes), supposed
@@ -174,18 +172,19 @@ def _rank(
     return rank_plans(survey, memories, asked_of(wishes, inventory))
 
 
-def _prepared(inventory: "InventoryValue", wishes: "Wishes") -> "Prepared":
+def _prepared(inventory: "InventoryValue", recalibrate: bool) -> "Prepared":
     from orchestrator.cli.run import run_shown
     from orchestrator.folders import user_folders
     from orchestrator.hosts import open_hosts
     from orchestrator.prepare import prepare
     from orchestrator.report import Report
+    from orchestrator.wishes import Wishes
 
     async def work(report: Report) -> "Prepared":
         folders = user_folders()
         report.step("Connecting")
         async with open_hosts(inventory, folders, report) as hosts:
-            return await prepare(inventory, hosts, folders, report, wishes)
+            return await prepare(inventory, hosts, folders, report, Wishes(recalibrate=recalibrate))
 
     return run_shown(work)
 

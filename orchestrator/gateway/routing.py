@@ -149,10 +149,10 @@ class _Served:
     digests: tuple[str, ...]
     request: int | None
 
-    def common_tokens(self, question: Question) -> int:
-        """How many tokens of the question's beginning it has."""
-        known = [size for digest, size in zip(question.digests, question.tokens, strict=True) if digest in self.digests]
-        return max(known, default=0)
+    def common_tokens(self, question: Question, since: int = 0) -> int:
+        """How many tokens of the question's beginning it has, if that is more than the parts before `since`."""
+        parts = enumerate(zip(question.digests, question.tokens, strict=True))
+        return max((size for part, (digest, size) in parts if part >= since and digest in self.digests), default=0)
 
 
 class _HeadState:
@@ -170,13 +170,11 @@ class _HeadState:
 
     def cached_tokens(self, question: Question) -> int:
         """How many tokens of the question's beginning a slot has already read."""
-        return max((question.tokens[part] for part in self._known_parts(question)), default=0)
+        return max((one.common_tokens(question) for one in self._served), default=0)
 
     def own_tokens(self, question: Question) -> int:
         """The same where it is more than instructions that other conversations begin with as well."""
-        return max(
-            (question.tokens[part] for part in self._known_parts(question) if part >= question.shared), default=0
-        )
+        return max((one.common_tokens(question, question.shared) for one in self._served), default=0)
 
     def is_held_off(self, now_s: float) -> bool:
         """Whether it could not be reached a moment ago."""
@@ -225,10 +223,6 @@ class _HeadState:
         if len(self._served) < self.parallel:
             return None
         return (idle or self._served)[0]
-
-    def _known_parts(self, question: Question) -> list[int]:
-        known = {digest for one in self._served for digest in one.digests}
-        return [part for part, digest in enumerate(question.digests) if digest in known]
 
     def _token_with(self, beside: int) -> float:
         """Seconds per token with so many other conversations at once: linear up to all slots."""

@@ -66,26 +66,26 @@ def cut(memory: ModelMemory, parts: Sequence[int]) -> Cut:
 
 def cut_bytes(memory: ModelMemory, parts: Sequence[int]) -> tuple[ShareBytes, ...]:
     """What each device takes: its part of every layer and of the output layer, rounded up, and buffers."""
-    rows = sum(memory.layer_weights_bytes) - memory.attention_bytes - memory.mirrored_bytes + memory.output_bytes
-    kv, made = sum(memory.layer_kv_bytes), cut(memory, parts)
-    return tuple(
-        ShareBytes(
-            weights_bytes=memory.mirrored_bytes
-            + _up(memory.attention_bytes * made.attention[device] + rows * made.share(device)),
-            kv_bytes=_up(kv * made.attention[device]),
-            compute_bytes=_buffers_bytes(memory, made.share(device)),
-        )
-        for device in range(len(made.parts))
-    )
+    made = cut(memory, parts)
+    return tuple(_held(memory, made.share(device), heads) for device, heads in enumerate(made.attention))
 
 
 def part_bytes(memory: ModelMemory, part: int, whole: int) -> ShareBytes:
     """What a device with `part` of `whole_parts` takes, whatever the others have."""
-    cut_weights = sum(memory.layer_weights_bytes) + memory.output_bytes - memory.mirrored_bytes
+    return _held(memory, part / whole, part / whole)
+
+
+def layers_part(memory: ModelMemory, share: float, heads: float) -> float:
+    """Weights in bytes of all layers on a device with these parts, of 1: `heads` of attention, `share` of the rest."""
+    rows = sum(memory.layer_weights_bytes) - memory.attention_bytes - memory.mirrored_bytes
+    return memory.mirrored_bytes + memory.attention_bytes * heads + rows * share
+
+
+def _held(memory: ModelMemory, share: float, heads: float) -> ShareBytes:
     return ShareBytes(
-        weights_bytes=memory.mirrored_bytes - (-cut_weights * part // whole),
-        kv_bytes=-(-sum(memory.layer_kv_bytes) * part // whole),
-        compute_bytes=_buffers_bytes(memory, part / whole),
+        weights_bytes=_up(layers_part(memory, share, heads) + memory.output_bytes * share),
+        kv_bytes=_up(sum(memory.layer_kv_bytes) * heads),
+        compute_bytes=_buffers_bytes(memory, share),
     )
 
 

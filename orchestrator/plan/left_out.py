@@ -115,7 +115,7 @@ def _best_with(plan: Plan, others: Sequence[Plan], name: str) -> str:
     sharing = [one for one in others if len(one.shares) > 1 and any(share.device == name for share in one.shares)]
     if not sharing:
         return ""
-    best = min(sharing, key=lambda one: one.token_s if plan.goal == "latency" else -one.aggregate_tokens_per_s)
+    best = min(sharing, key=lambda one: one.goal_s)
     how = f"{best.mode} over {len(best.shares)} devices"
     return f"; the best plan with it ({how}) {_figure(best)}, this {_figure(plan)}"
 

@@ -72,7 +72,7 @@ def _does(plan: Plan) -> str:
 
 def _compared(plan: Plan, other: Plan) -> str:
     """The other plan's figure beside this one's, by the measure that the goal goes by."""
-    ours, theirs = _figure(plan), _figure(other)
+    ours, theirs = plan.goal_s, other.goal_s
     named = f"{other.mode} ({' + '.join(_names(group) for group in other.groups)}): {_speeds(other)}{_on_links(other)}"
     if abs(theirs / ours - 1) <= ORDER_NOISE:
         return f"{named}, as fast within {ORDER_NOISE:.0%}{_tie(plan, other)}"
@@ -91,11 +91,6 @@ def _tie(plan: Plan, other: Plan) -> str:
     if plan.mode == other.mode:
         return ""
     return f"; {min(plan, other, key=lambda one: MODES.index(one.mode)).mode} is simpler"
-
-
-def _figure(plan: Plan) -> float:
-    """Seconds per token: of one conversation, or of all together."""
-    return plan.token_s if plan.goal == "latency" else 1 / plan.aggregate_tokens_per_s
 
 
 def _speeds(plan: Plan) -> str:

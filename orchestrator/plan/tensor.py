@@ -34,7 +34,7 @@ from orchestrator.plan.costs import (
     prefill_bytes,
     transfer_s,
 )
-from orchestrator.plan.cut import GRAPH_BYTES, cut, cut_bytes, part_bytes, whole_parts
+from orchestrator.plan.cut import GRAPH_BYTES, cut, cut_bytes, layers_part, part_bytes, whole_parts
 from orchestrator.plan.pools import Candidate, pool_budgets
 from orchestrator.plan.single import find_singles
 from orchestrator.plan.split import ENGINE_DEVICES, find_splits, head_need_bytes
@@ -119,7 +119,7 @@ def tensor_group(
     if not fitting or fitting[0] is not memories[0]:
         return None
     timed = _timed(survey, members, parts)
-    pass_s = _by_formula(memories[0], members, parts) if timed is None else _as_timed(timed)
+    pass_s = _by_formula(members, parts) if timed is None else _as_timed(timed)
     memory = min(fitting, key=lambda one: _prefill_s(one, members, parts, pass_s))
     return _group(
         memory, _pooled(survey, memory, members), parts, pass_s, (NOT_EQUAL,) if timed else (NOT_EQUAL, NOT_TIMED)
@@ -193,7 +193,7 @@ def _device_sets(memory: ModelMemory, candidates: Sequence[Candidate]) -> Iterat
 
 def _groups(survey: Survey, memories: Sequence[ModelMemory], members: Sequence[Candidate]) -> Iterator[Group]:
     """These devices as they were timed, where that fits, else with the parts that the formula finds best."""
-    names = {one.device.name for one in members}
+    names = _names(members)
     sums = {whole_parts(memories[0], len(members)), memories[0].kv_heads, len(members)}
     timed = [one for one in survey.tensor if set(one.devices) == names and sum(one.parts) in sums]
     by_name = {one.device.name: one for one in members}
@@ -214,7 +214,7 @@ def _choose_parts(survey: Survey, memory: ModelMemory, members: Sequence[Candida
     ways = [one for one in _uneven_ways(memory, pooled) if _within_budgets(memory, pooled, one)]
 
     def token_s(parts: tuple[int, ...]) -> float:
-        return _by_formula(memory, pooled, parts)(memory, sum(memory.layer_weights_bytes), 1, 1)
+        return _by_formula(pooled, parts)(memory, sum(memory.layer_weights_bytes), 1, 1)
 
     return min(ways, key=lambda parts: (token_s(parts), parts), default=None)
 
@@ -320,17 +320,16 @@ def _as_timed(timed: TensorTime) -> PassSeconds:
     return pass_s
 
 
-def _by_formula(model: ModelMemory, members: Sequence[Candidate], parts: Sequence[int]) -> PassSeconds:
-    made, devices = cut(model, parts), [one.device for one in members]
-    whole = sum(model.layer_weights_bytes)
+def _by_formula(members: Sequence[Candidate], parts: Sequence[int]) -> PassSeconds:
+    devices = [one.device for one in members]
 
     def pass_s(memory: ModelMemory, weights: int, tokens: int, rows: int) -> float:
+        made, of_all = cut(memory, parts), weights / sum(memory.layer_weights_bytes)
+
         def computing_s(number: int, heads: float) -> float:
-            rest = whole - memory.attention_bytes - memory.mirrored_bytes
-            its = memory.attention_bytes * heads + memory.mirrored_bytes + rest * made.share(number)
-            seconds = layers_seconds(devices[number].speed, int(its * weights / whole), tokens)
-            output_s = output_seconds(devices[number].speed, memory.output_bytes, rows) if rows else 0.0
-            return seconds + output_s * made.share(number)
+            speed, share = devices[number].speed, made.share(number)
+            seconds = layers_seconds(speed, int(layers_part(memory, share, heads) * of_all), tokens)
+            return seconds + (output_seconds(speed, memory.output_bytes, rows) * share if rows else 0.0)
 
         slowest_s = [max(computing_s(*one) for one in enumerate(row)) for row in made.heads]
         return sum(slowest_s) / len(slowest_s) + sum(

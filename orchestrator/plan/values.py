@@ -24,9 +24,9 @@ class ModelMemory:
     `kv_heads` is the smallest number of KV heads of any layer that has attention: mode `tensor` cuts no finer. How much
     coarser it cuts follows from `head_groups`, of layers that differ in it: query elements per KV head, and those in a
     block of the attention's quantised output. `attention_bytes` are the weights of all layers that are cut by heads,
-    `mirrored_bytes` those that every device holds whole. `compute_tensor_bytes` are the
-    compute buffers of a device that has all of a layer in that mode, of which `cut_compute_bytes` are cut like the
-    layer; `tensor_refused` is the engine's reason when it cannot cut this model.
+    `mirrored_bytes` those that every device holds whole. `compute_tensor_bytes` are the compute buffers of a device
+    that has all of a layer in that mode, of which `cut_compute_bytes` are cut like the layer; `tensor_refused` is the
+    engine's reason when it cannot cut this model.
     """
 
     model: str
@@ -232,6 +232,11 @@ class Plan:
     def aggregate_tokens_per_s(self) -> float:
         """All conversations of all groups together."""
         return sum(group.aggregate_tokens_per_s for group in self.groups)
+
+    @property
+    def goal_s(self) -> float:
+        """What plans are compared by: seconds per token of one conversation, or of all together, by the goal."""
+        return self.token_s if self.goal == "latency" else 1 / self.aggregate_tokens_per_s
 
 
 @dataclass(frozen=True)

@@ -97,13 +97,14 @@ async def stopping() -> AsyncIterator[Started]:
 async def _on_host(host: OpenHost, path: Path) -> str:
     """The slice's path there; it is put there first when the host is another machine, under a name that says all.
 
-    Slices that were not used for a day go.
+    Slices that were not used for a day go when another comes.
     """
     if host.is_local:
         return str(path)
     folder = f"{host.shell.root}/slices"
     target = f"{folder}/{path.stat().st_size}-{path.name}"
-    for words in (("touch", "-c", target), ("find", folder, "-name", "*.gguf", "-mtime", "+0", "-delete")):
-        await host.shell.run(words, deadline_s=60, check=False)
-    await host.put_once(path, target)
+    await host.shell.run(("touch", "-c", target), deadline_s=60, check=False)
+    if await host.put_once(path, target):
+        old = ("find", folder, "-name", "*.gguf", "-mtime", "+0", "-delete")
+        await host.shell.run(old, deadline_s=60, check=False)
     return target

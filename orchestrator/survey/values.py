@@ -123,10 +123,9 @@ class Survey:
     """Everything a plan is made from; `controller` are the facts of the machine where heads of splits run.
 
     `model` names what speeds were timed on, `shape` tells it by its tensors' names, types and shapes (`quant.slice`;
-    "": not known). `controller_speed` is the controller's CPU natively (the head computes
-    there what is not placed on devices). `tensor` holds the groups timed in mode `tensor`; `tensor_refused` is the
-    engine's reason when it cannot cut this model's layers at all, `tensor_failed` the sets of devices with which that
-    failed when it was tried.
+    "": not known). `controller_speed` is the controller's CPU natively (the head computes there what is not placed on
+    devices). `tensor` holds the groups timed in mode `tensor`; `tensor_refused` is the engine's reason when it cannot
+    cut this model's layers at all, `tensor_failed` the sets of devices with which that failed when it was tried.
     """
 
     cluster: str
