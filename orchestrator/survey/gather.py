@@ -47,6 +47,8 @@ it is the controller's own, on which a head may compute the first layers of a sp
 async def gather_survey(measuring: Measuring, report: Report, now: datetime) -> Survey:
     """Measure the controller, then every host; local ones one after the other, since they share a processor."""
     controller = measuring.hosts.controller
+    if measuring.recalibrate:
+        measuring.slices.try_again()
     head = await _controller_speed(measuring, report)
     opened, local = measuring.hosts.by_name, asyncio.Lock()
     surveyed = all_or_raise(

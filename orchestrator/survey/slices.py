@@ -96,10 +96,14 @@ class SliceStore:
         )
 
     def use_synthetic(self) -> None:
-        """From now on, also in later runs: the engine does not load slices of this model."""
+        """From now on, also in later runs until `try_again`: the engine does not load slices of this model."""
         with self._writing:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._refused.touch()
+
+    def try_again(self) -> None:
+        """Slices shall be loaded again, whatever the engine made of them before."""
+        self._refused.unlink(missing_ok=True)
 
     def needed_bytes(self) -> int:
         """What a device must have for the smallest pair of slices."""

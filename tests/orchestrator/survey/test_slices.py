@@ -81,6 +81,11 @@ def test_what_the_engine_refuses_is_replaced_in_later_runs_too(model: Model, tmp
         found = one.slices()
         assert found is not None
         assert {found.shallow.source, found.deep.source} == {"synthetic"}
+    store.try_again()
+    store.try_again()
+    found = store.slices()
+    assert found is not None
+    assert (found.shallow.source, found.deep.source) == ("slice", "model")
 
 
 def test_hosts_that_ask_at_once_get_the_same_files(model: Model, tmp_path: Path) -> None:
