@@ -59,45 +59,90 @@ class _Reached:
     before: Mapping[int, "_Reached"]
 
 
-def place_layers(tables: StageTables, candidates: Sequence[Candidate], rules: Rules) -> tuple[Stage, ...] | None:
-    """The stages of the least time per decoded token over any of the candidates (fastest first), or None."""
-    return _Programme(tables, candidates, rules, slowest=False).best()[1]
+_Common = tuple[tuple[tuple[str, int], ...], Rules, bool]
+"""What one programme is for: the devices with their budgets, the rules, and whether the slowest stage counts."""
 
 
-def place_evenly(tables: StageTables, candidates: Sequence[Candidate], rules: Rules) -> tuple[Stage, ...] | None:
-    """Of the placements whose slowest stage is fastest when a prompt is read, the one of the least time per token."""
-    slowest_s = least_slowest_s(tables, candidates, rules)
-    capped = replace(rules, slowest_s=slowest_s * (1 + CAP_TOLERANCE))
-    return place_layers(tables, candidates, capped) if np.isfinite(slowest_s) else None
+class LayerSearch:
+    """Placements over the same tables; what several of them have in common is worked out once."""
 
+    def __init__(self, tables: StageTables) -> None:
+        self.tables = tables
+        self._programmes: dict[_Common, _Programme] = {}
+        self._allowed: dict[tuple[str, int, float, bool], Seconds] = {}
 
-def least_slowest_s(tables: StageTables, candidates: Sequence[Candidate], rules: Rules) -> float:
-    """The least time in which the slowest stage can read a micro-batch, infinity where nothing fits."""
-    return _Programme(tables, candidates, rules, slowest=True).best()[0]
+    def fastest(self, candidates: Sequence[Candidate], rules: Rules) -> tuple[Stage, ...] | None:
+        """The stages of the least time per decoded token over any of the candidates (fastest first), or None."""
+        return self._programme(candidates, rules, slowest=False).best(rules)[1]
+
+    def most_even(self, candidates: Sequence[Candidate], rules: Rules) -> tuple[Stage, ...] | None:
+        """Of the placements whose slowest stage reads a prompt fastest, the one of the least time per token."""
+        slowest_s = self.least_slowest_s(candidates, rules)
+        capped = replace(rules, slowest_s=slowest_s * (1 + CAP_TOLERANCE))
+        return self.fastest(candidates, capped) if np.isfinite(slowest_s) else None
+
+    def least_slowest_s(self, candidates: Sequence[Candidate], rules: Rules) -> float:
+        """The least time in which the slowest stage can read a micro-batch, infinity where nothing fits."""
+        return self._programme(candidates, rules, slowest=True).best(rules)[0]
+
+    def _programme(self, candidates: Sequence[Candidate], rules: Rules, *, slowest: bool) -> "_Programme":
+        """Where only the output layer moves, what is placed before the last stage stays the same, but on a head."""
+        common = replace(rules, output_on_head=rules.output_on_head and rules.native is not None)
+        key = (tuple((one.device.name, one.budget_bytes) for one in candidates), common, slowest)
+        if key not in self._programmes:
+            costs = {one.device.name: self._allowed_costs(one, rules.slowest_s, slowest=slowest) for one in candidates}
+            self._programmes[key] = _Programme(self.tables, candidates, costs, common, slowest=slowest)
+        return self._programmes[key]
+
+    def _allowed_costs(self, candidate: Candidate, slowest_s: float, *, slowest: bool) -> Seconds:
+        """Cost of each range as a stage that is not last, infinite where it is not allowed."""
+        tables, device = self.tables, candidate.device
+        key = (device.name, candidate.budget_bytes, slowest_s, slowest)
+        if key not in self._allowed:
+            costs = tables.prefill_s(device) if slowest else tables.decode_s(device)
+            forbidden = tables.too_large(candidate.budget_bytes)
+            if np.isfinite(slowest_s):
+                forbidden = forbidden | (tables.prefill_s(device) > slowest_s)
+            self._allowed[key] = np.where(forbidden, np.inf, costs)
+        return self._allowed[key]
 
 
 class _Programme:
-    """One search. `slowest`: the cost of a placement is that of its slowest stage, else the sum of all."""
+    """One search. `slowest`: the cost of a placement is that of its slowest stage, else the sum of all.
 
-    def __init__(self, tables: StageTables, candidates: Sequence[Candidate], rules: Rules, *, slowest: bool) -> None:
+    `rules`: where the output layer is plays no part here, but for a native first stage, which shares a budget with it.
+    """
+
+    def __init__(
+        self,
+        tables: StageTables,
+        candidates: Sequence[Candidate],
+        costs: Mapping[str, Seconds],
+        rules: Rules,
+        *,
+        slowest: bool,
+    ) -> None:
         self._tables = tables
         self._rules = rules
         self._slowest = slowest
         self._join = np.maximum if slowest else np.add
         self._native = next((one for one in candidates if one.device.name == rules.native), None)
         self._candidates = [one for one in candidates if one is not self._native]
-        self._costs = [self._matrix(one) for one in self._candidates]
+        self._costs = [costs[one.device.name] for one in self._candidates]
         self._every_block = np.arange(tables.memory.blocks + 1)
+        self._reached_before_last = [*self._before_last()]
 
-    def best(self) -> tuple[float, tuple[Stage, ...] | None]:
-        """The least cost and its stages; infinite and None where nothing fits."""
+    def best(self, rules: Rules) -> tuple[float, tuple[Stage, ...] | None]:
+        """The least cost and its stages with the output layer where `rules` want it; infinite and None if none fits."""
         best_cost, best, best_last = np.inf, None, 0
-        for last, reached in self._before_last():
-            ends = self._join(reached.cost, self._last_costs(last))
+        for last, reached in self._reached_before_last:
+            ends = self._join(reached.cost, self._last_costs(last, output=not rules.output_on_head))
             begin = int(ends.argmin())
             if ends[begin] < best_cost * (1 - TIE):
                 best_cost, best, best_last = float(ends[begin]), (reached, begin), last
-        return best_cost, None if best is None else self._trace(best_last, *best)
+        if best is None:
+            return best_cost, None
+        return best_cost, self._trace(best_last, *best, output=not rules.output_on_head)
 
     def _before_last(self) -> Iterator[tuple[int, _Reached]]:
         """Each device as the last one, the slowest first, with what the others can have reached before it."""
@@ -166,9 +211,9 @@ class _Programme:
         begin = ways.argmin(axis=1)
         return ways[self._every_block, begin], begin
 
-    def _trace(self, last: int, reached: _Reached, end: int) -> tuple[Stage, ...]:
+    def _trace(self, last: int, reached: _Reached, end: int, *, output: bool) -> tuple[Stage, ...]:
         blocks = self._tables.memory.blocks
-        stages = [Stage(self._candidates[last], end, blocks - end, not self._rules.output_on_head)]
+        stages = [Stage(self._candidates[last], end, blocks - end, output)]
         while reached.before:
             k, begin = int(reached.device[end]), int(reached.begin[end])
             if k != SKIPPED:
@@ -194,18 +239,9 @@ class _Programme:
             cost = np.where(too_large, np.inf, tables.native_s(device, micro_batch if self._slowest else tables.tokens))
         return _Reached(cost, nowhere, nowhere, {})
 
-    def _matrix(self, candidate: Candidate) -> Seconds:
-        """Cost of each range as a stage that is not last, infinite where it is not allowed."""
-        tables, device = self._tables, candidate.device
-        costs = tables.prefill_s(device) if self._slowest else tables.decode_s(device)
-        forbidden = tables.too_large(candidate.budget_bytes)
-        if np.isfinite(self._rules.slowest_s):
-            forbidden = forbidden | (tables.prefill_s(device) > self._rules.slowest_s)
-        return np.where(forbidden, np.inf, costs)
-
-    def _last_costs(self, last: int) -> Seconds:
+    def _last_costs(self, last: int, *, output: bool) -> Seconds:
         """Cost of the blocks from each i to the end on the last device; it always has at least one."""
-        tables, candidate, output = self._tables, self._candidates[last], not self._rules.output_on_head
+        tables, candidate = self._tables, self._candidates[last]
         read_s = tables.last_prefill_s(candidate.device, output=output)
         costs = read_s if self._slowest else tables.last_decode_s(candidate.device, output=output)
         forbidden = tables.last_too_large(candidate.budget_bytes, output=output) | (read_s > self._rules.slowest_s)

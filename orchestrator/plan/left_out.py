@@ -11,7 +11,7 @@ from orchestrator.plan.costs import (
     stage_link_s,
 )
 from orchestrator.plan.cut import part_bytes, whole_parts
-from orchestrator.plan.layers import Rules, place_layers
+from orchestrator.plan.layers import LayerSearch, Rules
 from orchestrator.plan.pools import Candidate, find_candidates, why_unusable
 from orchestrator.plan.single import why_not_alone
 from orchestrator.plan.split import ENGINE_DEVICES, Variant, pooled_for
@@ -39,12 +39,12 @@ def left_out_of(
     tried = {one.device.name: one for one in candidates}
     unused = sorted((device for device in survey.devices if device.name not in used), key=lambda device: device.name)
 
-    tables = StageTables(memory, candidates, 1 if plan.goal == "latency" else memory.parallel)
+    search = LayerSearch(StageTables(memory, candidates, 1 if plan.goal == "latency" else memory.parallel))
 
     def reason(device: Device) -> str:
         if device.name not in tried:
             return _why_not_tried(device, names)
-        return _why_slower(survey, tables, plan, others, candidates, tried[device.name])
+        return _why_slower(survey, search, plan, others, candidates, tried[device.name])
 
     return tuple(LeftOut(device.name, reason(device)) for device in unused)
 
@@ -69,18 +69,18 @@ def _why_not_tried(device: Device, names: Collection[str] | None) -> str:
 
 def _why_slower(
     survey: Survey,
-    tables: StageTables,
+    search: LayerSearch,
     plan: Plan,
     others: Sequence[Plan],
     candidates: Sequence[Candidate],
     one: Candidate,
 ) -> str:
-    group, memory = plan.fastest, tables.memory
+    group, memory = plan.fastest, search.tables.memory
     if plan.mode in ("single", "replicas"):
         return _against_whole(memory, plan, others, one)
     if plan.mode == "tensor":
-        return _against_tensor(tables, plan, others, one)
-    return holds_no_layer(memory, one) or _against_split(survey, tables, group, candidates, one)
+        return _against_tensor(search.tables, plan, others, one)
+    return holds_no_layer(memory, one) or _against_split(survey, search, group, candidates, one)
 
 
 def _against_whole(memory: ModelMemory, plan: Plan, others: Sequence[Plan], one: Candidate) -> str:
@@ -141,17 +141,17 @@ def _time_s(group: Group, tokens: int) -> float:
 
 
 def _against_split(
-    survey: Survey, tables: StageTables, group: Group, candidates: Sequence[Candidate], one: Candidate
+    survey: Survey, search: LayerSearch, group: Group, candidates: Sequence[Candidate], one: Candidate
 ) -> str:
     """Compare with the best split that has to use this device, with the head as it is in the plan."""
-    memory = tables.memory
+    tables, memory = search.tables, search.tables.memory
     if len(candidates) > MOST_PLACED:
         return _own_costs(tables, group, one)
     native = next((share.device for share in group.shares if share.native), None)
     variant = Variant(group.output_on_head, native)
     pooled = pooled_for(survey, memory, candidates, variant)
     rules = Rules(variant.output_on_head, variant.native, required=one.device.name)
-    stages = place_layers(tables, pooled, rules)
+    stages = search.fastest(pooled, rules)
     if stages is None or len(stages) > ENGINE_DEVICES:
         return "no split with it fits the budgets"
     layers = sum(stage.layers for stage in stages if stage.candidate.device.name == one.device.name)

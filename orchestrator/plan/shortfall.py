@@ -8,7 +8,7 @@ from orchestrator.errors import PlanError
 from orchestrator.plan.conversations import with_kv
 from orchestrator.plan.costs import needed_bytes, share_bytes
 from orchestrator.plan.cut import part_bytes, whole_parts
-from orchestrator.plan.layers import Rules, place_layers
+from orchestrator.plan.layers import LayerSearch, Rules
 from orchestrator.plan.left_out import holds_no_layer
 from orchestrator.plan.pools import Candidate, Pooled, pool_budgets, why_unusable
 from orchestrator.plan.single import why_not_alone
@@ -207,7 +207,8 @@ def _most_layers(memory: ModelMemory, candidates: Sequence[Candidate]) -> int:
 
 
 def _places(memory: ModelMemory, candidates: Sequence[Candidate]) -> bool:
-    return place_layers(StageTables(memory, candidates, 1), candidates, Rules(output_on_head=False)) is not None
+    search = LayerSearch(StageTables(memory, candidates, 1))
+    return search.fastest(candidates, Rules(output_on_head=False)) is not None
 
 
 def _first_layers(memory: ModelMemory, layers: int) -> ModelMemory:

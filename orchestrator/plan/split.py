@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.plan.costs import head_share_bytes, needed_bytes, output_seconds
-from orchestrator.plan.layers import Rules, place_evenly, place_layers
+from orchestrator.plan.layers import LayerSearch, Rules
 from orchestrator.plan.pools import CONTROLLER, Candidate, pool_budgets
 from orchestrator.plan.stage_tables import StageTables
 from orchestrator.plan.stages import (
@@ -82,15 +82,15 @@ def pooled_for(
 def _placements(
     survey: Survey, memory: ModelMemory, candidates: Sequence[Candidate], tokens: int
 ) -> Iterator[tuple[Variant, tuple[Stage, ...]]]:
-    tables = StageTables(memory, candidates, tokens)
+    search = LayerSearch(StageTables(memory, candidates, tokens))
     for variant in _variants(candidates):
         pooled, rules = pooled_for(survey, memory, candidates, variant), Rules(variant.output_on_head, variant.native)
-        stages = _place_within_limit(tables, pooled, rules)
+        stages = _place_within_limit(search, pooled, rules)
         if stages is None:
             continue
         yield variant, stages
         if variant.native is None:
-            yield variant, place_evenly(tables, _at_most(pooled, ENGINE_DEVICES), rules) or stages
+            yield variant, search.most_even(_at_most(pooled, ENGINE_DEVICES), rules) or stages
 
 
 def _variants(candidates: Sequence[Candidate]) -> tuple[Variant, ...]:
@@ -104,17 +104,17 @@ def may_be_native(candidate: Candidate) -> bool:
     return candidate.machine == CONTROLLER and device.kind == "cpu" and device.native.measured
 
 
-def _place_within_limit(tables: StageTables, candidates: Sequence[Candidate], rules: Rules) -> tuple[Stage, ...] | None:
+def _place_within_limit(search: LayerSearch, candidates: Sequence[Candidate], rules: Rules) -> tuple[Stage, ...] | None:
     """Place over all candidates; where that takes more devices than the engine does, over the fastest or largest."""
-    stages = place_layers(tables, candidates, rules)
+    stages = search.fastest(candidates, rules)
     if stages is None or len(stages) <= ENGINE_DEVICES:
         return stages
     found = [
         fewer
         for kept in (_at_most(candidates, ENGINE_DEVICES), _largest(candidates, ENGINE_DEVICES))
-        if (fewer := place_layers(tables, kept, rules)) is not None
+        if (fewer := search.fastest(kept, rules)) is not None
     ]
-    return min(found, key=lambda one: stages_s(tables.memory, one, tables.tokens), default=None)
+    return min(found, key=lambda one: stages_s(search.tables.memory, one, search.tables.tokens), default=None)
 
 
 def _at_most(candidates: Sequence[Candidate], count: int) -> tuple[Candidate, ...]:

@@ -76,6 +76,9 @@ class StageTables:
         self._longest_read_s = max(
             (self._all_s(speed, memory.micro_batch) for speed in self._even.values()), default=0.0
         )
+        self._distinct, self._nth_distinct = np.unique(
+            self._weights[self._ends] - self._weights[self._begins], return_inverse=True
+        )
         needed = _with_margin(self._held[self._ends] - self._held[self._begins] + memory.compute_bytes)
         self._needed = self._matrix(needed.astype(np.float64))
         self.decode_s = cache(self._decode_matrix)
@@ -138,17 +141,17 @@ class StageTables:
         return decode_s * (1 + MEASURED * measured) + balance * uneven_s
 
     def _measure_ranges(self, speed: Speed) -> Ranges:
-        weights, memory = self._weights[self._ends] - self._weights[self._begins], self.memory
+        memory, distinct, every = self.memory, self._distinct, self._nth_distinct
         tail = self._weights[-1] - self._weights
         read = np.maximum(tail - int((1 - LAST_BLOCK_PREFILL) * memory.layer_weights_bytes[-1]), 0)
         context_s = context_seconds(speed, 1, memory.micro_batch, memory)
         blocks, tail_blocks = self._ends - self._begins, memory.blocks - np.arange(memory.blocks + 1)
-        prefill_s = layers_s(speed, weights, memory.micro_batch) + context_s * blocks
+        prefill_s = layers_s(speed, distinct, memory.micro_batch)[every] + context_s * blocks
         tail_prefill_s = layers_s(speed, read, memory.micro_batch) + context_s * tail_blocks
         return Ranges(
-            decode_s=layers_s(speed, weights, self.tokens),
+            decode_s=layers_s(speed, distinct, self.tokens)[every],
             prefill_s=prefill_s,
-            uneven_s=prefill_s * (weights / self._weights[-1]),
+            uneven_s=prefill_s * (distinct / self._weights[-1])[every],
             tail_decode_s=layers_s(speed, tail, self.tokens),
             tail_prefill_s=tail_prefill_s,
             tail_uneven_s=tail_prefill_s * (read / self._weights[-1]),

@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from orchestrator.plan.layers import EVERY_ORDER, Rules, least_slowest_s, place_evenly, place_layers
+from orchestrator.plan.layers import EVERY_ORDER, LayerSearch, Rules
 from orchestrator.plan.pools import CONTROLLER, Candidate, find_candidates
 from orchestrator.plan.stage_tables import StageTables
 from orchestrator.plan.stages import Stage, stage_needs_bytes, stage_prefill_s, stage_time_s, stages_s
@@ -120,7 +120,9 @@ def test_no_placement_at_all_takes_less_time_per_token(native: bool) -> None:
     feasible = 0
     for seed in INSTANCES:
         case = an_instance(seed, native=native)
-        stages = place_layers(StageTables(case.memory, case.candidates, case.tokens), case.candidates, case.rules)
+        stages = LayerSearch(StageTables(case.memory, case.candidates, case.tokens)).fastest(
+            case.candidates, case.rules
+        )
         time_s = token_s(case)
         best_s = min((time_s(one) for one in every_placement(case)), default=inf)
         assert time_s(stages) == pytest.approx(best_s, rel=EXACT), seed
@@ -134,11 +136,11 @@ def test_no_placement_at_all_has_a_faster_slowest_stage_and_of_the_like_none_a_f
     for seed in INSTANCES:
         case = an_instance(seed, native=native)
         tables = StageTables(case.memory, case.candidates, case.tokens)
-        stages = place_evenly(tables, case.candidates, case.rules)
+        stages = LayerSearch(tables).most_even(case.candidates, case.rules)
         slow_s, time_s = slowest_s(case), token_s(case)
         every = [(slow_s(one), time_s(one)) for one in every_placement(case)]
         least_s = min((slow for slow, _ in every), default=inf)
-        assert least_slowest_s(tables, case.candidates, case.rules) == pytest.approx(least_s), seed
+        assert LayerSearch(tables).least_slowest_s(case.candidates, case.rules) == pytest.approx(least_s), seed
         assert slow_s(stages) == pytest.approx(least_s), seed
         best_s = min((time for slow, time in every if slow <= least_s * (1 + 1e-9)), default=inf)
         assert time_s(stages) == pytest.approx(best_s, rel=EXACT), seed
@@ -148,7 +150,7 @@ def test_blocks_of_one_size_are_placed_as_well_as_any_order_can_also_on_more_dev
     for seed in range(40):
         case = an_instance(seed, native=False, most_devices=EVERY_ORDER + 1)
         case = replace(case, memory=make_memory(5, layer_mib=60), tokens=1)
-        stages = place_layers(StageTables(case.memory, case.candidates), case.candidates, case.rules)
+        stages = LayerSearch(StageTables(case.memory, case.candidates)).fastest(case.candidates, case.rules)
         time_s = token_s(case)
         best_s = min((time_s(one) for one in every_placement(case)), default=inf)
         assert time_s(stages) == pytest.approx(best_s, rel=EXACT), seed
@@ -162,7 +164,7 @@ def test_every_layer_is_placed_once_in_order_within_every_budget() -> None:
         )
         memory = make_memory([random.randint(5, 120) for _ in range(random.randint(1, 30))])
         case = Instance(memory, candidates, Rules(random.random() < 0.5), 1)
-        stages = place_layers(StageTables(memory, candidates), candidates, case.rules)
+        stages = LayerSearch(StageTables(memory, candidates)).fastest(candidates, case.rules)
         if stages is None:
             continue
         placed = [layer for one in stages for layer in range(one.first_layer, one.first_layer + one.layers)]
@@ -177,7 +179,7 @@ def test_more_budget_is_never_a_worse_placement() -> None:
         random, case = Random(seed), an_instance(seed, native=False)
         richer = [replace(one, budget_bytes=one.budget_bytes + random.randint(0, 400) * MIB) for one in case.candidates]
         tables = StageTables(case.memory, case.candidates)
-        before, after = (place_layers(tables, each, case.rules) for each in (case.candidates, richer))
+        before, after = (LayerSearch(tables).fastest(each, case.rules) for each in (case.candidates, richer))
         if before is not None:
             assert after is not None
             assert stages_s(case.memory, after) <= stages_s(case.memory, before) * (1 + EXACT)
@@ -187,7 +189,7 @@ def ranges(
     memory: ModelMemory, candidates: Sequence[Candidate], rules: Rules
 ) -> list[tuple[str, int, int, bool]] | None:
     """The stages placed, as (device, first layer, layers, output)."""
-    stages = place_layers(StageTables(memory, candidates), candidates, rules)
+    stages = LayerSearch(StageTables(memory, candidates)).fastest(candidates, rules)
     if stages is None:
         return None
     return [(one.candidate.device.name, one.first_layer, one.layers, one.output) for one in stages]
