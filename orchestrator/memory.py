@@ -127,6 +127,7 @@ async def _count(question: _Question) -> ModelMemory:
         compute_bytes=compute.inner_bytes,
         compute_last_bytes=compute.last_bytes,
         compute_head_bytes=compute.head_bytes,
+        compute_one_copy_bytes=compute.one_copy_bytes,
         logits_bytes=logits_bytes(model),
         hidden_bytes=hidden_bytes(model),
         kv_heads=min((heads for heads in model.head_count_kv if heads), default=1),
@@ -171,11 +172,15 @@ def surplus_logits_bytes(model: Model, *, parallel: int, micro_batch: int) -> in
 
 @dataclass(frozen=True)
 class ComputeBuffers:
-    """Upper bounds in bytes: of a device that is not last, of one that is last or alone, and of the head."""
+    """Upper bounds in bytes: of a device that is not last, of one that is last or alone, and of the head.
+
+    `one_copy_bytes`: of any device where it is alone or the output layer is on the head.
+    """
 
     inner_bytes: int
     last_bytes: int
     head_bytes: int
+    one_copy_bytes: int
 
 
 def compute_buffers(
@@ -193,6 +198,7 @@ def compute_buffers(
         inner_bytes=most_inner,
         last_bytes=max(most_inner, last - surplus_bytes, alone - surplus_bytes),
         head_bytes=max(head, head_with_output - surplus_bytes),
+        one_copy_bytes=max(*without_output, alone - surplus_bytes),
     )
 
 
@@ -267,7 +273,7 @@ def _digest(question: _Question) -> str:
     """Of everything the answer depends on; paths are not among it."""
     model = replace(question.model, path=Path(), shards=())
     facts = (
-        "tensor buffers, refusals, cuts and cut buffers",
+        "tensor buffers, refusals, cuts, cut buffers and one copy",
         _build(question.engine),
         model,
         question.context,

@@ -182,7 +182,7 @@ def _group(
     return Group(
         mode="layers",
         head=stages[0].candidate.device.host if variant.native else CONTROLLER,
-        shares=tuple(_share(memory, stage) for stage in stages),
+        shares=tuple(_share(memory, stage, variant, alone=len(stages) == 1) for stage in stages),
         parallel=memory.parallel,
         micro_batch=memory.micro_batch,
         output_on_head=variant.output_on_head,
@@ -231,8 +231,10 @@ def _head_speed(survey: Survey, candidates: Sequence[Candidate], variant: Varian
     return like.speed, (note,) if variant.output_on_head else ()
 
 
-def _share(memory: ModelMemory, stage: Stage) -> Share:
+def _share(memory: ModelMemory, stage: Stage, variant: Variant, *, alone: bool) -> Share:
+    """Its buffers are those it will have; for the budgets all have the most that any device of the split could."""
     held = stage_bytes(memory, stage)
+    one_copy = alone or variant.output_on_head or variant.native is not None
     return Share(
         device=stage.candidate.device.name,
         first_layer=stage.first_layer,
@@ -240,7 +242,7 @@ def _share(memory: ModelMemory, stage: Stage) -> Share:
         output=stage.output,
         weights_bytes=held.weights_bytes,
         kv_bytes=held.kv_bytes,
-        compute_bytes=held.compute_bytes,
+        compute_bytes=(one_copy and memory.compute_one_copy_bytes) or held.compute_bytes,
         budget_bytes=stage.candidate.budget_bytes,
         time_s=stage_time_s(memory, stage),
         native=stage.native,

@@ -19,7 +19,9 @@ class ModelMemory:
 
     `layer_weights_bytes[i]` and `layer_kv_bytes[i]` belong to block i. `output_bytes` is the output layer as a device
     holds it (a copy of the token embedding where the two are tied). `input_bytes` stays on the head. The compute
-    buffers are those of a device that is not last, of one that is last and makes logits, and of the head itself.
+    buffers are those of a device that is not last, of one that is last and makes logits, and of the head itself;
+    `compute_one_copy_bytes` are those of a device that is alone, or whose head has the output layer or the first
+    layers: the engine then keeps one copy of what a stage is given, not four (0: not counted).
     `logits_bytes` cross the link per token when the output layer is remote; `hidden_bytes` per token at each stage.
     `kv_heads` is the smallest number of KV heads of any layer that has attention: mode `tensor` cuts no finer. How much
     coarser it cuts follows from `head_groups`, of layers that differ in it: query elements per KV head, and those in a
@@ -51,6 +53,7 @@ class ModelMemory:
     attention_bytes: int = 0
     mirrored_bytes: int = 0
     cut_compute_bytes: int = 0
+    compute_one_copy_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:

@@ -59,20 +59,24 @@ def test_compute_buffers_of_the_demo_model() -> None:
         recorded("fit_three_workers_output_on_head.txt", 3),
         surplus,
     )
-    assert buffers == ComputeBuffers(inner_bytes=5 * MIB, last_bytes=5 * MIB, head_bytes=3 * MIB)
+    assert buffers == ComputeBuffers(
+        inner_bytes=5 * MIB, last_bytes=5 * MIB, head_bytes=3 * MIB, one_copy_bytes=3 * MIB
+    )
 
 
 def test_compute_buffers_with_large_logits() -> None:
     native = FitRow("Host", 0, 0, 300)
     remote = (FitRow("RPC0", 0, 0, 80), FitRow("RPC1", 0, 0, 320), FitRow("Host", 0, 0, 10))
     on_head = (FitRow("RPC0", 0, 0, 60), FitRow("RPC1", 0, 0, 60), FitRow("Host", 0, 0, 260))
-    assert compute_buffers(native, remote, on_head, 200 * MIB) == ComputeBuffers(81 * MIB, 121 * MIB, 61 * MIB)
+    assert compute_buffers(native, remote, on_head, 200 * MIB) == ComputeBuffers(
+        81 * MIB, 121 * MIB, 61 * MIB, one_copy_bytes=101 * MIB
+    )
 
 
 def test_one_device_alone_counts_as_last() -> None:
     native = FitRow("Host", 0, 0, 9)
     buffers = compute_buffers(native, (FitRow("RPC0", 0, 0, 4), native), (FitRow("RPC0", 0, 0, 2), native), 0)
-    assert buffers == ComputeBuffers(3 * MIB, 10 * MIB, 10 * MIB)
+    assert buffers == ComputeBuffers(3 * MIB, 10 * MIB, 10 * MIB, one_copy_bytes=10 * MIB)
 
 
 def test_logits_beyond_one_row_per_conversation_are_surplus(tiny: Model) -> None:
@@ -144,6 +148,7 @@ async def test_demo_model_is_counted_by_the_engine(engine: Engine, demo_model: P
         kv_heads=3,
         compute_tensor_bytes=5 * MIB,
         cut_compute_bytes=int(3.5 * 1536 * 4 * 64),
+        compute_one_copy_bytes=3 * MIB,
         head_groups=((192, 32),),
         attention_bytes=16_588_800,
         mirrored_bytes=138_240,

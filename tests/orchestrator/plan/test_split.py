@@ -52,6 +52,16 @@ def test_a_group_is_predicted_from_its_stages_and_the_head() -> None:
     assert best.tensor_split == (5, 6)
 
 
+def test_a_device_alone_and_one_before_a_head_with_the_output_layer_have_one_copy_of_their_input() -> None:
+    survey = make_survey([make_device(f"{name}/cpu", 800, link=FREE) for name in "ab"], controller_gib_per_s=0.01)
+    memory = replace(make_memory(10), compute_one_copy_bytes=30 * MIB)
+    several = splits(survey, memory, split={"a/cpu": 5, "b/cpu": 5})
+    on_head = {group.output_on_head: {share.compute_bytes for share in group.shares} for group in several}
+    assert on_head == {True: {30 * MIB}, False: {40 * MIB, memory.compute_last_bytes}}
+    alone = splits(make_survey([make_device("a/cpu", 2000)]), memory, split={"a/cpu": 10})
+    assert {share.compute_bytes for group in alone for share in group.shares} == {30 * MIB}
+
+
 def test_logits_cross_the_link_when_the_last_device_makes_them() -> None:
     survey = make_survey([make_device("a/cpu", 2000), make_device("b/cpu", 2000)], controller_gib_per_s=0.01)
     best = splits(survey, make_memory(4))[0]
