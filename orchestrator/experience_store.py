@@ -25,7 +25,7 @@ from quant.slice import shape_digest
 
 MOST_RECORDS = 300
 MOST_OF_ONE_GROUP = 5
-_FORMAT = "1"
+_FORMAT = "2"
 
 
 @dataclass(frozen=True)
