@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from orchestrator.errors import BringUpError, ClusterStateError
 from orchestrator.folders import ClusterFolder
 from orchestrator.report import Event, Failed, Ready, read_event
-from orchestrator.state import is_held, read_state
+from orchestrator.state import ClusterState, is_held, read_state
 
 POLL_S = 0.1
 STOP_DEADLINE_S = 60.0
@@ -41,6 +41,19 @@ def starting(folder: ClusterFolder) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
+
+
+async def until_up(folder: ClusterFolder) -> ClusterState:
+    """Wait for a start that another program has begun; BringUpError when it comes to nothing."""
+    while True:
+        state = read_state(folder)
+        if state is not None and state.phase == "ready" and is_held(folder):
+            return state
+        with starting(folder) as alone:
+            if alone and not is_held(folder):
+                why = f": {state.message}" if state is not None and state.phase == "failed" else ""
+                raise BringUpError(f"{folder.path.name} did not start{why}", hint="try again with `meshctl up`")
+        await asyncio.sleep(POLL_S)
 
 
 def start_supervisor(inventory: Path, folder: ClusterFolder, options: tuple[str, ...]) -> subprocess.Popen[bytes]:

@@ -21,6 +21,10 @@ class ClusterFolder:
         return self.path / "start.lock"
 
     @property
+    def measuring_lock(self) -> Path:
+        return self.path / "measuring.lock"
+
+    @property
     def state(self) -> Path:
         return self.path / "state.json"
 

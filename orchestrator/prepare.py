@@ -25,10 +25,10 @@ from orchestrator.plan.values import ModelMemory, Ranking
 from orchestrator.report import Report
 from orchestrator.survey.gather import gather_survey
 from orchestrator.survey.slices import SliceStore
-from orchestrator.survey.tensor_times import measure_tensor
+from orchestrator.survey.tensor_times import measure_tensor, with_kept
 from orchestrator.survey.timing import Measuring
 from orchestrator.survey.values import Survey
-from orchestrator.tuned import load_tuned, memory_at, prefer, tuned_plan, valid_for, with_threads
+from orchestrator.tuned import is_beaten, load_tuned, memory_at, prefer, tuned_plan, valid_for, with_threads
 from orchestrator.view.sizes import bytes_text
 from orchestrator.wishes import Wishes
 from quant.catalogue import CATALOGUE
@@ -88,7 +88,8 @@ async def prepare_ranking(
 
 
 async def _tuned(prepared: Prepared, folders: Folders, asked: Asked) -> tuple[Prepared, Ranking] | None:
-    """The ranking with the winner of `meshctl tune` first, at its threads; None when there is none that still fits."""
+    """The ranking with the winner of `meshctl tune` first, at its threads; None when there is
+    none that still fits, or one that was measured to be better."""
     inventory = prepared.inventory
     valid = valid_for(inventory, prepared.model, prepared.engine.manifest.engine, asked)
     tuned = None if asked.split else load_tuned(folders.cluster(inventory.cluster), valid)
@@ -99,7 +100,9 @@ async def _tuned(prepared: Prepared, folders: Folders, asked: Asked) -> tuple[Pr
     ranking = rank_plans(run.survey, run.memories, asked, run.experience)
     memory = await memory_at(tuned.micro_batch, run.memory, run.engine.folder, run.model, folders)
     plan = tuned_plan(ranking, run.survey, memory, tuned, run.experience)
-    return None if plan is None else (run, prefer(ranking, plan, run.survey, run.memory, asked))
+    if plan is None or is_beaten(plan, ranking):
+        return None
+    return run, prefer(ranking, plan, run.survey, run.memory, asked)
 
 
 async def prepare(inventory: Inventory, hosts: OpenHosts, folders: Folders, report: Report, wishes: Wishes) -> Prepared:
@@ -140,8 +143,10 @@ async def _with_tensor(
     if survey.tensor_refused or wishes.split is not None or wishes.mode not in (None, "tensor", "replicas"):
         return survey
     candidates = find_candidates(survey, wishes.devices)
-    sets = finalists(survey, memories, candidates, asked_for=wishes.mode == "tensor")
-    return await measure_tensor(measuring, survey, sets, report)
+    every = finalists(survey, memories, candidates, asked_for=True)
+    worth = every if wishes.mode == "tensor" else finalists(survey, memories, candidates)
+    survey = await measure_tensor(measuring, survey, worth, report)
+    return survey if survey.tensor_refused else with_kept(measuring, survey, every)
 
 
 async def prepare_engine(hosts: OpenHosts, folders: Folders, report: Report) -> tuple[Engine, dict[str, str]]:

@@ -129,10 +129,43 @@ def hold(folder: ClusterFolder) -> Iterator[None]:
         lock.release()
 
 
-def is_held(folder: ClusterFolder) -> bool:
-    """Whether a supervisor lives for this cluster; several may look at once, hence the shared lock."""
+@contextmanager
+def measuring(folder: ClusterFolder) -> Iterator[None]:
+    """Be the only `bench` or `tune` of a cluster: two at once would measure each other. ClusterStateError if not."""
+    folder.prepare()
+    lock = FileLock(folder.measuring_lock, timeout=LOCK_WAIT_S)
     try:
-        descriptor = os.open(folder.lock, os.O_RDONLY)
+        lock.acquire()
+    except Timeout as error:
+        raise being_measured(folder) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def being_measured(folder: ClusterFolder) -> ClusterStateError:
+    """The error of whoever would disturb a `bench` or `tune` that runs."""
+    return ClusterStateError(
+        f"{folder.path.name} is being measured: a `meshctl tune` or `meshctl bench` of it runs",
+        hint="wait until it is done, or stop it with Ctrl-C",
+    )
+
+
+def is_measured(folder: ClusterFolder) -> bool:
+    """Whether a `bench` or `tune` of this cluster runs now."""
+    return _is_locked(folder.measuring_lock)
+
+
+def is_held(folder: ClusterFolder) -> bool:
+    """Whether a supervisor lives for this cluster."""
+    return _is_locked(folder.lock)
+
+
+def _is_locked(path: Path) -> bool:
+    """Several may look at once, hence the shared lock."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:

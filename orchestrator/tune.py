@@ -22,6 +22,7 @@ from orchestrator.plan.values import PROMPT_TOKENS, Group, Plan, Ranking, plan_k
 from orchestrator.prepare import Prepared, prepare_ranking
 from orchestrator.processes import Started
 from orchestrator.report import Report
+from orchestrator.state import is_held, measuring
 from orchestrator.survey.gather import default_threads
 from orchestrator.survey.values import Survey
 from orchestrator.tuned import (
@@ -36,6 +37,7 @@ from orchestrator.tuned import (
     with_micro_batch,
     with_threads,
 )
+from orchestrator.view.ranking import plan_text
 from orchestrator.wishes import Wishes
 
 SIZE = BenchSize(prompt=PROMPT_TOKENS, generate=32, repetitions=3)
@@ -74,7 +76,18 @@ class TuneResult:
 
 
 async def tune(inventory: Inventory, folders: Folders, report: Report, wishes: Wishes, *, top: int = 3) -> TuneResult:
-    """Run the `top` best plans and variants of the winner. EngineError when no plan could be run at all."""
+    """Run the `top` best plans and variants of the winner. EngineError when no plan could be run at all.
+
+    ClusterStateError while another one, or a bench, measures this cluster.
+    """
+    folder = folders.cluster(inventory.cluster)
+    with measuring(folder):
+        if is_held(folder):
+            report.warn(f"{inventory.cluster} is up: what it does on these machines makes what is measured slower")
+        return await _tune(inventory, folders, report, wishes, top)
+
+
+async def _tune(inventory: Inventory, folders: Folders, report: Report, wishes: Wishes, top: int) -> TuneResult:
     report.step("Connecting")
     async with open_hosts(inventory, folders, report) as hosts:
         prepared, ranking = await prepare_ranking(inventory, hosts, folders, report, wishes)
@@ -139,10 +152,11 @@ class _Tuning:
         threads = {device.name: device.threads for device in self._prepared.survey.devices}
         ran = dict[str, Trial]()
         for number, plan in enumerate(plans, 1):
-            self._bench.report.step(f"Running plan {number} of {len(plans)}: {plan_key(plan)}")
+            self._bench.report.step(f"Running plan {number} of {len(plans)}: {plan_text(plan)}")
             trial = await self._try("plan", plan, {share.device: threads[share.device] for share in plan.shares})
             if trial.measured is not None:
                 ran[plan_key(plan)] = trial
+            if ran and (number > 1 or len(plans) == 1):
                 self._keep(_first(ran, self._goal))
         if not ran:
             raise EngineError("none of the best plans could be run", hint="the remarks above say why; `meshctl doctor`")

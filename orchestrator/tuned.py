@@ -17,7 +17,7 @@ from orchestrator.memory import count_memory
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.choose import explained, rank_plans
 from orchestrator.plan.experience import Experience, Measured
-from orchestrator.plan.values import ModelMemory, Plan, PlanMode, Ranking, plan_key
+from orchestrator.plan.values import ModelMemory, Plan, PlanMode, Ranking, alike_key, plan_key
 from orchestrator.state import inventory_digest, write_private
 from orchestrator.survey.values import Survey
 from quant.model import Model
@@ -56,6 +56,9 @@ class Tuned:
     threads: Mapping[str, int]
     measured: tuple[Measured, ...]
 
+
+BEATEN = 0.95
+"""A winner is put aside for a plan that was measured to take less than this part of its time: the rest is noise."""
 
 BEST_MEASURED = "`meshctl tune` measured it to be the best of those it ran"
 
@@ -97,6 +100,13 @@ def save_tuned(folder: ClusterFolder, tuned: Tuned) -> None:
         if one.valid != tuned.valid and one.valid.inventory_sha256 == tuned.valid.inventory_sha256
     ]
     write_private(_path(folder), _FILE.dump_json((*others, tuned), indent=2).decode())
+
+
+def forget_tuned(folder: ClusterFolder) -> int:
+    """Drop all winners of a cluster; how many there were."""
+    found = len(_read(folder))
+    _path(folder).unlink(missing_ok=True)
+    return found
 
 
 def load_tuned(folder: ClusterFolder, valid: Valid) -> Tuned | None:
@@ -152,12 +162,20 @@ def asked_again(goal: str, mode: PlanMode, split: Mapping[str, int]) -> Asked:
 
 
 def _of_key(ranking: Ranking, key: str) -> Plan | None:
-    return next((plan for plan in ranking.plans if plan_key(plan) == key), None)
+    """The plan of this key, else one whose devices only stand in another order."""
+    exact = next((plan for plan in ranking.plans if plan_key(plan) == key), None)
+    return exact or next((plan for plan in ranking.plans if alike_key(plan_key(plan)) == alike_key(key)), None)
+
+
+def is_beaten(plan: Plan, ranking: Ranking) -> bool:
+    """Whether one of the others was measured too, in another run, and took less time than the winner does."""
+    measured = (one for one in ranking.plans if all(group.known == "measured" for group in one.groups))
+    return any(one.goal_s < BEATEN * plan.goal_s for one in measured)
 
 
 def prefer(ranking: Ranking, plan: Plan, survey: Survey, memory: ModelMemory, asked: Asked) -> Ranking:
     """The ranking with this plan first, compared with the others anew. `asked` is what the user asked for."""
-    others = [one for one in ranking.plans if plan_key(one) != plan_key(plan)]
+    others = [one for one in ranking.plans if alike_key(plan_key(one)) != alike_key(plan_key(plan))]
     chosen, *rest = explained(survey, memory, asked, plan, others, others).plans
     return Ranking((replace(chosen, reasons=(BEST_MEASURED, *chosen.reasons)), *rest))
 

@@ -14,7 +14,7 @@ from orchestrator.plan.costs import layers_seconds, output_seconds
 from orchestrator.plan.values import ModelMemory
 from orchestrator.sizes import parse_bytes, shown
 from orchestrator.survey.values import Device, HostSurvey, Link, PassTime, Speed, Survey
-from workers.budget import Budget
+from workers.budget import MIB, Budget
 from workers.facts import HostFacts
 
 ADD_EXAMPLE = "new=16GiB,desktop*0.5,1Gbit/s@0.5ms"
@@ -57,12 +57,12 @@ def parse_addition(text: str) -> Addition:
     """`NAME=memory,speed,link`, such as "new=16GiB,desktop*0.5,1Gbit/s@0.5ms"; UsageError says which part is wrong."""
     name, _, described = text.partition("=")
     parts = [part.strip() for part in described.split(",")]
-    if len(parts) != 3:
+    if len(parts) != 3 or not name.strip():
         raise _refusal(text, "needs a name, a memory, a speed and a link")
     try:
         like, factor, decode = _parse_speed(parts[1])
         return Addition(
-            host_name(name.strip()), parse_bytes(parts[0]), _parse_link(parts[2]), like, factor, decode, parts[1]
+            host_name(name.strip()), _memory(parts[0]), _parse_link(parts[2]), like, factor, decode, parts[1]
         )
     except ValueError as error:
         raise _refusal(text, str(error).replace("; ", ": ")) from error
@@ -94,9 +94,10 @@ def check_names(hosts: Collection[str], without: Collection[str], adds: Sequence
         raise UsageError("--without leaves no host at all", hint=f"keep one of {there}, or --add one")
     for one in adds:
         if one.name in names:
+            real = one.name in hosts
             raise UsageError(
-                f"--add {one.name}: this host is there already",
-                hint=f"choose another name, or take the real one away: --without {one.name}",
+                f"--add {one.name}: this host is {'there already' if real else 'added twice'}",
+                hint=f"choose another name{f', or take the real one away: --without {one.name}' if real else ''}",
             )
         names.append(one.name)
         if one.like and one.like.split("/")[0] not in hosts:
@@ -113,6 +114,13 @@ def _refusal(text: str, problem: str) -> UsageError:
         hint=f"write NAME=memory,speed,link, such as {ADD_EXAMPLE}; a speed is HOST*FACTOR or the tokens per second at "
         f"which this model decodes there (12t/s), a link RATE@ROUND-TRIP or one of {presets}",
     )
+
+
+def _memory(text: str) -> int:
+    size_bytes = parse_bytes(text)
+    if size_bytes < MIB:
+        raise ValueError(f'{shown(text)} is too little to hold anything; write at least "1MiB"')
+    return size_bytes
 
 
 def _parse_speed(text: str) -> tuple[str, float, float]:

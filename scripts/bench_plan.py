@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Protocol
 
@@ -94,6 +95,9 @@ def _run_cell(cell: Cell, limits: Limits, recalibrate: bool) -> CellRecord:
         model = _model(cell, folders)
         with ExitStack() as stack:
             stack.enter_context(places.controller_held())
+            if cell.link != places.LOCAL:  # with known hosts of its own: other labs have had the same addresses
+                state = stack.enter_context(TemporaryDirectory(prefix="meshctl-bench-plan-"))
+                folders = replace(folders, state=Path(state))
             memory = _memory_bytes(cell, model, folders)
             hosts = stack.enter_context(places.devices(cell, folders.state / "bench-plan", memory))
             record = _measured(record, cell, _inventory(cell, model, hosts), folders, limits, recalibrate)

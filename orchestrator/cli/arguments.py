@@ -89,6 +89,8 @@ def device_set(devices: str, hosts: KnownHosts) -> frozenset[str]:
     names = _parts(devices)
     if not names:
         raise UsageError(f'--devices "{devices}" names no device', hint="name some, such as desktop/cpu,laptop/cpu")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"--devices: {', '.join(twice)} is there twice", hint="name each device once")
     _check_devices("--devices", names, hosts)
     return frozenset(names)
 

@@ -78,11 +78,16 @@ def _compare(wanted: "InventoryValue", size: "BenchSize", wishes: "Wishes", top:
     from orchestrator.hosts import open_hosts
     from orchestrator.prepare import prepare_ranking
     from orchestrator.processes import Started
+    from orchestrator.state import measuring
 
     folders = user_folders()
 
     async def work(report: "Report") -> "Comparison":
         report.step("Connecting")
+        with measuring(folders.cluster(wanted.cluster)):
+            return await compare(report)
+
+    async def compare(report: "Report") -> "Comparison":
         async with open_hosts(wanted, folders, report) as hosts:
             prepared, ranking = await prepare_ranking(wanted, hosts, folders, report, wishes)
             started = Started()

@@ -48,7 +48,7 @@ def up(
     from orchestrator.detach import starting
     from orchestrator.folders import user_folders
     from orchestrator.inventory_file import load_inventory
-    from orchestrator.state import inventory_digest, is_held, read_state
+    from orchestrator.state import being_measured, inventory_digest, is_held, is_measured, read_state
 
     wanted = load_inventory(inventory)
     folders = user_folders()
@@ -61,9 +61,15 @@ def up(
     folder = folders.cluster(wanted.cluster)
     if is_held(folder):
         state = read_state(folder)
+        _check_kept(wanted.cluster, wishes)
+        if state is not None and state.phase == "starting" and detach:
+            _wait_for_the_other(wanted.cluster, folder)
+            return
         talk().print(_already(wanted.cluster, state), markup=False, soft_wrap=True)
         if state is not None and state.inventory_sha256 != inventory_digest(inventory):
             talk().print(f"{inventory} has changed since: `meshctl down`, then `meshctl up` again", markup=False)
+    elif is_measured(folder):
+        raise being_measured(folder)
     elif not detach:
         _foreground(wanted, folders, wishes)
     else:
@@ -71,7 +77,28 @@ def up(
             if first:
                 _detach(inventory, wanted, folders, wishes)
             else:
-                talk().print(_already(wanted.cluster, None), markup=False, soft_wrap=True)
+                _check_kept(wanted.cluster, wishes)
+                _wait_for_the_other(wanted.cluster, folder)
+
+
+def _check_kept(cluster: str, wishes: "Wishes") -> None:
+    """A cluster that is up keeps its plan: ClusterStateError where another one is asked for."""
+    from orchestrator.errors import ClusterStateError
+
+    if words := wish_options(wishes):
+        raise ClusterStateError(
+            f"{cluster} is up already and keeps its plan: {' '.join(words)} would not be followed",
+            hint="`meshctl down` first; see its plan with `meshctl status`",
+        )
+
+
+def _wait_for_the_other(cluster: str, folder: "ClusterFolder") -> None:
+    from orchestrator.cli.run import run, talk
+    from orchestrator.detach import until_up
+
+    talk().print(f"{cluster} is starting already; waiting until it answers", markup=False, soft_wrap=True)
+    state = run(until_up(folder))
+    talk().print(f"{cluster} answers at {state.gateway}", markup=False, soft_wrap=True)
 
 
 def _already(cluster: str, state: "ClusterState | None") -> str:

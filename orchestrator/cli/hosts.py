@@ -36,7 +36,8 @@ def trust(
     inventory: Inventory = DEFAULT_INVENTORY,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Trust what is offered without asking.")] = False,
     replace: Annotated[
-        list[str] | None, typer.Option("--replace", help="Replace the key of this host, which has changed.")
+        list[str] | None,
+        typer.Option("--replace", metavar="HOST", help="Replace the key of this host, which has changed."),
     ] = None,
 ) -> None:
     """Show the host keys of all machines and, after you agree, remember them in meshctl's own known-hosts file.

@@ -57,13 +57,15 @@ def plan(
     split: Split = None,
     goal: Goal = None,
     without: Annotated[
-        list[str] | None, typer.Option("--without", help="As if this host were not there; may be repeated.")
+        list[str] | None,
+        typer.Option("--without", metavar="HOST", help="As if this host were not there; may be repeated."),
     ] = None,
     add: Annotated[
         list[str] | None,
         typer.Option(
             "--add",
-            help="As if there were this machine too: NAME=memory,speed,link, such as new=16GiB,desktop*0.5,gigabit or "
+            metavar="NAME=MEMORY,SPEED,LINK",
+            help="As if there were this machine too, such as new=16GiB,desktop*0.5,gigabit or "
             "new=16GiB,12t/s,1Gbit/s@0.5ms; may be repeated.",
         ),
     ] = None,

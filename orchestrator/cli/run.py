@@ -4,6 +4,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 INTERRUPTED = 130
+LEAST_COLUMNS = 80
 
 
 def talk() -> Console:
@@ -25,8 +27,10 @@ def talk() -> Console:
 
 
 def answer() -> Console:
-    """Where answers go: stdout."""
-    return Console(highlight=False)
+    """Where answers go: stdout. Never narrower than tables are: a terminal wraps lines, but would lose their ends."""
+    console = Console(highlight=False)
+    console.width = max(console.width, LEAST_COLUMNS)
+    return console
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
@@ -34,6 +38,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(main)
     except KeyboardInterrupt:
+        talk().print("interrupted")
         raise SystemExit(INTERRUPTED) from None
 
 
@@ -79,7 +84,13 @@ def show_error(error: BaseException) -> None:
 
 
 def reporting_errors(call: Callable[[], None]) -> None:
-    """Run the whole program; the only place that catches our errors."""
+    """Run the whole program; the only place that catches our errors.
+
+    What the terminal's encoding has no character for is written as a question mark.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         call()
     except REPORTED as error:

@@ -29,18 +29,27 @@ def tune(
     devices: Devices = None,
     goal: Goal = None,
     recalibrate: Recalibrate = False,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Run nothing: drop the winners kept for this inventory's cluster.")
+    ] = False,
 ) -> None:
     """Run the best plans, one after the other, and keep what was measured for the plans to come.
 
-    It can be stopped at any time with Ctrl-C: what was measured until then is kept, and nothing is left running.
+    The best one is what `meshctl up` runs from then on, until another plan is measured to be better. It can be
+    stopped at any time with Ctrl-C: what was measured until then is kept, and nothing is left running.
     """
-    from orchestrator.cli.run import answer, run_shown
+    from orchestrator.cli.run import answer, run_shown, talk
     from orchestrator.folders import user_folders
     from orchestrator.inventory_file import load_inventory
     from orchestrator.tune import tune as run_tune
+    from orchestrator.tuned import forget_tuned
     from orchestrator.view.tune import tune_json, tune_view
 
     wanted = load_inventory(inventory)
+    if forget:
+        count = forget_tuned(user_folders().cluster(wanted.cluster))
+        talk().print(f"{wanted.cluster}: {count} kept {'winner' if count == 1 else 'winners'} dropped", markup=False)
+        return
     wishes = read_wishes(
         KnownHosts.of(wanted), mode=mode, devices=devices, split=None, goal=goal, recalibrate=recalibrate
     )

@@ -55,7 +55,7 @@ def explained(
     all that the best one is compared with, also what was not asked for."""
     candidates = find_candidates(survey, asked.only_devices)
     why = reasons_for(survey, memory, candidates, best, compared, asked)
-    left_out = left_out_of(survey, memory, best, compared, asked.only_devices)
+    left_out = left_out_of(survey, memory, best, others, asked.only_devices)
     chosen = replace(best, reasons=why, left_out=left_out)
     return Ranking(
         (chosen, *(replace(one, reasons=runner_up_reasons(one, best), left_out=()) for one in others)),

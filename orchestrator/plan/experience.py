@@ -1,15 +1,16 @@
 """What groups really took when they ran before, and what that says of the predictions for others.
 
-Pure. A group that has run keeps its own figures; of others, those of the same mode on the same devices, or on some of
-them, are taken to be off by as much as those that ran. Predictions in records are always the uncorrected ones:
-otherwise a correction would be learnt away by the next measurement.
+Pure. A group that has run keeps its own figures; of others, those of the same mode on the same devices are taken to be
+off by as much as those that ran. What several devices together were off by says nothing of one of them alone: there is
+more between them than in them. Predictions in records are always the uncorrected ones: otherwise a correction would be
+learnt away by the next measurement.
 """
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.plan.values import Group, GroupMode, group_key
+from orchestrator.plan.values import Group, GroupMode, alike_key, group_key
 
 LEAST_RATIO, MOST_RATIO = 0.5, 2.0
 """No prediction of a group that has not run itself is changed by more: that would be another machine, not an error."""
@@ -63,23 +64,26 @@ class Experience:
         own = [record for record in self._of(group) if _like(record.predicted, predicted)]
         if own:
             measured = _median([record.measured for record in own])
+            if group.parallel == 1:
+                measured = replace(measured, step_s=measured.token_s)
             return replace(_scaled(group, measured.by(predicted)), known="measured")
         ratio = self._ratio(group)
-        return group if ratio is None else replace(_scaled(group, ratio), known="corrected")
+        if ratio is None:
+            return group
+        if group.parallel == 1:
+            ratio = replace(ratio, step_s=ratio.token_s)
+        return replace(_scaled(group, ratio), known="corrected")
 
     def _of(self, group: Group) -> list[Record]:
-        """Measurements of this very group."""
-        key = group_key(group)
-        return [one for one in self.records if (one.key, one.prompt_tokens) == (key, group.prompt_tokens)]
+        """Measurements of this very group, or of one that differs in the order of its devices only."""
+        key, tokens = alike_key(group_key(group)), group.prompt_tokens
+        return [one for one in self.records if (alike_key(one.key), one.prompt_tokens) == (key, tokens)]
 
     def _ratio(self, group: Group) -> Measured | None:
-        """How far predictions of this mode were off on the same devices, else on some of them; None: not known."""
-        devices = frozenset(share.device for share in group.shares)
-        like = [record for record in self.records if record.mode == group.mode and devices & set(record.devices)]
-        same = [record for record in like if devices == set(record.devices)]
-        if not like:
-            return None
-        return _limited(_median([record.ratio for record in same or like]))
+        """How far predictions of this mode were off on the same devices; None: not known."""
+        devices = {share.device for share in group.shares}
+        same = [record for record in self.records if record.mode == group.mode and devices == set(record.devices)]
+        return _limited(_median([record.ratio for record in same])) if same else None
 
 
 NO_EXPERIENCE = Experience()

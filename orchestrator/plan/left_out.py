@@ -33,7 +33,7 @@ def left_out_of(
     survey: Survey, memory: ModelMemory, plan: Plan, others: Sequence[Plan], names: Collection[str] | None
 ) -> tuple[LeftOut, ...]:
     """Every device that the plan does not use, by name, with the reason. `names` are those that were asked for,
-    `others` the plans that this one was preferred to."""
+    `others` the plans that it was preferred to, of what was asked for."""
     used = {share.device for share in plan.shares}
     candidates = find_candidates(survey, names)
     tried = {one.device.name: one for one in candidates}
@@ -156,6 +156,9 @@ def _against_split(
         return "no split with it fits the budgets"
     layers = sum(stage.layers for stage in stages if stage.candidate.device.name == one.device.name)
     now_s = stages_s(memory, _stages_of(group, pooled), tables.tokens)
+    if len(stages) == len(group.shares) == 1:
+        alone = f"alone {duration_text(stages_s(memory, stages, tables.tokens))} per {_unit(tables.tokens)}"
+        return f"{alone}, {group.shares[0].device} {duration_text(now_s)}"
     longer_s = stages_s(memory, stages, tables.tokens) - now_s
     link_s = fixed_seconds(one.device.speed, tables.tokens) + stage_link_s(memory, one.device, tables.tokens)
     return _told(layers, memory.blocks, longer_s, link_s, TIE * now_s, _unit(tables.tokens))

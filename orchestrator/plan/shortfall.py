@@ -115,7 +115,7 @@ def no_split(
             "\n".join([*lines, *_head_shortfall(survey, memory)]),
             hint="free memory on the controller, or run meshctl on a larger machine",
         )
-    more = ("raise `memory` of a host", "add a host to inventory.yaml") if names is None else ("allow more devices",)
+    more = ("raise `memory` of a host", "add a host to the inventory") if names is None else ("allow more devices",)
     return PlanError(
         "\n".join(
             [

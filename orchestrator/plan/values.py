@@ -266,3 +266,18 @@ def group_key(group: Group) -> str:
     )
     output = "head" if group.output_on_head else "last"
     return f"{group.mode} {' '.join(shares)} out={output} ub={group.micro_batch} np={group.parallel}"
+
+
+def alike_key(key: str) -> str:
+    """A `group_key`, or several in a `plan_key`, that is the same for groups whose devices only stand in another order.
+
+    The last one of several stays last where it makes the logits.
+    """
+    return " + ".join(_alike_group(one) for one in key.split(" + "))
+
+
+def _alike_group(key: str) -> str:
+    mode, *words = key.split(" ")
+    shares, rest = words[:-3], words[-3:]
+    kept = shares[-1:] if mode == "layers" and "out=last" in rest else []
+    return " ".join((mode, *sorted(shares[: len(shares) - len(kept)]), *kept, *rest))

@@ -7,6 +7,7 @@ exceed the processor's last-level cache.
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -72,6 +73,24 @@ def calmer(one: Mapping[int, Timed], other: Mapping[int, Timed]) -> dict[int, Ti
     return {tokens: min(one[tokens], other[tokens], key=lambda timed: timed.spread) for tokens in one}
 
 
+def rising(timed: Mapping[int, Timed]) -> dict[int, Timed]:
+    """Passes of more tokens take no less time; where they seem to, that is noise: both take what they took together."""
+    blocks: list[list[int]] = []
+    seconds: list[float] = []
+    for tokens in sorted(timed):
+        blocks.append([tokens])
+        seconds.append(timed[tokens].seconds)
+        while len(blocks) > 1 and seconds[-2] > seconds[-1]:
+            more, last_s = blocks.pop(), seconds.pop()
+            seconds[-1] = (seconds[-1] * len(blocks[-1]) + last_s * len(more)) / (len(blocks[-1]) + len(more))
+            blocks[-1] += more
+    return {
+        tokens: replace(timed[tokens], seconds=together_s)
+        for block, together_s in zip(blocks, seconds, strict=True)
+        for tokens in block
+    }
+
+
 def context_cost(slices: Slices, shallow: Mapping[int, Timed], in_context: Mapping[int, Timed]) -> float:
     """`Speed.context_s`: by how much a short prompt takes longer after `CONTEXT_TOKENS`, link and all else alike."""
     added_s = max(0.0, in_context[SHORT_PROMPT].seconds - shallow[SHORT_PROMPT].seconds)
@@ -80,6 +99,7 @@ def context_cost(slices: Slices, shallow: Mapping[int, Timed], in_context: Mappi
 
 def native_speed(slices: Slices, shallow: Mapping[int, Timed], deep: Mapping[int, Timed]) -> Speed:
     """Of a head on the host itself: what does not depend on the layers is the output layer."""
+    shallow, deep = rising(shallow), rising(deep)
     decode = _Line(slices, shallow, deep, DECODE)
     output_s = _plausible_output(slices, decode, decode.at_zero_s)
     passes = tuple(_pass_time(slices, shallow, deep, tokens, output_s, 0.0) for tokens in sorted(shallow))
@@ -99,6 +119,7 @@ def rpc_speed(
     `output_on_head` is the shallow slice's decoding with the output layer on the head, whose own speed is `head`: the
     difference to the same on the worker is what the output layer costs more or less there.
     """
+    shallow, deep = rising(shallow), rising(deep)
     decode = _Line(slices, shallow, deep, DECODE)
     on_worker_s = transfer_s(link, slices.hidden_bytes, slices.logits_bytes)
     on_head_s = transfer_s(link, slices.hidden_bytes, slices.hidden_bytes)
@@ -117,6 +138,7 @@ def rpc_speed_without_output(
     slices: Slices, shallow: Mapping[int, Timed], deep: Mapping[int, Timed], head: Speed, link: Link
 ) -> Speed:
     """Of a worker too small for the output layer, timed with that on the head: taken to cost there what layers cost."""
+    shallow, deep = rising(shallow), rising(deep)
     head_s = head.output_s * slices.output_bytes / head.output_bytes if head.output_bytes else head.output_s
 
     def beside_s(tokens: int) -> float:

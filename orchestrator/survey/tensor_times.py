@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -24,6 +25,7 @@ from orchestrator.survey.speeds import (
     last_block,
     passes_for,
     repetitions_for,
+    rising,
     short_passes,
     with_long_passes,
 )
@@ -50,6 +52,14 @@ async def measure_tensor(measuring: Measuring, survey: Survey, sets: Sequence[Te
     return replace(survey, tensor=tuple(times), tensor_failed=tuple(failed))
 
 
+def with_kept(measuring: Measuring, survey: Survey, sets: Sequence[TensorSet]) -> Survey:
+    """The survey with the times that are known of these sets from earlier runs too; nothing is measured."""
+    there = {(one.devices, one.parts) for one in survey.tensor}
+    wanted = [one for one in sets if (one.devices, one.parts) not in there and one.devices not in survey.tensor_failed]
+    known = [time for one in wanted if (time := _kept(measuring, survey, one)) is not None]
+    return replace(survey, tensor=(*survey.tensor, *known))
+
+
 async def _refusal(measuring: Measuring) -> str:
     """Why the engine cannot cut this model's layers, asked over two workers of the controller; "" when it can.
 
@@ -68,17 +78,30 @@ async def _refusal(measuring: Measuring) -> str:
 
 async def _kept_or_measured(measuring: Measuring, survey: Survey, one: TensorSet, report: Report) -> TensorTime:
     """As it was timed before, if nothing that counts has changed since."""
-    by_name = {device.name: device for device in survey.devices}
-    devices = [by_name[name] for name in one.devices]
-    kept = measuring.kept / f"tensor-{_key(measuring, devices, one.parts)}.json"
-    if not measuring.recalibrate:
-        with suppress(FileNotFoundError, ValidationError):
-            return _TIME.validate_json(kept.read_bytes())
+    if (known := _kept(measuring, survey, one)) is not None:
+        return known
     report.say(f"timing layers cut across {', '.join(one.devices)}")
-    time = await _measure_set(measuring, devices, one)
+    time = await _measure_set(measuring, _devices(survey, one), one)
+    kept = _kept_file(measuring, survey, one)
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_private(kept, _TIME.dump_json(time, indent=2).decode())
     return time
+
+
+def _kept(measuring: Measuring, survey: Survey, one: TensorSet) -> TensorTime | None:
+    if not measuring.recalibrate:
+        with suppress(FileNotFoundError, ValidationError):
+            return _TIME.validate_json(_kept_file(measuring, survey, one).read_bytes())
+    return None
+
+
+def _kept_file(measuring: Measuring, survey: Survey, one: TensorSet) -> Path:
+    return measuring.kept / f"tensor-{_key(measuring, _devices(survey, one), one.parts)}.json"
+
+
+def _devices(survey: Survey, one: TensorSet) -> list[Device]:
+    by_name = {device.name: device for device in survey.devices}
+    return [by_name[name] for name in one.devices]
 
 
 def _key(measuring: Measuring, devices: Sequence[Device], parts: tuple[int, ...]) -> str:
@@ -121,6 +144,7 @@ def tensor_time(
     one: TensorSet, slices: Slices, shallow: Mapping[int, Timed], deep: Mapping[int, Timed], quadratic_s: float
 ) -> TensorTime:
     """What the timings of both slices say of these devices."""
+    shallow, deep = rising(shallow), rising(deep)
     output_s = _output_s(slices, _pass_time(slices, shallow, deep, DECODE, quadratic_s, 0.0))
     return TensorTime(
         devices=one.devices,

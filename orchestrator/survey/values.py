@@ -167,6 +167,11 @@ def read_survey(path: Path) -> Survey:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
         raise UsageError(f"{path}: {place}: {first['msg']}", hint=again) from error
+    names = [host.name for host in survey.hosts]
+    if not names:
+        raise UsageError(f"{path}: hosts: it has none", hint=again)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"{path}: hosts: {', '.join(twice)} is there twice", hint=again)
     for place, passes in _all_passes(survey):
         if problem := _problem(passes):
             raise UsageError(f"{path}: {place}.passes: {problem}", hint=again)

@@ -63,7 +63,9 @@ def bench_json(comparison: Comparison) -> str:
         "decode_ratio": comparison.decode_ratio,
         "prefill_ratio": comparison.prefill_ratio,
         "aggregate_ratio": comparison.aggregate_ratio,
-        "errors": {one.name: {what: prediction_error(one, what) for what in METRICS} for one in comparison.lines},
+        "errors": {
+            one.name: {what: prediction_error(one, what) for what in _metrics(comparison)} for one in comparison.lines
+        },
         "verdict": comparison.verdict,
     }
     return json.dumps(fields | extra, indent=2)

@@ -36,7 +36,8 @@ def plan_view(plan: Plan, survey: Survey) -> RenderableType:
 def picture(plan: Plan, survey: Survey) -> RenderableType:
     """A bar for each device with its bytes and time, and below it what is predicted of the whole."""
     parts: list[RenderableType] = [Text(f"{plan.model}: {_what_runs(plan)}", style="bold")]
-    width = min(DEVICE_COLUMNS, max(len(name) for group in plan.groups for name in _first_column(group)))
+    names = ["device", *(name for group in plan.groups for name in _first_column(group))]
+    width = min(DEVICE_COLUMNS, max(map(len, names)))
     for number, group in enumerate(plan.groups, start=1):
         if len(plan.groups) > 1:
             parts.append(Text(_group_title(number, group)))
@@ -66,12 +67,16 @@ def _what_runs(plan: Plan) -> str:
 def _mode_text(group: Group) -> str:
     if group.mode == "single":
         return f"single on {group.shares[0].device}"
-    return f"{group.mode} over {count_text(len(group.shares), 'device')}"
+    if len(group.shares) == 1:
+        return f"{group.mode} through one worker, {group.shares[0].device}"
+    return f"{group.mode} over {len(group.shares)} devices"
 
 
 def _group_title(number: int, group: Group) -> str:
-    rates = f"{tokens_text(group.decode_tokens_per_s)} each, {tokens_text(group.aggregate_tokens_per_s)} together"
-    return f"head {number}: {_mode_text(group)}, {count_text(group.parallel, 'conversation')}, {rates}"
+    rates = f"one {tokens_text(group.decode_tokens_per_s)}"
+    if group.parallel > 1:
+        rates += f", together {tokens_text(group.aggregate_tokens_per_s)}"
+    return f"head {number}: {_mode_text(group)}, {count_text(group.parallel, 'conversation')}: {rates}"
 
 
 def _bars(group: Group, survey: Survey, width: int) -> Table:
@@ -104,7 +109,7 @@ def _rows(group: Group, survey: Survey, factor: int) -> Iterator[tuple[str, ...]
             "",
             "in, out" if group.output_on_head else "in",
             f"{in_unit(needed_bytes(group.head_bytes), factor)} of {available}",
-            milliseconds_text(group.head_time_s),
+            milliseconds_text(group.head_time_s) if group.head_time_s else "",
         )
 
 

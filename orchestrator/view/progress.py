@@ -1,5 +1,6 @@
 """How a report looks while it happens: a live line in a terminal, plain lines elsewhere; always on stderr."""
 
+from asyncio import CancelledError
 from time import monotonic
 from types import TracebackType
 
@@ -39,7 +40,8 @@ class ProgressView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._finish_step("failed" if kind is not None else "")
+        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt | CancelledError)
+        self._finish_step("stopped" if interrupted else "failed" if kind is not None else "")
         self._live.stop()
 
     def listen(self, event: Event) -> None:

@@ -24,6 +24,11 @@ def ranking_view(ranking: Ranking, survey: Survey) -> RenderableType:
     return Lines(picture(ranking.chosen, survey), others, why(ranking.chosen))
 
 
+def plan_text(plan: Plan) -> str:
+    """Which devices do what, where the output layer is, and the micro-batch."""
+    return f"{_plan_name(plan)} ({_details(plan)})"
+
+
 def worse_by(plan: Plan, chosen: Plan) -> float:
     """How much worse than the chosen one, for its goal: the part of time per token more, or of aggregate less."""
     if chosen.goal == "throughput":
@@ -42,20 +47,19 @@ def _runners_up(ranking: Ranking) -> RenderableType:
         table.add_row(*(Text(cell) for cell in _runner_up(plan, name, ranking.chosen)))
     hidden = len(others) - len(shown)
     rest = f"{count_text(hidden, 'more plan')} in --json; " if hidden else ""
-    worse = "aggregate" if ranking.chosen.goal == "throughput" else "time per token"
+    worse = "aggregate lost" if ranking.chosen.goal == "throughput" else "time per token"
     return Lines(table, Text(f"{rest}decode, prefill and aggregate in tokens/s; worse: {worse}", style="dim"), Text())
 
 
 def _runner_up(plan: Plan, name: str, chosen: Plan) -> tuple[str, ...]:
     worse = worse_by(plan, chosen)
-    change = -worse if chosen.goal == "throughput" else worse
     return (
         name,
         _number(plan.decode_tokens_per_s),
         _number(plan.prefill_tokens_per_s),
         duration_text(plan.first_token_s),
         _number(plan.aggregate_tokens_per_s),
-        "equal" if abs(worse) < EQUAL_WITHIN else f"{change:+.0%}",
+        "equal" if abs(worse) < EQUAL_WITHIN else f"{worse:.0%}",
     )
 
 

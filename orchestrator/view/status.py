@@ -63,6 +63,8 @@ def _speeds(speeds: Iterable[GroupSpeed]) -> Table:
             "all conversations": (speed.predicted_aggregate_tokens_per_s, speed.measured_aggregate_tokens_per_s),
             "prefill": (speed.predicted_prefill_tokens_per_s, speed.measured_prefill_tokens_per_s),
         }
+        if rows["all conversations"] == rows["decode"]:
+            del rows["all conversations"]
         for number, (what, (predicted, measured)) in enumerate(rows.items()):
             name = Text(f"{speed.host} ({speed.mode})" if number == 0 else "")
             table.add_row(name, what, f"{predicted:.1f}", f"{measured:.1f}", f"{measured / predicted - 1:+.0%}")

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from orchestrator.plan.values import Plan, plan_key
 from orchestrator.tune import Trial, TuneResult, threads_text
+from orchestrator.view.ranking import plan_text
 
 
 def tune_view(result: TuneResult) -> RenderableType:
@@ -32,8 +33,9 @@ def winner_text(result: TuneResult) -> str:
     mode = f" --mode {valid.mode}" if valid.mode else ""
     devices = f" --devices {','.join(valid.devices)}" if valid.devices else ""
     return (
-        f"Kept: {result.tuned.plan}, threads {threads_text(result.tuned.threads)}: for goal {valid.goal}, as long as "
-        f"inventory, model and engine stay as they are, to be used by `meshctl up{mode}{devices}`."
+        f"Kept: {plan_text(result.best.plan)}, threads {threads_text(result.tuned.threads)}: for goal {valid.goal}, "
+        f"as long as inventory, model and engine stay as they are, to be used by `meshctl up{mode}{devices}`. "
+        f"Drop it: `meshctl tune --forget`."
     )
 
 
@@ -54,7 +56,7 @@ def _titles(result: TuneResult) -> Sequence[str]:
 
 
 def _cells(result: TuneResult, trial: Trial) -> tuple[str, ...]:
-    name = plan_key(trial.plan) if trial.varied == "plan" else f"{trial.varied}: {_varied_to(trial)}"
+    name = plan_text(trial.plan) if trial.varied == "plan" else f"{trial.varied}: {_varied_to(trial)}"
     threads = ", ".join(str(count) for count in trial.threads.values())
     if trial.measured is None:
         return (f"{name} ({trial.note})", threads, *("-" for _ in _titles(result)))

@@ -170,14 +170,18 @@ def test_a_taken_gateway_port_is_told_before_anything_starts(meshctl: Meshctl, h
 
 
 def test_two_starts_at_once_make_one_cluster(meshctl: Meshctl) -> None:
-    """The second says that the first is at it; so does every later one."""
+    """The second waits for the first; every later one says that it is up, and refuses to be planned otherwise."""
     inventory = str(write_local(meshctl.folder / "inventory.yaml", context=512))
     with ThreadPoolExecutor(2) as pool:
         outcomes = list(pool.map(lambda _: meshctl.ok("up", inventory, "--detach"), range(2)))
     waited, told = sorted((outcome.stderr for outcome in outcomes), key=len, reverse=True)
     assert "test answers at http://127.0.0.1:" in waited
-    assert told == "test is starting already; see `meshctl status`\n"
     state = meshctl.ok("status", "--json").json
+    assert told == f"test is starting already; waiting until it answers\ntest answers at {state['gateway']}\n"
+    assert error_of(meshctl.run("up", inventory, "--mode", "single")) == (
+        "test is up already and keeps its plan: --mode single would not be followed\n"
+        "hint: `meshctl down` first; see its plan with `meshctl status`"
+    )
     later = meshctl.ok("up", inventory, "--detach").stderr
     assert later == f"test is up already at {state['gateway']}; see `meshctl status`\n"
     assert len(processes_of_supervisors(meshctl)) == 1

@@ -3,11 +3,12 @@
 import asyncio
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from orchestrator.detach import follow, start_supervisor, starting, stop_cluster
+from orchestrator.detach import follow, start_supervisor, starting, stop_cluster, until_up
 from orchestrator.errors import BringUpError, ClusterStateError
 from orchestrator.folders import ClusterFolder
 from orchestrator.report import Event, Ready, Step
@@ -32,6 +33,26 @@ def test_a_second_start_is_told_that_there_is_a_first_one(folder: ClusterFolder)
         assert (first, second) == (True, False)
     with starting(folder) as later:
         assert later
+
+
+async def test_whoever_comes_second_waits_until_the_first_answers(folder: ClusterFolder) -> None:
+    with hold(folder):
+        write_state(folder, state_of(1, "starting"))
+        waiting = asyncio.create_task(until_up(folder))
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        write_state(folder, state_of(1, "ready"))
+        assert (await waiting).phase == "ready"
+
+
+async def test_whoever_waits_is_told_why_the_first_one_failed(folder: ClusterFolder) -> None:
+    with starting(folder):
+        write_state(folder, replace(state_of(1, "failed"), message="no host answers"))
+        waiting = asyncio.create_task(until_up(folder))
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+    with pytest.raises(BringUpError, match="demo did not start: no host answers"):
+        await waiting
 
 
 def test_python_files_beside_an_inventory_are_not_run(

@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator import tune as tuning
 from orchestrator.engine.store import Engine
-from orchestrator.errors import EngineError
+from orchestrator.errors import ClusterStateError, EngineError
 from orchestrator.experience_store import circumstances_of, load_experience
 from orchestrator.folders import Folders
 from orchestrator.group_bench import Bench, Rate, Rates
@@ -25,6 +25,7 @@ from orchestrator.plan.values import Group, Ranking, group_key, plan_key
 from orchestrator.prepare import Prepared
 from orchestrator.processes import Started
 from orchestrator.report import silent
+from orchestrator.state import measuring
 from orchestrator.tune import TuneResult, measured_of, thread_profiles
 from orchestrator.view.tune import tune_json, tune_view
 from orchestrator.wishes import Wishes
@@ -181,7 +182,30 @@ def test_when_nothing_runs_that_is_an_error_and_nothing_is_kept(make_tuning: Cal
     made = make_tuning(speed)
     with pytest.raises(EngineError, match="none of the best plans"):
         made.run()
-    assert not made.folders.cluster("demo").path.exists()
+    assert not (made.folders.cluster("demo").path / "tuned.json").exists()
+
+
+def test_of_two_plans_none_is_kept_before_both_have_run(make_tuning: Callable[[Speeds], Tuning]) -> None:
+    def speed(bench: Bench, group: Group) -> float:
+        if group in RANKING.plans[1].groups:
+            raise asyncio.CancelledError
+        return 1.0
+
+    made = make_tuning(speed)
+    with pytest.raises(asyncio.CancelledError):
+        made.run(top=2)
+    assert not (made.folders.cluster("demo").path / "tuned.json").exists()
+    assert list((made.folders.cache / "experience").iterdir())
+
+
+def test_two_at_once_would_measure_each_other(make_tuning: Callable[[Speeds], Tuning]) -> None:
+    made = make_tuning(lambda bench, group: 1.0)
+    folder = made.folders.cluster("demo")
+    with measuring(folder), pytest.raises(ClusterStateError, match="demo is being measured"):
+        made.run()
+    assert made.runs == []
+    made.run(top=1)
+    assert made.runs
 
 
 def test_the_heads_of_a_plan_are_run_at_the_same_time_and_each_is_remembered(
@@ -222,7 +246,7 @@ def test_the_table_and_the_json_tell_every_trial_and_the_winner(make_tuning: Cal
     result = make_tuning(lambda bench, group: 1.1).run(top=1)
     text = rendered(tune_view(result), width=160)
     assert "+10%" in text
-    assert f"Kept: {result.tuned.plan}" in " ".join(text.split())
+    assert "Kept: single a/cpu (output on the last, micro-batch 64), threads a/cpu 8:" in " ".join(text.split())
     told = json.loads(tune_json(result))
     assert [trial["best"] for trial in told["trials"]].count(True) == 1
     assert told["tuned"]["plan"] == result.tuned.plan

@@ -9,10 +9,12 @@ from orchestrator.folders import ClusterFolder
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.choose import rank_plans
 from orchestrator.plan.experience import NO_EXPERIENCE
-from orchestrator.plan.values import plan_key
+from orchestrator.plan.values import Ranking, plan_key
 from orchestrator.tuned import (
     BEST_MEASURED,
     Valid,
+    forget_tuned,
+    is_beaten,
     load_tuned,
     prefer,
     save_tuned,
@@ -102,6 +104,34 @@ def test_a_winner_with_another_micro_batch_is_planned_with_its_own_bytes(mode: s
 def test_a_winner_that_does_not_fit_any_more_is_none() -> None:
     small = make_survey([make_device("a/cpu", 100), make_device("b/cpu", 100)])
     assert tuned_plan(replace(RANKING, plans=()), small, MEMORIES[0], TUNED, NO_EXPERIENCE) is None
+
+
+def test_winners_are_forgotten_when_asked(tmp_path: Path) -> None:
+    folder = ClusterFolder(tmp_path / "demo")
+    assert forget_tuned(folder) == 0
+    save_tuned(folder, TUNED)
+    save_tuned(folder, replace(TUNED, valid=replace(HERE, goal="throughput")))
+    assert forget_tuned(folder) == 2
+    assert load_tuned(folder, HERE) is None
+
+
+@pytest.mark.parametrize(("faster", "beaten"), [(0.9, True), (0.97, False)])
+def test_a_winner_is_beaten_by_what_was_measured_to_be_better_only(faster: float, beaten: bool) -> None:
+    """A prediction, however good, does not put it aside."""
+    winner = replace(PLAN, groups=(replace(PLAN.groups[0], known="measured"),))
+    token_s = faster * winner.token_s
+    other = make_plan_of(replace(make_group(make_share("c/cpu")), token_s=token_s, known="measured"))
+    guessed = make_plan_of(replace(make_group(make_share("a/cpu")), token_s=token_s / 10))
+    assert is_beaten(winner, Ranking((winner, guessed, other))) is beaten
+    assert not is_beaten(winner, Ranking((winner, guessed)))
+
+
+def test_a_winner_whose_devices_stand_in_another_order_is_found() -> None:
+    group = make_group(make_share("b/cpu", 8), make_share("a/cpu", 12))
+    ranking = Ranking((make_plan_of(make_group(make_share("c/cpu"))), make_plan_of(group)))
+    found = tuned_plan(ranking, SURVEY, MEMORIES[0], TUNED, NO_EXPERIENCE)
+    assert found is not None
+    assert found.groups == (group,)
 
 
 def test_the_preferred_plan_comes_first_once_and_says_why() -> None:

@@ -85,7 +85,7 @@ def test_a_machine_may_take_the_place_of_the_one_it_is_like() -> None:
         (["pi"], [], "--without pi: no such host"),
         (["nuc", "desk"], [], "--without leaves no host at all"),
         ([], ["nuc=1GiB,desk,wifi"], "--add nuc: this host is there already"),
-        ([], ["new=1GiB,desk,wifi", "new=1GiB,desk,wifi"], "--add new: this host is there already"),
+        ([], ["new=1GiB,desk,wifi", "new=1GiB,desk,wifi"], "--add new: this host is added twice"),
         ([], ["new=1GiB,pi*2,wifi"], "--add new: its speed is that of pi, and there is no such host"),
         ([], ["new=1GiB,desk/cuda0,wifi"], "--add new: its speed is that of desk/cuda0, which was not measured"),
     ],

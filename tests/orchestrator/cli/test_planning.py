@@ -117,6 +117,9 @@ def test_a_wrong_split_reaches_no_host(tmp_path: Path, command: str, words: tupl
         ),
         (("--add", "new=1GiB,rihgt*2,wifi"), "error: --add new: its speed is that of rihgt, and there is no such host"),
         (("--add", "left=1GiB,right,wifi"), "error: --add left: this host is there already\nhint: choose another name"),
+        (("--add", "new=0GiB,left,wifi"), 'error: --add "new=0GiB,left,wifi": "0GiB" is too little to hold anything'),
+        (("--add", "=1GiB,left,wifi"), 'error: --add "=1GiB,left,wifi": needs a name, a memory, a speed and a link'),
+        (("--devices", "left/cpu,left/cpu"), "error: --devices: left/cpu is there twice\nhint: name each device once"),
         (("--without", "left", "--devices", "left/cpu"), "error: --devices left/cpu: no such host in inventory.yaml"),
         (("--survey", "here.json"), "error: here.json: No such file or directory\nhint: write one with"),
         (("--survey", "here.json", "--recalibrate"), "error: --survey and --recalibrate exclude each other\nhint: "),
@@ -163,6 +166,22 @@ def test_a_saved_survey_is_planned_from_without_any_host(saved: Path, capsys: py
     assert "right/cpu" in shown
 
 
+def test_a_narrow_terminal_loses_no_figure(
+    saved: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It wraps lines that are longer; figures cut off at its edge would be others."""
+    for columns in ("80", "40"):
+        monkeypatch.setenv("COLUMNS", columns)
+        planning.plan(saved / "inventory.yaml", survey=saved / "survey.json", mode="layers")
+    shown = capsys.readouterr().out
+    assert shown[: len(shown) // 2] == shown[len(shown) // 2 :]
+
+
+def test_what_a_terminal_cannot_show_is_a_question_mark(tmp_path: Path) -> None:
+    done = meshctl(tmp_path, "status", "--cluster", "größe", PYTHONIOENCODING="ascii")
+    assert done.stderr.startswith("error: no cluster gr??e is known")
+
+
 def test_one_machine_more_may_hold_everything(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     planning.plan(
         saved / "inventory.yaml",
@@ -191,14 +210,14 @@ def test_the_goal_asked_for_overrides_the_inventory(saved: Path, capsys: pytest.
     assert json.loads(capsys.readouterr().out)["goal"] == goal
 
 
-def meshctl(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def meshctl(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The program as a user starts it, beside a copy of the root inventory of the hosts left and right."""
     shutil.copy(ROOT / "inventory.yaml", folder)
     own = {"XDG_STATE_HOME": str(folder / "state"), "XDG_CACHE_HOME": str(folder / "cache"), "COLUMNS": "200"}
     return subprocess.run(
         (sys.executable, "-m", "orchestrator", *words),
         cwd=folder,
-        env={**os.environ, **own, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, **own, "PYTHONPATH": str(ROOT), **environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

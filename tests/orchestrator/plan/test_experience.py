@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.plan.experience import NO_EXPERIENCE, Experience, Measured, Record, record_of, uncorrected
-from orchestrator.plan.values import Group
+from orchestrator.plan.values import Group, GroupMode
 from tests.orchestrator.groups import make_group, make_share
 
 TWO = make_group(make_share("a/cpu"), make_share("b/cpu"), parallel=2)  # 0.1 s, 0.2 s, 2.0 s
@@ -56,11 +56,30 @@ def test_another_split_of_the_same_devices_is_scaled_by_the_median() -> None:
     assert corrected.token_s == pytest.approx(0.12)
 
 
-def test_the_same_devices_count_before_devices_that_only_overlap() -> None:
+def test_devices_that_only_overlap_say_nothing() -> None:
+    """A split over three that was twice as fast as predicted does not make one of them alone twice as fast."""
     three = make_group(make_share("a/cpu"), make_share("b/cpu"), make_share("c/cpu"))
     other = replace(TWO, micro_batch=512)
-    assert Experience((measured(three, 1.5), measured(TWO, 1.1))).correct(other).token_s == pytest.approx(0.11)
-    assert Experience((measured(three, 1.5),)).correct(other).token_s == pytest.approx(0.15)
+    assert Experience((measured(three, 0.5), measured(TWO, 1.1))).correct(other).token_s == pytest.approx(0.11)
+    assert Experience((measured(three, 0.5),)).correct(other) == other
+
+
+@pytest.mark.parametrize(
+    ("mode", "on_head", "known"),
+    [("layers", True, "measured"), ("layers", False, "corrected"), ("tensor", False, "measured")],
+)
+def test_the_order_of_the_devices_does_not_make_another_group(mode: GroupMode, on_head: bool, known: str) -> None:
+    """But for the last one, where it makes the logits."""
+    there = replace(TWO, mode=mode, output_on_head=on_head)
+    turned = replace(there, shares=there.shares[::-1])
+    assert Experience((measured(there, 1.5),)).correct(turned).known == known
+
+
+def test_one_conversation_alone_has_one_speed() -> None:
+    alone = replace(TWO, parallel=1, step_s=TWO.token_s)
+    for micro_batch in (64, 512):
+        corrected = Experience((measured(alone, 1.5, 1.1),)).correct(replace(alone, micro_batch=micro_batch))
+        assert corrected.step_s == corrected.token_s == pytest.approx(0.15)
 
 
 @pytest.mark.parametrize(("ratio", "limited"), [(7.0, 2.0), (0.1, 0.5)])

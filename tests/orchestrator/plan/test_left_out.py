@@ -71,10 +71,20 @@ def test_what_was_measured_of_a_device_alone_is_what_is_told() -> None:
 
 
 def test_a_device_too_small_for_a_copy_is_told_what_it_lacks_and_what_a_split_would_bring() -> None:
-    survey = make_survey([make_device("a/cpu", 2000), make_device("b/cpu", 700)])
-    assert reason(survey, Asked("latency", mode="single"), "b/cpu").startswith(
-        "alone it needs 1.2 GiB and has 700 MiB; the best plan with it (layers over 2 devices) 108 ms per token, this"
+    survey = make_survey([make_device("a/cpu", 2000, gib_per_s=12), make_device("b/cpu", 700)], tensor_refused="no")
+    assert reason(survey, Asked("latency"), "b/cpu").startswith(
+        "alone it needs 1.2 GiB and has 700 MiB; the best plan with it (layers over 2 devices) "
     )
+    assert reason(survey, Asked("latency", mode="single"), "b/cpu") == "alone it needs 1.2 GiB and has 700 MiB"
+
+
+def test_two_workers_that_could_each_have_all_layers_are_compared_by_their_times() -> None:
+    """Neither adds to the other: one takes the other's place."""
+    survey = make_survey(
+        [make_device("a/cpu", 2000, gib_per_s=15, fixed_s=0.1), make_device("b/cpu", 2000, fixed_s=0.1)],
+        tensor_refused="no",
+    )
+    assert reason(survey, Asked("latency", mode="layers"), "b/cpu") == "alone 209 ms per token, a/cpu 174 ms"
 
 
 def test_in_mode_tensor_a_device_that_holds_no_part_says_so() -> None:

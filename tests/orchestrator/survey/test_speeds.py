@@ -17,6 +17,7 @@ from orchestrator.survey.speeds import (
     native_speed,
     passes_for,
     repetitions_for,
+    rising,
     rpc_speed,
     short_passes,
     with_long_passes,
@@ -117,6 +118,16 @@ def test_what_was_disturbed_is_timed_again_and_the_calmer_timing_of_each_pass_co
     assert not is_noisy(calm)
     assert is_noisy(disturbed)
     assert calmer(disturbed, calm) == {1: calm[1], 64: disturbed[64]}
+
+
+def test_more_tokens_never_take_less_time() -> None:
+    """Four and eight changed places: both take what they took together on the average."""
+    timed = {1: Timed(0.02, 0.0), 4: Timed(0.083, 0.1), 8: Timed(0.077, 0.2), 64: Timed(0.3, 0.0)}
+    even = rising(timed)
+    assert even[4].seconds == even[8].seconds == pytest.approx(0.08)
+    assert (even[1], even[64], even[8].spread) == (timed[1], timed[64], 0.2)
+    falling = {tokens: Timed(1.0 / tokens, 0.0) for tokens in (1, 2, 4)}
+    assert [timed.seconds for timed in rising(falling).values()] == [pytest.approx(1.75 / 3)] * 3
 
 
 def test_slow_devices_are_timed_with_few_repetitions() -> None:

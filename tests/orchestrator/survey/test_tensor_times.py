@@ -1,5 +1,6 @@
 """What a failed bench of mode tensor means: these devices cannot, or the engine cannot cut this model at all."""
 
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -9,7 +10,7 @@ from orchestrator.plan.tensor import TensorSet
 from orchestrator.report import Event, Remark, Report
 from orchestrator.survey import tensor_times
 from orchestrator.survey.slices import Slice
-from orchestrator.survey.tensor_times import measure_tensor, tensor_time
+from orchestrator.survey.tensor_times import measure_tensor, tensor_time, with_kept
 from orchestrator.survey.timing import Measuring
 from orchestrator.survey.values import Survey, TensorTime
 from tests.orchestrator.plan.examples import make_device, make_survey
@@ -62,6 +63,15 @@ async def test_what_fails_on_some_devices_only_leaves_the_others_timed(
     survey, warnings = await measured()
     assert (survey.tensor, survey.tensor_failed, survey.tensor_refused) == ((TIME,), (SETS[0].devices,), "")
     assert warnings == [f"mode tensor over a/cpu, b/cpu: {error}"]
+
+
+def test_times_known_from_earlier_runs_are_added_and_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those that failed now, nor those that are there already."""
+    third = TensorSet(("b/cpu", "c/cpu"), (1, 1))
+    known = {one: TensorTime(one.devices, one.parts, (), 0.0, 0.0) for one in (*SETS, third)}
+    monkeypatch.setattr(tensor_times, "_kept", lambda measuring, survey, one: known[one])
+    survey = replace(SURVEY, tensor=(TIME,), tensor_failed=(SETS[0].devices,))
+    assert with_kept(cast(Measuring, None), survey, (*SETS, third)).tensor == (TIME, known[third])
 
 
 def test_the_output_layer_is_told_apart_by_its_bytes_and_graphs_by_the_layers() -> None:

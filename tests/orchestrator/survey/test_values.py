@@ -25,6 +25,12 @@ def test_a_survey_comes_back_as_it_was(tmp_path: Path) -> None:
     assert read_survey(kept(SURVEY, tmp_path)) == SURVEY
 
 
+@pytest.mark.parametrize(("times", "problem"), [(0, "hosts: it has none"), (2, "hosts: a, b is there twice")])
+def test_hosts_are_there_once(tmp_path: Path, times: int, problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        read_survey(kept(replace(SURVEY, hosts=SURVEY.hosts * times), tmp_path))
+
+
 ONE = PassTime(1, 0.0, (10, 20), (0.1, 0.2))
 
 

@@ -37,7 +37,6 @@ plan replicas:
 
 head on              tokens/s           predicted  measured  error
 controller (layers)  decode                  10.0      11.0   +10%
-                     all conversations       10.0      11.0   +10%
                      prefill                500.0     480.0    -4%
 c (single)           decode                   8.0       8.0    +0%
                      all conversations       16.0      12.0   -25%
