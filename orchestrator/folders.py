@@ -37,6 +37,11 @@ class ClusterFolder:
         return self.path / "gateway.key"
 
     @property
+    def gateway_keys(self) -> Path:
+        """What the gateway knows of its keys; `gateway_key` is this user's own one."""
+        return self.path / "gateway.keys.json"
+
+    @property
     def head_key(self) -> Path:
         return self.path / "head.key"
 

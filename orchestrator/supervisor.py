@@ -16,7 +16,7 @@ from rich.console import Console
 from orchestrator.cluster import Running, RunningGroup, bring_up
 from orchestrator.folders import ClusterFolder, Folders
 from orchestrator.gateway.app import create_app
-from orchestrator.gateway.keys import ensure_key, read_keys
+from orchestrator.gateway.keys import KeyFile, ensure_own_key
 from orchestrator.gateway.routing import HeadAddress
 from orchestrator.gateway.server import check_address, serve
 from orchestrator.gateway.state import READY, Counters, GatewayState, Situation
@@ -138,12 +138,13 @@ async def _serve(
     inventory: Inventory, folders: Folders, running: Running, started: Started, report: Report, keeper: StateKeeper
 ) -> None:
     report.step("Opening the gateway")
-    key_file = folders.cluster(inventory.cluster).gateway_key
-    ensure_key(key_file)
+    folder = folders.cluster(inventory.cluster)
+    key_file = folder.gateway_key
+    ensure_own_key(folder.gateway_keys, key_file)
     gateway_state, counters = GatewayState(READY), Counters()
     app = create_app(
         head_addresses(running.heads),
-        read_keys(key_file),
+        KeyFile(folder.gateway_keys).now,
         display_name(inventory),
         context=inventory.context,
         created=int(datetime.now(UTC).timestamp()),

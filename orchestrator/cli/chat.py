@@ -29,12 +29,12 @@ def chat(
     from orchestrator.client import GatewayClient
     from orchestrator.errors import UsageError
     from orchestrator.folders import user_folders
-    from orchestrator.gateway.keys import read_keys
+    from orchestrator.gateway.keys import read_own_key
     from orchestrator.state import serving_cluster
 
     folders = user_folders()
     state = serving_cluster(folders, cluster)
-    key = read_keys(folders.cluster(state.cluster).gateway_key).keys[0]
+    key = read_own_key(folders.cluster(state.cluster).gateway_key)
     terminal = sys.stdin is not None and sys.stdin.isatty()
     piped = "" if terminal or sys.stdin is None else piped_text(sys.stdin, question is not None)
     text = "\n\n".join(part for part in (question, piped.strip()) if part)

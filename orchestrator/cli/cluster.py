@@ -254,10 +254,10 @@ def _detach(inventory: Path, wanted: "InventoryValue", folders: "Folders", wishe
 
 def _new_key_of(folder: "ClusterFolder") -> "Callable[[], str | None]":
     """A function that gives the gateway's key if it was made after this call; it is shown then, and never again."""
-    from orchestrator.gateway.keys import read_keys
+    from orchestrator.gateway.keys import read_own_key
 
     there_already = folder.gateway_key.exists()
-    return lambda: None if there_already else read_keys(folder.gateway_key).keys[0]
+    return lambda: None if there_already else read_own_key(folder.gateway_key)
 
 
 def _tell_ready(text: str, new_key: str | None, how_to_stop: str) -> None:

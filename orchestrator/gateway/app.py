@@ -4,6 +4,7 @@ It holds no model and no conversation; what it lets through goes to the head and
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -13,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from orchestrator.errors import GatewayError
 from orchestrator.gateway.api_error import ApiError, unavailable
 from orchestrator.gateway.fields import BODY_LIMIT_BYTES, Body, chat_body, completion_body, read_body
 from orchestrator.gateway.head import Deadlines, Head
@@ -21,12 +23,14 @@ from orchestrator.gateway.relay import Relay
 from orchestrator.gateway.routing import HeadAddress, Router
 from orchestrator.gateway.state import READY, Counters, GatewayState
 
+_LOG = logging.getLogger(__name__)
+
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def create_app(
     heads: Sequence[HeadAddress],
-    keys: ApiKeys,
+    keys: Callable[[], ApiKeys],
     model_name: str,
     *,
     context: int | None = None,
@@ -37,8 +41,9 @@ def create_app(
 ) -> Starlette:
     """The application for these heads, among which requests are routed.
 
-    `context` is the tokens of one conversation and `created` the Unix time at which the cluster started, both for
-    /v1/models. `state` is read at each request; without one the head is taken to be ready. `counters` are counted up.
+    `keys` is asked at each request: a key may be revoked meanwhile. `context` is the tokens of one conversation and
+    `created` the Unix time at which the cluster started, both for /v1/models. `state` is read at
+    each request; without one the head is taken to be ready. `counters` are counted up.
     """
     waits = deadlines or Deadlines()
     behind = {head.name: Head(head.url, head.key, waits) for head in heads}
@@ -72,7 +77,7 @@ class _Gateway:
         self,
         heads: Mapping[str, Head],
         router: Router,
-        keys: ApiKeys,
+        keys: Callable[[], ApiKeys],
         model: dict[str, object],
         parallel: int,
         state: GatewayState,
@@ -100,8 +105,13 @@ class _Gateway:
     def _keyed(self, endpoint: Endpoint) -> Endpoint:
         async def checked(request: Request) -> Response:
             scheme, _, key = request.headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not self._keys.allow(key.strip()):
-                message = "an API key is needed: `Authorization: Bearer mesh-...`, as `meshctl up` printed it"
+            try:
+                keys = self._keys()
+            except GatewayError as error:
+                _LOG.error("%s", error)
+                raise ApiError(503, "no key can be checked now; the log says why", code="keys_unreadable") from error
+            if scheme.lower() != "bearer" or keys.name_of(key.strip()) is None:
+                message = "an API key is needed: `Authorization: Bearer mesh-...`, as `meshctl key add` printed it"
                 raise ApiError(401, message, kind="authentication_error", code="invalid_api_key")
             return await endpoint(request)
 

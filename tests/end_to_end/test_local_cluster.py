@@ -71,6 +71,12 @@ def test_the_official_client_talks_with_a_cluster(meshctl: Meshctl) -> None:
         pytest.raises(openai.AuthenticationError),
     ):
         stranger.models.list()
+    given = meshctl.ok("key", "add", "phone").stdout.strip()
+    with openai.OpenAI(base_url=gateway, api_key=given, max_retries=0, timeout=60) as phone:
+        assert [model.id for model in phone.models.list()] == ["smollm2-135m"]
+        meshctl.ok("key", "revoke", "phone")
+        with pytest.raises(openai.AuthenticationError):
+            phone.models.list()
     meshctl.ok("down")
 
 

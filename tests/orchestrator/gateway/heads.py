@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from orchestrator.gateway.app import create_app
 from orchestrator.gateway.head import Deadlines
-from orchestrator.gateway.keys import ApiKeys
+from orchestrator.gateway.keys import ApiKeys, known_key
 from orchestrator.gateway.routing import HeadAddress
 from orchestrator.gateway.server import serve
 from orchestrator.gateway.state import Counters, GatewayState, Situation
@@ -113,12 +113,18 @@ class Gateway:
 
 @asynccontextmanager
 async def gateway_for(
-    head: FakeHead, *, parallel: int = 2, deadlines: Deadlines | None = None
+    head: FakeHead,
+    *,
+    parallel: int = 2,
+    deadlines: Deadlines | None = None,
+    keys: Callable[[], ApiKeys] | None = None,
 ) -> AsyncIterator[Gateway]:
     """A gateway before `head`, both on real sockets."""
     async with AsyncExitStack() as stack:
         upstream = await stack.enter_async_context(serve(head.app(), "127.0.0.1", 0, drain_s=1))
-        yield await stack.enter_async_context(gateway_at(upstream.url, parallel=parallel, deadlines=deadlines))
+        yield await stack.enter_async_context(
+            gateway_at(upstream.url, parallel=parallel, deadlines=deadlines, keys=keys)
+        )
 
 
 @asynccontextmanager
@@ -130,11 +136,12 @@ async def gateway_at(
     deadlines: Deadlines | None = None,
     drain_s: float = 1,
     others: Sequence[HeadAddress] = (),
+    keys: Callable[[], ApiKeys] | None = None,
 ) -> AsyncIterator[Gateway]:
     state, counters = GatewayState(Situation("ready")), Counters()
     app = create_app(
         [HeadAddress("head", head_url, head_key, parallel), *others],
-        ApiKeys(("mesh-other", KEY)),
+        keys or (lambda: ApiKeys((known_key("other", "mesh-other"), known_key("test", KEY)))),
         MODEL,
         context=4096,
         created=1700000000,

@@ -3,12 +3,14 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import httpx
 import pytest
 
 from orchestrator.gateway.fields import BODY_LIMIT_BYTES
 from orchestrator.gateway.head import Deadlines
+from orchestrator.gateway.keys import KeyFile, add_key, revoke_key
 from orchestrator.gateway.state import Counts, Situation
 from tests.orchestrator.gateway.heads import (
     DONE,
@@ -42,6 +44,21 @@ async def test_an_answer_comes_back_with_the_clusters_model_name_and_is_counted(
         await _until(lambda: gateway.counters.now == Counts(finished=1, prompt_tokens=7, tokens=3))
     assert head.bodies == [{"messages": QUESTION["messages"], "model": "tiny"}]
     assert head.keys == [f"Bearer {HEAD_KEY}"]
+
+
+async def test_keys_open_and_close_while_it_serves(tmp_path: Path) -> None:
+    """And nobody gets in while the file of keys cannot be read."""
+    path = tmp_path / "keys.json"
+    phone = {"authorization": f"Bearer {add_key(path, 'phone')}"}
+    async with gateway_for(FakeHead(), keys=KeyFile(path).now) as gateway:
+        assert (await gateway.http.get("/v1/models", headers=phone)).status_code == 200
+        revoke_key(path, "phone", tmp_path / "own")
+        assert (await gateway.http.get("/v1/models", headers=phone)).status_code == 401
+        again = {"authorization": f"Bearer {add_key(path, 'phone')}"}
+        assert (await gateway.http.get("/v1/models", headers=again)).status_code == 200
+        path.unlink()
+        refused = await gateway.http.get("/v1/models", headers=again)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "keys_unreadable")
 
 
 async def test_a_stream_passes_event_by_event_up_to_done() -> None:
