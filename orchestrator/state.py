@@ -66,6 +66,7 @@ class ClusterState:
     processes: tuple[ProcessState, ...] = ()
     speeds: tuple[GroupSpeed, ...] = ()  # one per group of the plan, measured right after load
     requests_running: int = 0
+    requests_waiting: int = 0
     requests_finished: int = 0
     key_file: str = ""  # where the gateway's API key is kept
     inventory_sha256: str = ""  # of the inventory file as it was at `up`

@@ -176,6 +176,7 @@ async def _watch(started: Started, keeper: StateKeeper, gateway_state: GatewaySt
             keeper.update(
                 processes=process_states(started.processes),
                 requests_running=counters.now.running,
+                requests_waiting=counters.now.waiting,
                 requests_finished=counters.now.finished,
             )
     finally:

@@ -117,6 +117,7 @@ READING_ORDER = (
     "orchestrator.gateway.routing",
     "orchestrator.gateway.head",
     "orchestrator.gateway.keys",
+    "orchestrator.gateway.line",
     "orchestrator.gateway.server",
     "orchestrator.gateway.state",
     "orchestrator.gateway.relay",

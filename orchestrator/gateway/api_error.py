@@ -10,7 +10,10 @@ RETRY_AFTER_S = 5
 
 
 class ApiError(Exception):
-    """An HTTP status with `{"error": {"message", "type", "param", "code"}}`; `more` adds fields to the error object."""
+    """An HTTP status with `{"error": {"message", "type", "param", "code"}}`; `more` adds fields to the error object.
+
+    `retry_after_s`: after how many seconds asking again makes sense, for 429 and 503.
+    """
 
     def __init__(
         self,
@@ -21,6 +24,7 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         more: Mapping[str, object] | None = None,
+        retry_after_s: int = RETRY_AFTER_S,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -28,6 +32,7 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.more = dict(more or {})
+        self.retry_after_s = retry_after_s
 
     @property
     def body(self) -> dict[str, object]:
@@ -39,8 +44,8 @@ class ApiError(Exception):
         match self.status:
             case 401:
                 return {"www-authenticate": "Bearer"}
-            case 503:
-                return {"retry-after": str(RETRY_AFTER_S)}
+            case 429 | 503:
+                return {"retry-after": str(self.retry_after_s)}
         return {}
 
 
@@ -49,6 +54,8 @@ def bad_field(param: str, message: str) -> ApiError:
     return ApiError(400, message, param=param)
 
 
-def unavailable(message: str, *, code: str, more: Mapping[str, object] | None = None) -> ApiError:
+def unavailable(
+    message: str, *, code: str, more: Mapping[str, object] | None = None, retry_after_s: int = RETRY_AFTER_S
+) -> ApiError:
     """Nothing can answer now, but asking again later makes sense."""
-    return ApiError(503, message, kind="service_unavailable", code=code, more=more)
+    return ApiError(503, message, kind="service_unavailable", code=code, more=more, retry_after_s=retry_after_s)

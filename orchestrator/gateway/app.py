@@ -19,6 +19,7 @@ from orchestrator.gateway.api_error import ApiError, unavailable
 from orchestrator.gateway.fields import BODY_LIMIT_BYTES, Body, chat_body, completion_body, read_body
 from orchestrator.gateway.head import Deadlines, Head
 from orchestrator.gateway.keys import ApiKeys
+from orchestrator.gateway.line import Line, LineLimits
 from orchestrator.gateway.relay import Relay
 from orchestrator.gateway.routing import HeadAddress, Router
 from orchestrator.gateway.state import READY, Counters, GatewayState
@@ -38,12 +39,14 @@ def create_app(
     state: GatewayState | None = None,
     counters: Counters | None = None,
     deadlines: Deadlines | None = None,
+    limits: LineLimits | None = None,
 ) -> Starlette:
     """The application for these heads, among which requests are routed.
 
     `keys` is asked at each request: a key may be revoked meanwhile. `context` is the tokens of one conversation and
     `created` the Unix time at which the cluster started, both for /v1/models. `state` is read at
     each request; without one the head is taken to be ready. `counters` are counted up.
+    Requests beyond the heads' slots wait in line within `limits`.
     """
     waits = deadlines or Deadlines()
     behind = {head.name: Head(head.url, head.key, waits) for head in heads}
@@ -51,12 +54,13 @@ def create_app(
     gateway = _Gateway(
         behind,
         Router(heads),
+        Line(sum(head.parallel for head in heads), limits),
         keys,
         model,
         max(head.parallel for head in heads),
         state or GatewayState(READY),
         counters or Counters(),
-        waits.body_s,
+        waits,
     )
 
     @asynccontextmanager
@@ -77,21 +81,23 @@ class _Gateway:
         self,
         heads: Mapping[str, Head],
         router: Router,
+        line: Line,
         keys: Callable[[], ApiKeys],
         model: dict[str, object],
         parallel: int,
         state: GatewayState,
         counters: Counters,
-        body_s: float,
+        waits: Deadlines,
     ) -> None:
         self._heads = heads
         self._router = router
+        self._line = line
         self._keys = keys
         self._model = model
         self._parallel = parallel
         self._state = state
         self._counters = counters
-        self._body_s = body_s
+        self._waits = waits
 
     def routes(self) -> list[Route]:
         return [
@@ -110,9 +116,11 @@ class _Gateway:
             except GatewayError as error:
                 _LOG.error("%s", error)
                 raise ApiError(503, "no key can be checked now; the log says why", code="keys_unreadable") from error
-            if scheme.lower() != "bearer" or keys.name_of(key.strip()) is None:
+            name = keys.name_of(key.strip()) if scheme.lower() == "bearer" else None
+            if name is None:
                 message = "an API key is needed: `Authorization: Bearer mesh-...`, as `meshctl key add` printed it"
                 raise ApiError(401, message, kind="authentication_error", code="invalid_api_key")
+            request.state.key_name = name
             return await endpoint(request)
 
         return checked
@@ -142,10 +150,20 @@ class _Gateway:
         return await self._relay(request, "/v1/completions", completion_body)
 
     async def _relay(self, request: Request, path: str, shape: Callable[..., Body]) -> Response:
-        body = read_body(await _receive(request, self._body_s))
-        passed = shape(body, model=str(self._model["id"]), parallel=self._parallel)
+        raw = await _receive(request, self._waits.body_s)
+        passed = shape(read_body(raw), model=str(self._model["id"]), parallel=self._parallel)
         self._check_ready()
-        return Relay(self._heads, self._router, path, passed, self._counters)
+        return Relay(
+            self._heads,
+            self._router,
+            self._line,
+            path,
+            passed,
+            self._counters,
+            client=f"{request.state.key_name} {request.client.host if request.client else ''}",
+            body_bytes=len(raw),
+            reader_s=self._waits.reader_s,
+        )
 
     def _check_ready(self) -> None:
         now = self._state.now

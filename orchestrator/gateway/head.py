@@ -20,12 +20,14 @@ from orchestrator.gateway.fields import Body
 
 @dataclass(frozen=True)
 class Deadlines:
-    """How long the gateway waits: for a connection, for the first byte of an answer, inside a stream, for a body."""
+    """How long the gateway waits: for a connection, for the first byte of an answer, inside a stream, for a body, and
+    for a client to take what was sent to it."""
 
     connect_s: float = 5.0
     answer_s: float = 3600.0
     silence_s: float = 120.0
     body_s: float = 60.0
+    reader_s: float = 120.0
 
 
 class Head:

@@ -13,12 +13,13 @@ from typing import Literal
 
 import httpx
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from orchestrator.gateway.api_error import ApiError, unavailable
 from orchestrator.gateway.events import Answer, error_event, whole_events
 from orchestrator.gateway.fields import Body
 from orchestrator.gateway.head import HEAD_DOWN, Head, lost, read_answer
+from orchestrator.gateway.line import Line
 from orchestrator.gateway.routing import Router, Ticket, read_question
 from orchestrator.gateway.state import Counters
 
@@ -32,21 +33,38 @@ _STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-co
 
 
 class Relay(Response):
-    """Passes `body` to the `path` of a head and the answer back, as long as the client is there.
+    """Passes `body` to the `path` of a head and the answer back, as long as the `client` is there.
 
-    The router chooses the head; one that cannot be reached at all is passed over for the next best.
+    It waits in the line for its turn; then the router chooses the head, and one that cannot be reached at all is passed
+    over for the next best. `body_bytes` is the size of the body as it came.
     """
 
-    def __init__(self, heads: Mapping[str, Head], router: Router, path: str, body: Body, counters: Counters) -> None:
+    def __init__(
+        self,
+        heads: Mapping[str, Head],
+        router: Router,
+        line: Line,
+        path: str,
+        body: Body,
+        counters: Counters,
+        *,
+        client: str,
+        body_bytes: int,
+        reader_s: float,
+    ) -> None:
         super().__init__()
         self._heads = heads
         self._router = router
+        self._line = line
         self._path = path
         self._question = body
         self._counters = counters
+        self._client = client
+        self._body_bytes = body_bytes
+        self._reader_s = reader_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        work = asyncio.create_task(self._run(_Out(send)))
+        work = asyncio.create_task(self._run(_Out(send, self._reader_s)))
         leaving = asyncio.create_task(_client_leaves(receive))
         # A cancelled request is one whose gateway stops: `work` tells the client so, and nothing is left to cancel.
         with suppress(asyncio.CancelledError):
@@ -59,17 +77,22 @@ class Relay(Response):
     async def _run(self, out: "_Out") -> None:
         answer = Answer(str(self._question["model"]))
         end: Literal["finished", "failed", "cancelled"] = "failed"
-        self._counters.begin()
+        begun, choices = False, self._question.get("n")
+        self._counters.arrive()
         try:
-            await self._answer(out, answer)
-            end = "failed" if answer.failed else "finished"
-        except ApiError as problem:
-            await out.fail(problem)
+            slots = choices if isinstance(choices, int) else 1
+            async with _telling(out), self._line.turn(self._client, slots=slots, body_bytes=self._body_bytes):
+                self._counters.begin()
+                begun = True
+                await self._answer(out, answer)
+                end = "failed" if answer.failed else "finished"
+        except ReaderGoneError:
+            end = "cancelled"
         except asyncio.CancelledError:
             end = "cancelled"
             await _say_farewell(out)
         finally:
-            self._counters.end(end, answer.tokens.prompt, answer.tokens.generated)
+            self._counters.end(end, answer.tokens.prompt, answer.tokens.generated, begun=begun)
 
     async def _answer(self, out: "_Out", answer: Answer) -> None:
         async with self._asked(answer) as (name, response):
@@ -117,6 +140,15 @@ class Relay(Response):
         await out.end()
 
 
+@asynccontextmanager
+async def _telling(out: "_Out") -> AsyncIterator[None]:
+    """What goes wrong is told to the client."""
+    try:
+        yield
+    except ApiError as problem:
+        await out.fail(problem)
+
+
 async def _client_leaves(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -129,11 +161,19 @@ async def _say_farewell(out: "_Out") -> None:
             await out.fail(unavailable("the gateway stops", code="stopping"))
 
 
-class _Out:
-    """The response to the client, which remembers how far it is."""
+class ReaderGoneError(Exception):
+    """The client has taken nothing for too long: its answer is given up, and its slot is free for others."""
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+
+class _Out:
+    """The response to the client, which remembers how far it is.
+
+    What is not read yet is held in buffers of a bounded size; then nothing more is taken from the head either.
+    """
+
+    def __init__(self, send: Send, reader_s: float) -> None:
+        self._to_client = send
+        self._reader_s = reader_s
         self._begun = False
         self._ended = False
 
@@ -167,3 +207,10 @@ class _Out:
     async def _body(self, payload: bytes, *, more: bool) -> None:
         self._ended = not more
         await self._send({"type": "http.response.body", "body": payload, "more_body": more})
+
+    async def _send(self, message: Message) -> None:
+        try:
+            async with asyncio.timeout(self._reader_s):
+                await self._to_client(message)
+        except TimeoutError as error:
+            raise ReaderGoneError from error

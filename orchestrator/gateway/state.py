@@ -34,12 +34,14 @@ READY = Situation("ready")
 class Counts:
     """What the gateway has done since it started.
 
-    `running` requests are with the head now. Each ended one is either finished, failed (the head refused it or was
-    lost) or cancelled (its client left, or the gateway stopped). `prompt_tokens` were read by the head (those found in
-    its cache not counted), `tokens` were generated.
+    `running` requests are with a head now, `waiting` ones wait for a slot. Each ended one is either finished, failed
+    (the head refused it or was lost, or it was turned away) or cancelled (its client left or took nothing any more, or
+    the gateway stopped). `prompt_tokens` were read by the head (those found in its cache not counted), `tokens` were
+    generated.
     """
 
     running: int = 0
+    waiting: int = 0
     finished: int = 0
     failed: int = 0
     cancelled: int = 0
@@ -52,19 +54,32 @@ class Counters:
 
     def __init__(self) -> None:
         self._running = 0
+        self._waiting = 0
         self._ended = {"finished": 0, "failed": 0, "cancelled": 0}
         self._prompt_tokens = 0
         self._tokens = 0
 
     @property
     def now(self) -> Counts:
-        return Counts(self._running, **self._ended, prompt_tokens=self._prompt_tokens, tokens=self._tokens)
+        return Counts(
+            self._running, self._waiting, **self._ended, prompt_tokens=self._prompt_tokens, tokens=self._tokens
+        )
+
+    def arrive(self) -> None:
+        """A request waits."""
+        self._waiting += 1
 
     def begin(self) -> None:
+        """It is with a head now."""
+        self._waiting -= 1
         self._running += 1
 
-    def end(self, how: Literal["finished", "failed", "cancelled"], prompt_tokens: int, tokens: int) -> None:
-        self._running -= 1
+    def end(
+        self, how: Literal["finished", "failed", "cancelled"], prompt_tokens: int, tokens: int, *, begun: bool
+    ) -> None:
+        """It is over; `begun`: it was with a head, and did not only wait."""
+        self._running -= begun
+        self._waiting -= not begun
         self._ended[how] += 1
         self._prompt_tokens += prompt_tokens
         self._tokens += tokens

@@ -23,7 +23,8 @@ def status_view(state: ClusterState) -> RenderableType:
     ]
     if state.phase == "ready":
         parts.append(Text(f"gateway {state.gateway}, API key in {state.key_file}"))
-        parts.append(Text(f"requests running {state.requests_running}, finished {state.requests_finished}"))
+        counts = (state.requests_running, state.requests_waiting, state.requests_finished)
+        parts.append(Text("requests running {}, waiting {}, finished {}".format(*counts)))
     if state.plan is not None:
         parts.extend(Text(text) for text in _plan_texts(state.plan))
     if state.speeds:

@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from orchestrator.gateway.app import create_app
 from orchestrator.gateway.head import Deadlines
 from orchestrator.gateway.keys import ApiKeys, known_key
+from orchestrator.gateway.line import LineLimits
 from orchestrator.gateway.routing import HeadAddress
 from orchestrator.gateway.server import serve
 from orchestrator.gateway.state import Counters, GatewayState, Situation
@@ -118,12 +119,13 @@ async def gateway_for(
     parallel: int = 2,
     deadlines: Deadlines | None = None,
     keys: Callable[[], ApiKeys] | None = None,
+    limits: LineLimits | None = None,
 ) -> AsyncIterator[Gateway]:
     """A gateway before `head`, both on real sockets."""
     async with AsyncExitStack() as stack:
         upstream = await stack.enter_async_context(serve(head.app(), "127.0.0.1", 0, drain_s=1))
         yield await stack.enter_async_context(
-            gateway_at(upstream.url, parallel=parallel, deadlines=deadlines, keys=keys)
+            gateway_at(upstream.url, parallel=parallel, deadlines=deadlines, keys=keys, limits=limits)
         )
 
 
@@ -137,6 +139,7 @@ async def gateway_at(
     drain_s: float = 1,
     others: Sequence[HeadAddress] = (),
     keys: Callable[[], ApiKeys] | None = None,
+    limits: LineLimits | None = None,
 ) -> AsyncIterator[Gateway]:
     state, counters = GatewayState(Situation("ready")), Counters()
     app = create_app(
@@ -148,6 +151,7 @@ async def gateway_at(
         state=state,
         counters=counters,
         deadlines=deadlines,
+        limits=limits,
     )
     async with serve(app, "127.0.0.1", 0, drain_s=drain_s) as listening:
         headers = {"authorization": f"Bearer {KEY}"}

@@ -11,10 +11,12 @@ import pytest
 from orchestrator.gateway.fields import BODY_LIMIT_BYTES
 from orchestrator.gateway.head import Deadlines
 from orchestrator.gateway.keys import KeyFile, add_key, revoke_key
+from orchestrator.gateway.line import LineLimits
 from orchestrator.gateway.state import Counts, Situation
 from tests.orchestrator.gateway.heads import (
     DONE,
     HEAD_KEY,
+    KEY,
     FakeHead,
     Gateway,
     chunk,
@@ -101,6 +103,58 @@ async def test_a_head_lost_in_a_stream_is_an_error_event_after_what_came(tear: b
         assert "half" in events[0]
         assert [json.loads(event[6:]) for event in events[1:]] == [{"error": LOST}]
         await _until(lambda: gateway.counters.now == Counts(failed=1, tokens=1))
+
+
+async def test_beyond_the_heads_slots_requests_wait_and_beyond_the_line_they_are_turned_away() -> None:
+    head = FakeHead(parts=(chunk("first"),), hang=True)
+    async with gateway_for(head, parallel=1, limits=LineLimits(requests=2)) as gateway:
+        first = asyncio.create_task(_read_all(gateway, STREAMED))
+        await _until(lambda: gateway.counters.now == Counts(running=1))
+        second = asyncio.create_task(_read_all(gateway, STREAMED))
+        await _until(lambda: gateway.counters.now == Counts(running=1, waiting=1))
+        third = await gateway.http.post(CHAT, json=STREAMED)
+        assert (third.status_code, third.headers["retry-after"]) == (429, "20")
+        error = third.json()["error"]
+        assert (error["type"], error["code"], error["waiting"]) == ("rate_limit_error", "too_many_requests", 1)
+        assert len(head.bodies) == 1
+        head.release((last_chunk(1), DONE))
+        await asyncio.gather(first, second)
+        await _until(lambda: gateway.counters.now.finished == 2)
+        assert (gateway.counters.now.running, gateway.counters.now.waiting, gateway.counters.now.failed) == (0, 0, 1)
+
+
+async def test_who_leaves_while_waiting_is_not_asked_for_at_the_head() -> None:
+    head = FakeHead(parts=(chunk("first"),), hang=True)
+    async with gateway_for(head, parallel=1) as gateway:
+        first = asyncio.create_task(_read_all(gateway, STREAMED))
+        await _until(lambda: gateway.counters.now == Counts(running=1))
+        second = asyncio.create_task(_read_all(gateway, STREAMED))
+        await _until(lambda: gateway.counters.now.waiting == 1)
+        second.cancel()
+        await _until(lambda: gateway.counters.now == Counts(running=1, cancelled=1))
+        head.release((last_chunk(1), DONE))
+        await first
+        assert len(head.bodies) == 1
+
+
+async def test_a_client_that_takes_nothing_keeps_no_slot_and_no_memory() -> None:
+    """32 MiB are on their way to it; far less may lie in buffers, and after a while its answer is given up."""
+    part = chunk("x" * 2**16)
+    head = FakeHead(parts=(part,) * 512)
+    async with gateway_for(head, parallel=1, deadlines=Deadlines(reader_s=0.5)) as gateway:
+        url = httpx.URL(gateway.url)
+        body = json.dumps(STREAMED).encode()
+        _, lazy = await asyncio.open_connection(url.host, url.port, limit=1024)
+        lazy.write(
+            f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        await _until(lambda: gateway.counters.now.running == 1)
+        await _until(lambda: gateway.counters.now.cancelled == 1)
+        assert gateway.counters.now.tokens < 512
+        await head.left.wait()
+        lazy.transport.abort()
 
 
 async def test_a_head_silent_in_a_stream_is_given_up() -> None:

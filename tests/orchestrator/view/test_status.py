@@ -30,7 +30,7 @@ home  ready
 since 2026-11-22T12:00:00+00:00: answers
 inventory /inventory.yaml
 gateway http://127.0.0.1:11435/v1, API key in /key
-requests running 0, finished 0
+requests running 0, waiting 0, finished 0
 plan replicas:
   layers: [a]/cpu (4), b/cpu (6)
   single: all layers on c/cpu
