@@ -5,6 +5,7 @@ Foreground and `--detach` are this same function; only who listens to the report
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,11 +18,12 @@ from orchestrator.cluster import Running, RunningGroup, bring_up
 from orchestrator.folders import ClusterFolder, Folders
 from orchestrator.gateway.app import create_app
 from orchestrator.gateway.keys import KeyFile, ensure_own_key
+from orchestrator.gateway.metrics import HostMemory
 from orchestrator.gateway.routing import HeadAddress
 from orchestrator.gateway.server import check_address, serve
 from orchestrator.gateway.state import READY, Counters, GatewayState, Situation
 from orchestrator.hosts import OpenHosts, open_hosts
-from orchestrator.inventory import Inventory
+from orchestrator.inventory import CONTROLLER, Inventory
 from orchestrator.leash import Leashed
 from orchestrator.plan.values import Plan
 from orchestrator.prepare import display_name, prepare_ranking
@@ -150,6 +152,7 @@ async def _serve(
         created=int(datetime.now(UTC).timestamp()),
         state=gateway_state,
         counters=counters,
+        memory=lambda: host_memory(running.plan, started.processes),
     )
     async with serve(app, inventory.gateway.host, inventory.gateway.port) as server:
         keeper.phase(
@@ -182,6 +185,19 @@ async def _watch(started: Started, keeper: StateKeeper, gateway_state: GatewaySt
     finally:
         for waiting in exits:
             waiting.cancel()
+
+
+def host_memory(plan: Plan, processes: Iterable[Leashed]) -> tuple[HostMemory, ...]:
+    """The plan's budget on each host, with what a head there takes, and what its processes hold now (0: not known)."""
+    budgets = Counter[str]()
+    for group in plan.groups:
+        budgets[group.head or CONTROLLER] += group.head_bytes
+        for share in group.shares:
+            budgets[share.device.partition("/")[0]] += share.budget_bytes
+    used = Counter[str]()
+    for process in processes:
+        used[process.host] += process.rss_bytes or 0
+    return tuple(HostMemory(host, size, used[host]) for host, size in budgets.items() if size)
 
 
 def process_states(processes: Iterable[Leashed]) -> tuple[ProcessState, ...]:

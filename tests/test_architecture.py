@@ -120,6 +120,7 @@ READING_ORDER = (
     "orchestrator.gateway.line",
     "orchestrator.gateway.server",
     "orchestrator.gateway.state",
+    "orchestrator.gateway.metrics",
     "orchestrator.gateway.relay",
     "orchestrator.gateway.app",
     "orchestrator.view.plan_json",

@@ -5,7 +5,7 @@ It holds no model and no conversation; what it lets through goes to the head and
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
@@ -20,6 +20,7 @@ from orchestrator.gateway.fields import BODY_LIMIT_BYTES, Body, chat_body, compl
 from orchestrator.gateway.head import Deadlines, Head
 from orchestrator.gateway.keys import ApiKeys
 from orchestrator.gateway.line import Line, LineLimits
+from orchestrator.gateway.metrics import CONTENT_TYPE, HostMemory, Metrics
 from orchestrator.gateway.relay import Relay
 from orchestrator.gateway.routing import HeadAddress, Router
 from orchestrator.gateway.state import READY, Counters, GatewayState
@@ -40,15 +41,16 @@ def create_app(
     counters: Counters | None = None,
     deadlines: Deadlines | None = None,
     limits: LineLimits | None = None,
+    memory: Callable[[], Iterable[HostMemory]] = tuple,
 ) -> Starlette:
     """The application for these heads, among which requests are routed.
 
     `keys` is asked at each request: a key may be revoked meanwhile. `context` is the tokens of one conversation and
     `created` the Unix time at which the cluster started, both for /v1/models. `state` is read at
     each request; without one the head is taken to be ready. `counters` are counted up.
-    Requests beyond the heads' slots wait in line within `limits`.
+    Requests beyond the heads' slots wait in line within `limits`. `memory` is for the metrics.
     """
-    waits = deadlines or Deadlines()
+    waits, state, counters = deadlines or Deadlines(), state or GatewayState(READY), counters or Counters()
     behind = {head.name: Head(head.url, head.key, waits) for head in heads}
     model = _model_entry(model_name, context, created)
     gateway = _Gateway(
@@ -58,8 +60,9 @@ def create_app(
         keys,
         model,
         max(head.parallel for head in heads),
-        state or GatewayState(READY),
-        counters or Counters(),
+        state,
+        counters,
+        Metrics(counters, state, memory),
         waits,
     )
 
@@ -87,6 +90,7 @@ class _Gateway:
         parallel: int,
         state: GatewayState,
         counters: Counters,
+        metrics: Metrics,
         waits: Deadlines,
     ) -> None:
         self._heads = heads
@@ -97,11 +101,13 @@ class _Gateway:
         self._parallel = parallel
         self._state = state
         self._counters = counters
+        self._metrics = metrics
         self._waits = waits
 
     def routes(self) -> list[Route]:
         return [
             Route("/health", self._health, methods=["GET"]),
+            Route("/metrics", self._keyed(self._tell_metrics), methods=["GET"]),
             Route("/v1/models", self._keyed(self._models), methods=["GET"]),
             Route("/v1/models/{name:path}", self._keyed(self._one_model), methods=["GET"]),
             Route("/v1/chat/completions", self._keyed(self._chat), methods=["POST"]),
@@ -132,6 +138,9 @@ class _Gateway:
             return JSONResponse({"status": "ok"})
         problem = unavailable("", code=now.state)
         return JSONResponse({"status": now.state, "fraction": now.fraction}, 503, problem.headers)
+
+    async def _tell_metrics(self, request: Request) -> Response:
+        return Response(self._metrics.text(), media_type=CONTENT_TYPE)
 
     async def _models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._model]})

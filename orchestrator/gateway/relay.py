@@ -77,15 +77,17 @@ class Relay(Response):
     async def _run(self, out: "_Out") -> None:
         answer = Answer(str(self._question["model"]))
         end: Literal["finished", "failed", "cancelled"] = "failed"
-        begun, choices = False, self._question.get("n")
+        begun, choices, arrived_s = False, self._question.get("n"), monotonic()
         self._counters.arrive()
         try:
             slots = choices if isinstance(choices, int) else 1
             async with _telling(out), self._line.turn(self._client, slots=slots, body_bytes=self._body_bytes):
                 self._counters.begin()
                 begun = True
-                await self._answer(out, answer)
+                await self._answer(out, answer, arrived_s)
                 end = "failed" if answer.failed else "finished"
+            if end == "finished":
+                self._counters.request_s.observe(monotonic() - arrived_s)
         except ReaderGoneError:
             end = "cancelled"
         except asyncio.CancelledError:
@@ -94,10 +96,10 @@ class Relay(Response):
         finally:
             self._counters.end(end, answer.tokens.prompt, answer.tokens.generated, begun=begun)
 
-    async def _answer(self, out: "_Out", answer: Answer) -> None:
+    async def _answer(self, out: "_Out", answer: Answer, arrived_s: float) -> None:
         async with self._asked(answer) as (name, response):
             if self._question.get("stream"):
-                await self._stream(name, response, out, answer)
+                await self._stream(name, response, out, answer, arrived_s)
                 return
             whole = read_answer(await self._heads[name].read(response))
         answer.tokens.see(whole)
@@ -130,11 +132,15 @@ class Relay(Response):
         """At the end of the request, when its timings are known."""
         self._router.release(ticket, answer.tokens.timings)
 
-    async def _stream(self, name: str, response: httpx.Response, out: "_Out", answer: Answer) -> None:
+    async def _stream(self, name: str, response: httpx.Response, out: "_Out", answer: Answer, arrived_s: float) -> None:
         await out.begin_stream({ANSWERED_BY: name})
+        silent = True
         async for event in whole_events(self._heads[name].chunks(response)):
             if passed := answer.see(event):
                 await out.event(passed)
+            if silent and answer.tokens.generated:
+                silent = False
+                self._counters.first_token_s.observe(monotonic() - arrived_s)
         if not answer.ended:
             raise lost()
         await out.end()

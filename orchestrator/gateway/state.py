@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from prometheus_client import Histogram
+
 
 @dataclass(frozen=True)
 class Situation:
@@ -30,6 +32,9 @@ class GatewayState:
 READY = Situation("ready")
 
 
+BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+
+
 @dataclass(frozen=True)
 class Counts:
     """What the gateway has done since it started.
@@ -50,9 +55,25 @@ class Counts:
 
 
 class Counters:
-    """Counts as they grow; the supervisor reads `now`."""
+    """Counts as they grow; the supervisor reads `now`.
+
+    `first_token_s`: from a request's arrival to the first text of its answer, of streams; `request_s`: to its end, of
+    those that finished.
+    """
 
     def __init__(self) -> None:
+        self.first_token_s = Histogram(
+            "meshctl_first_token_seconds",
+            "From a request's arrival to its answer's first text.",
+            buckets=BUCKETS_S,
+            registry=None,
+        )
+        self.request_s = Histogram(
+            "meshctl_request_seconds",
+            "From a request's arrival to the end of its answer.",
+            buckets=BUCKETS_S,
+            registry=None,
+        )
         self._running = 0
         self._waiting = 0
         self._ended = {"finished": 0, "failed": 0, "cancelled": 0}
@@ -83,3 +104,7 @@ class Counters:
         self._ended[how] += 1
         self._prompt_tokens += prompt_tokens
         self._tokens += tokens
+
+
+def _histogram(what: str, text: str) -> Histogram:
+    return Histogram(f"meshctl_{what}_seconds", text, buckets=BUCKETS_S, registry=None)

@@ -8,6 +8,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
@@ -66,6 +67,11 @@ def test_the_official_client_talks_with_a_cluster(meshctl: Meshctl) -> None:
         completed = client.completions.create(model="smollm2-135m", prompt="One two three", max_tokens=4)
         assert completed.usage is not None
         assert completed.usage.completion_tokens == 4
+    told = httpx.get(
+        f"{gateway.removesuffix('/v1')}/metrics", headers={"authorization": f"Bearer {key_of(meshctl)}"}
+    ).text
+    assert 'meshctl_requests_total{outcome="finished"} 3.0' in told
+    assert 'meshctl_memory_used_bytes{host="part1"}' in told
     with (
         openai.OpenAI(base_url=gateway, api_key="wrong", max_retries=0) as stranger,
         pytest.raises(openai.AuthenticationError),

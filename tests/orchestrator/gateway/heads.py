@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,7 @@ from orchestrator.gateway.app import create_app
 from orchestrator.gateway.head import Deadlines
 from orchestrator.gateway.keys import ApiKeys, known_key
 from orchestrator.gateway.line import LineLimits
+from orchestrator.gateway.metrics import HostMemory
 from orchestrator.gateway.routing import HeadAddress
 from orchestrator.gateway.server import serve
 from orchestrator.gateway.state import Counters, GatewayState, Situation
@@ -120,12 +121,13 @@ async def gateway_for(
     deadlines: Deadlines | None = None,
     keys: Callable[[], ApiKeys] | None = None,
     limits: LineLimits | None = None,
+    memory: Callable[[], Iterable[HostMemory]] = tuple,
 ) -> AsyncIterator[Gateway]:
     """A gateway before `head`, both on real sockets."""
     async with AsyncExitStack() as stack:
         upstream = await stack.enter_async_context(serve(head.app(), "127.0.0.1", 0, drain_s=1))
         yield await stack.enter_async_context(
-            gateway_at(upstream.url, parallel=parallel, deadlines=deadlines, keys=keys, limits=limits)
+            gateway_at(upstream.url, parallel=parallel, deadlines=deadlines, keys=keys, limits=limits, memory=memory)
         )
 
 
@@ -140,6 +142,7 @@ async def gateway_at(
     others: Sequence[HeadAddress] = (),
     keys: Callable[[], ApiKeys] | None = None,
     limits: LineLimits | None = None,
+    memory: Callable[[], Iterable[HostMemory]] = tuple,
 ) -> AsyncIterator[Gateway]:
     state, counters = GatewayState(Situation("ready")), Counters()
     app = create_app(
@@ -152,6 +155,7 @@ async def gateway_at(
         counters=counters,
         deadlines=deadlines,
         limits=limits,
+        memory=memory,
     )
     async with serve(app, "127.0.0.1", 0, drain_s=drain_s) as listening:
         headers = {"authorization": f"Bearer {KEY}"}

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.gateway.fields import BODY_LIMIT_BYTES
 from orchestrator.gateway.head import Deadlines
 from orchestrator.gateway.keys import KeyFile, add_key, revoke_key
 from orchestrator.gateway.line import LineLimits
+from orchestrator.gateway.metrics import HostMemory
 from orchestrator.gateway.state import Counts, Situation
 from tests.orchestrator.gateway.heads import (
     DONE,
@@ -103,6 +105,31 @@ async def test_a_head_lost_in_a_stream_is_an_error_event_after_what_came(tear: b
         assert "half" in events[0]
         assert [json.loads(event[6:]) for event in events[1:]] == [{"error": LOST}]
         await _until(lambda: gateway.counters.now == Counts(failed=1, tokens=1))
+
+
+async def test_metrics_tell_what_was_done_to_whoever_has_a_key() -> None:
+    head = FakeHead(parts=(chunk("a"), last_chunk(1), DONE))
+    memory = (HostMemory("nuc", 4096, 1024),)
+    async with gateway_for(head, memory=lambda: memory) as gateway:
+        await gateway.http.post(CHAT, json=STREAMED)
+        await _until(lambda: gateway.counters.now.finished == 1)
+        answer = await gateway.http.get("/metrics")
+        assert answer.headers["content-type"].startswith("text/plain; version=")
+        told = {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in text_string_to_metric_families(answer.text)
+            for sample in family.samples
+        }
+        assert told["meshctl_requests_total", "finished"] == 1
+        assert told["meshctl_tokens_total", "prompt"] == 7
+        assert told["meshctl_requests_running",] == told["meshctl_requests_waiting",] == 0
+        assert told["meshctl_first_token_seconds_count",] == told["meshctl_request_seconds_count",] == 1
+        assert 0 < told["meshctl_first_token_seconds_sum",] <= told["meshctl_request_seconds_sum",]
+        assert (told["meshctl_state", "ready"], told["meshctl_state", "recovering"]) == (1, 0)
+        assert told["meshctl_memory_budget_bytes", "nuc"] == 4096
+        assert told["meshctl_memory_used_bytes", "nuc"] == 1024
+        nobody = await gateway.http.get("/metrics", headers={"authorization": "Bearer no"})
+        assert nobody.status_code == 401
 
 
 async def test_beyond_the_heads_slots_requests_wait_and_beyond_the_line_they_are_turned_away() -> None:
