@@ -33,6 +33,10 @@ class ClusterFolder:
         return self.path / "events.jsonl"
 
     @property
+    def history(self) -> Path:
+        return self.path / "history.jsonl"
+
+    @property
     def gateway_key(self) -> Path:
         return self.path / "gateway.key"
 

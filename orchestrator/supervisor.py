@@ -22,6 +22,7 @@ from orchestrator.gateway.metrics import HostMemory
 from orchestrator.gateway.routing import HeadAddress
 from orchestrator.gateway.server import check_address, serve
 from orchestrator.gateway.state import READY, Counters, GatewayState, Situation
+from orchestrator.history import HistoryEvent, add_event
 from orchestrator.hosts import OpenHosts, open_hosts
 from orchestrator.inventory import CONTROLLER, Inventory
 from orchestrator.leash import Leashed
@@ -58,6 +59,7 @@ class StateKeeper:
         """Enter a phase and write it down."""
         self.state = replace(self.state, phase=phase, message=message, since=_now(), **changes)  # type: ignore[arg-type]
         write_state(self._folder, self.state)
+        add_event(self._folder, HistoryEvent(self.state.since, phase, message))
 
     def update(self, **changes: object) -> None:
         """Write changed figures within the same phase, only when something did change."""
@@ -102,7 +104,7 @@ async def _until_stopped(
     finally:
         asked.cancel()
         if not work.done():
-            keeper.update(phase="stopping", message="stopping")
+            keeper.phase("stopping", "asked to stop")
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
 

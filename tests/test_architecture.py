@@ -92,6 +92,7 @@ READING_ORDER = (
     "orchestrator.idle_workers",
     "orchestrator.memory",
     "orchestrator.state",
+    "orchestrator.history",
     "orchestrator.experience_store",
     "orchestrator.hosts",
     "orchestrator.model_copies",

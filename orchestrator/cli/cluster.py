@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from orchestrator.wishes import Wishes
 
 
+WATCH_EVERY_S = 1.0
+
+
 def up(
     inventory: Inventory = DEFAULT_INVENTORY,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when it answers; it runs on behind.")] = False,
@@ -130,19 +133,78 @@ def down(
     talk().print(f"{name} is stopped" if stopped else f"{name} was not running", markup=False, soft_wrap=True)
 
 
-def status(cluster: Cluster = None, json: AsJson = False) -> None:
+def status(
+    cluster: Cluster = None,
+    json: AsJson = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again and again, until Ctrl-C.")] = False,
+) -> None:
     """Show the state of a cluster: phase, gateway, plan, processes and their memory."""
     from orchestrator.cli.run import answer
+    from orchestrator.errors import UsageError
     from orchestrator.folders import user_folders
     from orchestrator.state import state_json
     from orchestrator.status import last_state
     from orchestrator.view.status import status_view
 
+    if watch:
+        if json:
+            raise UsageError("--watch and --json exclude each other", hint="programs read `status --json` repeatedly")
+        _watch(cluster)
+        return
     state = last_state(user_folders(), cluster)
     if json:
         typer.echo(state_json(state))
     else:
         answer().print(status_view(state))
+
+
+def _watch(cluster: str | None) -> None:
+    """Until Ctrl-C; a cluster that ends meanwhile is shown as what it became."""
+    from time import sleep
+
+    from rich.live import Live
+
+    from orchestrator.cli.run import answer
+    from orchestrator.folders import user_folders
+    from orchestrator.status import last_state
+    from orchestrator.view.status import status_view
+
+    folders = user_folders()
+    state = last_state(folders, cluster)
+    try:
+        with Live(status_view(state), console=answer(), screen=True, auto_refresh=False) as live:
+            while True:
+                sleep(WATCH_EVERY_S)
+                state = last_state(folders, state.cluster)
+                live.update(status_view(state), refresh=True)
+    except KeyboardInterrupt:
+        answer().print(status_view(state))
+
+
+def events(
+    cluster: Cluster = None,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many of the last events.")] = 50,
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON object per line.")] = False,
+) -> None:
+    """Show what has happened to a cluster, with the reasons; also after it has ended."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from orchestrator.cli.run import answer
+    from orchestrator.folders import user_folders
+    from orchestrator.history import event_json, read_events
+    from orchestrator.status import last_state
+
+    folders = user_folders()
+    happened = read_events(folders.cluster(last_state(folders, cluster).cluster), lines)
+    if json:
+        for event in happened:
+            typer.echo(event_json(event))
+        return
+    table = Table("at", "state", "why", box=None, pad_edge=False)
+    for event in happened:
+        table.add_row(event.at, event.phase, Text(event.message))
+    answer().print(table)
 
 
 def logs(

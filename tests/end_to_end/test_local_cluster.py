@@ -45,6 +45,9 @@ def test_a_model_that_fits_no_single_device_answers_as_on_one_machine(
     assert told.startswith("1. 1\n2. 2\n")
     assert meshctl.ok("chat", "--temperature", "0", stdin="Count from one to ten.").stdout == told
     assert meshctl.ok("down", inventory).stderr.strip() == "test is stopped"
+    happened = [json.loads(line) for line in meshctl.ok("events", "--json").stdout.splitlines()]
+    assert [event["phase"] for event in happened] == ["starting", "ready", "stopping", "stopped"]
+    assert happened[-1]["message"] == "stopped on request"
     assert processes_with(str(meshctl.folder)) == []
     assert "no cluster runs" in meshctl.run("chat", "hello").stderr
 
