@@ -97,9 +97,19 @@ class _Loading:
 
 
 async def bring_up(
-    prepared: Prepared, plan: Plan, hosts: OpenHosts, folders: Folders, started: Started, report: Report
+    prepared: Prepared,
+    plan: Plan,
+    hosts: OpenHosts,
+    folders: Folders,
+    started: Started,
+    report: Report,
+    *,
+    measure: bool = True,
 ) -> Running:
-    """Start everything the plan names and check it; on any error the caller stops `started`."""
+    """Start everything the plan names and check it; on any error the caller stops `started`.
+
+    Without `measure` its speeds are taken to be as planned: somebody waits for an answer.
+    """
     if any(group.workers for group in plan.groups):
         report.step("Starting workers and links")
     workers = await start_workers(prepared, plan.groups, hosts, started)
@@ -110,6 +120,8 @@ async def bring_up(
     answers = await _check_answers(loading, started)
     for one in loading:
         await compare_memory(one.group, one.head, one.workers, report)
+    if not measure:
+        return Running(plan, tuple(_as_planned(one, answers[one.place.name]) for one in loading))
     report.step("Measuring its speed")
     heads = [await _measured(one, answers[one.place.name], plan, started, report) for one in loading]
     _remember(prepared, folders, heads)
@@ -301,6 +313,11 @@ async def _measured(one: _Loading, answer: Answer, plan: Plan, started: Started,
     running = RunningGroup(one.group, one.place.name, one.head, one.workers, answer, speed)
     compare_speed(running, report)
     return running
+
+
+def _as_planned(one: _Loading, answer: Answer) -> RunningGroup:
+    speed = HeadSpeed(one.group.token_s, one.group.step_s, one.group.prefill_s)
+    return RunningGroup(one.group, one.place.name, one.head, one.workers, answer, speed)
 
 
 def _remember(prepared: Prepared, folders: Folders, heads: Iterable[RunningGroup]) -> None:

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from orchestrator.errors import BringUpError, ClusterStateError
 from orchestrator.folders import ClusterFolder
 from orchestrator.report import Event, Failed, Ready, read_event
-from orchestrator.state import ClusterState, is_held, read_state
+from orchestrator.state import SERVING, ClusterState, is_held, read_state
 
 POLL_S = 0.1
 STOP_DEADLINE_S = 60.0
@@ -47,7 +47,7 @@ async def until_up(folder: ClusterFolder) -> ClusterState:
     """Wait for a start that another program has begun; BringUpError when it comes to nothing."""
     while True:
         state = read_state(folder)
-        if state is not None and state.phase == "ready" and is_held(folder):
+        if state is not None and state.phase in SERVING and is_held(folder):
             return state
         with starting(folder) as alone:
             if alone and not is_held(folder):
@@ -131,7 +131,7 @@ async def _ask_to_stop(folder: ClusterFolder) -> int | None:
         if not is_held(folder):
             return None
         state = read_state(folder)
-        if state is not None and state.phase not in ("stopped", "failed"):
+        if state is not None and (state.supervised or state.phase not in ("stopped", "failed")):
             with suppress(ProcessLookupError):  # left by one that was killed
                 os.kill(state.pid, signal.SIGTERM)
                 return state.pid

@@ -124,7 +124,11 @@ class PlanError(MeshctlError):
 
 
 class BringUpError(MeshctlError):
-    """A process of the cluster did not come up, or did not stay up."""
+    """A process of the cluster did not come up, or did not stay up; `host` is where, if that is known."""
+
+    def __init__(self, message: str, *, hint: str = "", details: str = "", host: str = "") -> None:
+        super().__init__(message, hint=hint, details=details)
+        self.host = host
 
 
 class ClusterStateError(MeshctlError):

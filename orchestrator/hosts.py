@@ -4,11 +4,12 @@ What an unfinished transfer of more than a day ago left there is removed: it may
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from orchestrator.errors import MeshctlError
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
 from orchestrator.host_agent import ask_facts, ensure_agent, tidy
@@ -51,11 +52,15 @@ class OpenHost:
 
 @dataclass(frozen=True)
 class OpenHosts:
-    """The controller itself and every host of the inventory, by name in the inventory's order."""
+    """The controller itself and every host of the inventory, by name in the inventory's order, but for the missing.
+
+    Those have the reason in `missing`.
+    """
 
     controller: OpenHost
     by_name: Mapping[str, OpenHost]
     ssh: SshFiles
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     def of_head(self, head: str) -> OpenHost:
         """Where a head runs: "" is the controller."""
@@ -63,16 +68,26 @@ class OpenHosts:
 
 
 @asynccontextmanager
-async def open_hosts(inventory: Inventory, folders: Folders, report: Report) -> AsyncIterator[OpenHosts]:
-    """Connect to all hosts; HostsError has every one that fails. All connections are closed at the end."""
+async def open_hosts(
+    inventory: Inventory, folders: Folders, report: Report, *, without: Collection[str] = (), tolerant: bool = False
+) -> AsyncIterator[OpenHosts]:
+    """Connect to all hosts but those `without`; all connections are closed at the end.
+
+    HostsError has every one that fails; `tolerant`: only where all do, else they are missing.
+    """
     ssh = write_ssh_files(folders.state, inventory.path)
     shells: list[Shell] = []
     controller = Host(CONTROLLER, "local")
     try:
-        hosts = (controller, *inventory.hosts)
+        hosts = (controller, *(host for host in inventory.hosts if host.name not in without))
         answers = await each_host({host.name: _open(host, ssh, folders, shells, report) for host in hosts})
-        opened = all_or_raise(answers)
-        yield OpenHosts(opened[CONTROLLER], {host.name: opened[host.name] for host in inventory.hosts}, ssh)
+        failed = {name: answer for name, answer in answers.items() if isinstance(answer, MeshctlError)}
+        if not tolerant or CONTROLLER in failed or len(failed) == len(hosts) - 1:
+            failed = {}
+        opened = all_or_raise({name: answer for name, answer in answers.items() if name not in failed})
+        by_name = {name: one for name, one in opened.items() if name != CONTROLLER}
+        missing = {name: str(error).removeprefix(f"{name}: ") for name, error in failed.items()}
+        yield OpenHosts(opened[CONTROLLER], by_name, ssh, missing)
     finally:
         await _close_all(shells)
 

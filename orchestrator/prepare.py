@@ -144,8 +144,9 @@ async def _with_tensor(
         return survey
     candidates = find_candidates(survey, wishes.devices)
     every = finalists(survey, memories, candidates, asked_for=True)
-    worth = every if wishes.mode == "tensor" else finalists(survey, memories, candidates)
-    survey = await measure_tensor(measuring, survey, worth, report)
+    if not wishes.hurry:
+        worth = every if wishes.mode == "tensor" else finalists(survey, memories, candidates)
+        survey = await measure_tensor(measuring, survey, worth, report)
     return survey if survey.tensor_refused else with_kept(measuring, survey, every)
 
 

@@ -18,6 +18,7 @@ WORKER_READY_S = 20.0
 LINK_READY_S = 20.0
 PORT_TRIES = 3
 POLL_S = 0.1
+LINK = "link-"
 CAUSE_SETTLES_S = 0.3
 """What follows from an end is noticed within this time, so that the first cause can be told from it."""
 
@@ -99,7 +100,7 @@ async def open_link(started: Started, hosts: OpenHosts, cluster: str, host: Open
 
 
 async def _open_tunnel(started: Started, hosts: OpenHosts, cluster: str, host: OpenHost, port: int, near: int) -> None:
-    name = f"link-{host.name}-{port}"
+    name = f"{LINK}{host.name}-{port}"
     words = tunnel_command(host.host, hosts.ssh, near, port)
     try:
         process = started.add(await _leash(hosts.controller, words, cluster, name))
@@ -167,7 +168,15 @@ async def ended_by_itself(started: Started, when: str) -> BringUpError:
         f"{process.host}: {process.name} ended by itself ({how}) {when}",
         hint=KILLED_HINT.format(host=process.host) if killed else f"whole log: `meshctl logs {process.host}`",
         details=plain_log(await process.log_tail(lines=30)),
+        host=host_of(process),
     )
+
+
+def host_of(process: Leashed) -> str:
+    """The host that a process is of; of a tunnel that at its far end, since it runs here."""
+    if process.name.startswith(LINK):
+        return process.name.removeprefix(LINK).rpartition("-")[0]
+    return process.host
 
 
 def first_cause(processes: Iterable[Leashed]) -> Leashed:

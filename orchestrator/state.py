@@ -23,7 +23,8 @@ from orchestrator.plan.values import GroupMode, Plan
 LOCK_WAIT_S = 1.0
 """Longer than `is_held` of another process takes the lock to look; a supervisor keeps it for its whole life."""
 
-Phase = Literal["starting", "ready", "stopping", "stopped", "failed"]
+Phase = Literal["starting", "ready", "degraded", "recovering", "stopping", "stopped", "failed"]
+SERVING: tuple[Phase, ...] = ("ready", "degraded")
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class ClusterState:
     requests_finished: int = 0
     key_file: str = ""  # where the gateway's API key is kept
     inventory_sha256: str = ""  # of the inventory file as it was at `up`
+    supervised: bool = False  # a supervisor goes on with it: "failed" then means that it tries again by itself
 
 
 _STATE = TypeAdapter(ClusterState)
@@ -208,6 +210,6 @@ def the_running_cluster(folders: Folders, name: str | None) -> ClusterState:
 def serving_cluster(folders: Folders, name: str | None) -> ClusterState:
     """Like `the_running_cluster`, but ClusterStateError unless it answers already."""
     state = the_running_cluster(folders, name)
-    if state.phase != "ready":
+    if state.phase not in (*SERVING, "recovering"):
         raise ClusterStateError(f"cluster {state.cluster} is {state.phase}", hint="wait: `meshctl status`")
     return state

@@ -19,7 +19,7 @@ def last_state(folders: Folders, name: str | None) -> ClusterState:
             f"no cluster {name} is known (known: {known})" if name else "no cluster to show: none was ever up",
             hint="start one with `meshctl up inventory.yaml`" + (", or name a known one" if name else ""),
         )
-    if state.phase in ("starting", "ready", "stopping") and not is_held(folders.cluster(state.cluster)):
+    if state.phase not in ("stopped", "failed") and not is_held(folders.cluster(state.cluster)):
         return replace(state, phase="failed", message="the supervisor ended without a word", processes=())
     return state
 

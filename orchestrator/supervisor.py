@@ -7,16 +7,24 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
+from random import random
+from time import monotonic
+from typing import NoReturn
 
 from rich.console import Console
 
 from orchestrator.cluster import Running, RunningGroup, bring_up
+from orchestrator.errors import BringUpError, HostError, HostsError, MeshctlError, PlanError
 from orchestrator.folders import ClusterFolder, Folders
+from orchestrator.gateway.api_error import unavailable
 from orchestrator.gateway.app import create_app
+from orchestrator.gateway.backends import Backends
+from orchestrator.gateway.head import Deadlines
 from orchestrator.gateway.keys import KeyFile, ensure_own_key
 from orchestrator.gateway.metrics import HostMemory
 from orchestrator.gateway.routing import HeadAddress
@@ -26,6 +34,7 @@ from orchestrator.history import HistoryEvent, add_event
 from orchestrator.hosts import OpenHosts, open_hosts
 from orchestrator.inventory import CONTROLLER, Inventory
 from orchestrator.leash import Leashed
+from orchestrator.lifecycle import CannotStart, Event, Lifecycle, Lost, NothingFits, Up
 from orchestrator.plan.values import Plan
 from orchestrator.prepare import display_name, prepare_ranking
 from orchestrator.processes import Started, ended_by_itself
@@ -53,6 +62,7 @@ class StateKeeper:
             message="starting",
             since=_now(),
             inventory_sha256=inventory_digest(inventory.path),
+            supervised=True,
         )
 
     def phase(self, phase: Phase, message: str, **changes: object) -> None:
@@ -74,7 +84,7 @@ async def supervise(
 ) -> None:
     """Bring the cluster up and keep it until `stop` is set; whatever happens, nothing it started is left.
 
-    Raises what went wrong: at bring-up, or a process that ended while the cluster served.
+    Raises what went wrong before the cluster has answered for the first time. Later on it is brought up again.
     """
     folder = folders.cluster(inventory.cluster)
     with hold(folder):
@@ -83,12 +93,12 @@ async def supervise(
         try:
             await _until_stopped(inventory, folders, report, stop, wishes, keeper)
         except Exception as error:
-            keeper.phase("failed", str(error) or repr(error), processes=())
+            keeper.phase("failed", str(error) or repr(error), processes=(), supervised=False)
             raise
         except BaseException:
-            keeper.phase("stopped", "interrupted", processes=())
+            keeper.phase("stopped", "interrupted", processes=(), supervised=False)
             raise
-        keeper.phase("stopped", "stopped on request", processes=())
+        keeper.phase("stopped", "stopped on request", processes=(), supervised=False)
 
 
 async def _until_stopped(
@@ -111,82 +121,168 @@ async def _until_stopped(
 
 async def _work(inventory: Inventory, folders: Folders, report: Report, wishes: Wishes, keeper: StateKeeper) -> None:
     check_address(inventory.gateway.host, inventory.gateway.port)
-    report.step(f"Connecting to {_hosts_text(inventory)}")
-    async with open_hosts(inventory, folders, report) as hosts:
+    async with AsyncExitStack() as gateway:
+        await _Lives(inventory, folders, report, wishes, keeper, gateway).go_on()
+
+
+class _Lives:
+    """One life of the cluster after the other: brought up, served from, and when something of it ends brought up anew.
+
+    The gateway is opened when the cluster answers for the first time, and stays open.
+    """
+
+    def __init__(
+        self,
+        inventory: Inventory,
+        folders: Folders,
+        report: Report,
+        wishes: Wishes,
+        keeper: StateKeeper,
+        gateway: AsyncExitStack,
+    ) -> None:
+        self._inventory = inventory
+        self._folders = folders
+        self._report = report
+        self._wishes = wishes
+        self._keeper = keeper
+        self._gateway = gateway
+        self._cycle = Lifecycle()
+        self._backends = Backends(Deadlines())
+        self._situation = GatewayState(READY)
+        self._counters = Counters()
+        self._memory: tuple[HostMemory, ...] = ()
+
+    async def go_on(self) -> NoReturn:
+        """Until it is cancelled. What goes wrong before the cluster has answered once is raised."""
+        while True:
+            event = await self._live()
+            self._cycle = self._cycle.after(event, monotonic())
+            self._tell()
+            await asyncio.sleep(self._cycle.wait_s(random()))
+
+    async def _live(self) -> Event:
+        """One life, up to the event that ended it; nothing of it is left then."""
+        first = self._cycle.state == "starting"
         started = Started()
         try:
-            running = await _bring_up(inventory, hosts, folders, started, report, wishes, keeper)
-            await _serve(inventory, folders, running, started, report, keeper)
-        finally:
-            await asyncio.shield(started.stop())
+            async with open_hosts(
+                self._inventory,
+                self._folders,
+                self._report,
+                without=self._cycle.without(monotonic()),
+                tolerant=not first,
+            ) as hosts:
+                try:
+                    running = await self._bring_up(hosts, started, measure=first)
+                    self._cycle = self._cycle.after(Up(hosts.missing), monotonic())
+                    await self._serve(running, started)
+                    return await self._until_lost(running, started)
+                finally:
+                    self._backends.take_away()
+                    await asyncio.shield(started.stop())
+        except PlanError as error:
+            if first:
+                raise
+            return NothingFits(str(error))
+        except MeshctlError as error:
+            if first:
+                raise
+            return CannotStart(str(error), blamed(error))
 
-
-async def _bring_up(
-    inventory: Inventory,
-    hosts: OpenHosts,
-    folders: Folders,
-    started: Started,
-    report: Report,
-    wishes: Wishes,
-    keeper: StateKeeper,
-) -> Running:
-    prepared, ranking = await prepare_ranking(inventory, hosts, folders, report, wishes)
-    plan = ranking.chosen
-    for line in plan_lines(plan, prepared.survey):
-        report.say(line)
-    keeper.update(plan=plan)
-    return await bring_up(prepared, plan, hosts, folders, started, report)
-
-
-async def _serve(
-    inventory: Inventory, folders: Folders, running: Running, started: Started, report: Report, keeper: StateKeeper
-) -> None:
-    report.step("Opening the gateway")
-    folder = folders.cluster(inventory.cluster)
-    key_file = folder.gateway_key
-    ensure_own_key(folder.gateway_keys, key_file)
-    gateway_state, counters = GatewayState(READY), Counters()
-    app = create_app(
-        head_addresses(running.heads),
-        KeyFile(folder.gateway_keys).now,
-        display_name(inventory),
-        context=inventory.context,
-        created=int(datetime.now(UTC).timestamp()),
-        state=gateway_state,
-        counters=counters,
-        memory=lambda: host_memory(running.plan, started.processes),
-    )
-    async with serve(app, inventory.gateway.host, inventory.gateway.port) as server:
-        keeper.phase(
-            "ready",
-            "answers",
-            gateway=f"{server.url}/v1",
-            key_file=str(key_file),
-            speeds=tuple(group_speed(one) for one in running.heads),
-            processes=process_states(started.processes),
+    async def _bring_up(self, hosts: OpenHosts, started: Started, *, measure: bool) -> Running:
+        there = replace(
+            self._inventory, hosts=tuple(host for host in self._inventory.hosts if host.name in hosts.by_name)
         )
-        report.ready(ready_text(inventory.cluster, server.url, key_file))
-        await _watch(started, keeper, gateway_state, counters)
+        wishes = self._wishes if measure else replace(self._wishes, recalibrate=False, hurry=True)
+        prepared, ranking = await prepare_ranking(there, hosts, self._folders, self._report, wishes)
+        plan = ranking.chosen
+        for line in plan_lines(plan, prepared.survey):
+            self._report.say(line)
+        self._keeper.update(plan=plan)
+        return await bring_up(prepared, plan, hosts, self._folders, started, self._report, measure=measure)
+
+    async def _serve(self, running: Running, started: Started) -> None:
+        """Let the gateway have the heads; it is opened if it is not open yet."""
+        figures: dict[str, object] = {
+            "speeds": tuple(group_speed(one) for one in running.heads),
+            "processes": process_states(started.processes),
+        }
+        self._situation.become(READY)
+        self._backends.replace(head_addresses(running.heads))
+        if self._keeper.state.gateway:
+            self._keeper.phase(_phase(self._cycle), self._cycle.reason, **figures)
+            self._report.say(f"{self._inventory.cluster} answers again")
+            return
+        url, key_file = await self._open_gateway()
+        self._keeper.phase(
+            _phase(self._cycle), self._cycle.reason, gateway=f"{url}/v1", key_file=str(key_file), **figures
+        )
+        self._report.ready(ready_text(self._inventory.cluster, url, key_file))
+
+    async def _open_gateway(self) -> tuple[str, Path]:
+        """Its address and where this user's key is."""
+        self._report.step("Opening the gateway")
+        inventory, folder = self._inventory, self._folders.cluster(self._inventory.cluster)
+        ensure_own_key(folder.gateway_keys, folder.gateway_key)
+        app = create_app(
+            self._backends,
+            KeyFile(folder.gateway_keys).now,
+            display_name(inventory),
+            context=inventory.context,
+            parallel=inventory.parallel,
+            created=int(datetime.now(UTC).timestamp()),
+            state=self._situation,
+            counters=self._counters,
+            memory=lambda: self._memory,
+        )
+        server = await self._gateway.enter_async_context(serve(app, inventory.gateway.host, inventory.gateway.port))
+        return server.url, folder.gateway_key
+
+    async def _until_lost(self, running: Running, started: Started) -> Lost:
+        """Refresh the state file until any process of the cluster ends by itself."""
+        exits = {asyncio.ensure_future(process.wait()): process for process in started.processes}
+        try:
+            while True:
+                done, _ = await asyncio.wait(exits, timeout=STATE_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+                if done:
+                    self._backends.take_away()
+                    lost = await ended_by_itself(started, "while the cluster served")
+                    self._report.warn(str(lost))
+                    return Lost(lost.host, str(lost))
+                self._memory = host_memory(running.plan, started.processes)
+                self._keeper.update(
+                    processes=process_states(started.processes),
+                    requests_running=self._counters.now.running,
+                    requests_waiting=self._counters.now.waiting,
+                    requests_finished=self._counters.now.finished,
+                )
+        finally:
+            for waiting in exits:
+                waiting.cancel()
+
+    def _tell(self) -> None:
+        """Say to everybody that nothing answers now, and why."""
+        cycle = self._cycle
+        if cycle.state == "failed":
+            self._situation.become(Situation("failed", cycle.reason))
+            self._backends.give_up(unavailable(cycle.reason, code="failed"))
+        else:
+            self._situation.become(Situation("recovering", cycle.reason))
+        self._keeper.phase(_phase(cycle), cycle.reason, processes=())
+        self._report.step(f"Recovering: {cycle.reason}" if cycle.state == "recovering" else "Waiting for more memory")
 
 
-async def _watch(started: Started, keeper: StateKeeper, gateway_state: GatewayState, counters: Counters) -> None:
-    """Refresh the state file; raise BringUpError as soon as any process of the cluster ends by itself."""
-    exits = {asyncio.ensure_future(process.wait()): process for process in started.processes}
-    try:
-        while True:
-            done, _ = await asyncio.wait(exits, timeout=STATE_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
-            if done:
-                gateway_state.become(Situation("stopping", "a process of the cluster ended; the cluster stops"))
-                raise await ended_by_itself(started, "while the cluster served; it has been stopped")
-            keeper.update(
-                processes=process_states(started.processes),
-                requests_running=counters.now.running,
-                requests_waiting=counters.now.waiting,
-                requests_finished=counters.now.finished,
-            )
-    finally:
-        for waiting in exits:
-            waiting.cancel()
+def blamed(error: MeshctlError) -> tuple[str, ...]:
+    """The hosts that an error is about."""
+    if isinstance(error, HostsError):
+        return tuple(error.errors)
+    if isinstance(error, HostError | BringUpError):
+        return (error.host,) if error.host else ()
+    return ()
+
+
+def _phase(cycle: Lifecycle) -> Phase:
+    return cycle.state
 
 
 def host_memory(plan: Plan, processes: Iterable[Leashed]) -> tuple[HostMemory, ...]:

@@ -12,6 +12,7 @@ class Wishes:
     split: the number of layers of each device, in pipeline order; implies mode "layers".
     goal: one of `orchestrator.plan.values.GOALS`; overrides the inventory.
     recalibrate: measure again what has been measured before.
+    hurry: measure nothing that a plan can be made without; no option, but what a recovery asks for.
     """
 
     devices: frozenset[str] | None = None
@@ -19,3 +20,4 @@ class Wishes:
     split: dict[str, int] | None = None
     goal: str | None = None
     recalibrate: bool = False
+    hurry: bool = False

@@ -106,9 +106,11 @@ def _wait_for_the_other(cluster: str, folder: "ClusterFolder") -> None:
 
 def _already(cluster: str, state: "ClusterState | None") -> str:
     """What a second `up` says; `state` is None when the first one has not written any yet."""
-    if state is not None and state.phase == "ready":
+    from orchestrator.state import SERVING
+
+    if state is not None and state.phase in SERVING:
         return f"{cluster} is up already at {state.gateway}; see `meshctl status`"
-    doing = "stopping" if state is not None and state.phase == "stopping" else "starting"
+    doing = state.phase if state is not None and state.phase in ("stopping", "recovering") else "starting"
     return f"{cluster} is {doing} already; see `meshctl status`"
 
 

@@ -5,7 +5,7 @@ It holds no model and no conversation; what it lets through goes to the head and
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
@@ -16,13 +16,12 @@ from starlette.routing import Route
 
 from orchestrator.errors import GatewayError
 from orchestrator.gateway.api_error import ApiError, unavailable
+from orchestrator.gateway.backends import Backends
 from orchestrator.gateway.fields import BODY_LIMIT_BYTES, Body, chat_body, completion_body, read_body
-from orchestrator.gateway.head import Deadlines, Head
+from orchestrator.gateway.head import Deadlines
 from orchestrator.gateway.keys import ApiKeys
-from orchestrator.gateway.line import Line, LineLimits
 from orchestrator.gateway.metrics import CONTENT_TYPE, HostMemory, Metrics
 from orchestrator.gateway.relay import Relay
-from orchestrator.gateway.routing import HeadAddress, Router
 from orchestrator.gateway.state import READY, Counters, GatewayState
 
 _LOG = logging.getLogger(__name__)
@@ -31,46 +30,33 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def create_app(
-    heads: Sequence[HeadAddress],
+    backends: Backends,
     keys: Callable[[], ApiKeys],
     model_name: str,
     *,
     context: int | None = None,
+    parallel: int = 1,
     created: int = 0,
     state: GatewayState | None = None,
     counters: Counters | None = None,
     deadlines: Deadlines | None = None,
-    limits: LineLimits | None = None,
     memory: Callable[[], Iterable[HostMemory]] = tuple,
 ) -> Starlette:
-    """The application for these heads, among which requests are routed.
+    """The application for these heads, which the supervisor may replace while it runs.
 
-    `keys` is asked at each request: a key may be revoked meanwhile. `context` is the tokens of one conversation and
-    `created` the Unix time at which the cluster started, both for /v1/models. `state` is read at
-    each request; without one the head is taken to be ready. `counters` are counted up.
-    Requests beyond the heads' slots wait in line within `limits`. `memory` is for the metrics.
+    `keys` is asked at each request: a key may be revoked meanwhile. `context` is the tokens of one conversation,
+    `parallel` the most choices of one request while no head is there to say so, and `created` the Unix time at which
+    the cluster started, for /v1/models. `state` is read at each request; without one the heads are taken to be ready.
+    `counters` are counted up. Requests beyond the heads' slots wait in line. `memory` is for the metrics.
     """
     waits, state, counters = deadlines or Deadlines(), state or GatewayState(READY), counters or Counters()
-    behind = {head.name: Head(head.url, head.key, waits) for head in heads}
     model = _model_entry(model_name, context, created)
-    gateway = _Gateway(
-        behind,
-        Router(heads),
-        Line(sum(head.parallel for head in heads), limits),
-        keys,
-        model,
-        max(head.parallel for head in heads),
-        state,
-        counters,
-        Metrics(counters, state, memory),
-        waits,
-    )
+    gateway = _Gateway(backends, keys, model, parallel, state, counters, Metrics(counters, state, memory), waits)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
-        for head in behind.values():
-            await head.close()
+        await backends.close()
 
     return Starlette(
         routes=gateway.routes(),
@@ -82,9 +68,7 @@ def create_app(
 class _Gateway:
     def __init__(
         self,
-        heads: Mapping[str, Head],
-        router: Router,
-        line: Line,
+        backends: Backends,
         keys: Callable[[], ApiKeys],
         model: dict[str, object],
         parallel: int,
@@ -93,9 +77,7 @@ class _Gateway:
         metrics: Metrics,
         waits: Deadlines,
     ) -> None:
-        self._heads = heads
-        self._router = router
-        self._line = line
+        self._backends = backends
         self._keys = keys
         self._model = model
         self._parallel = parallel
@@ -160,12 +142,10 @@ class _Gateway:
 
     async def _relay(self, request: Request, path: str, shape: Callable[..., Body]) -> Response:
         raw = await _receive(request, self._waits.body_s)
-        passed = shape(read_body(raw), model=str(self._model["id"]), parallel=self._parallel)
+        passed = shape(read_body(raw), model=str(self._model["id"]), parallel=self._most_choices)
         self._check_ready()
         return Relay(
-            self._heads,
-            self._router,
-            self._line,
+            self._backends,
             path,
             passed,
             self._counters,
@@ -174,9 +154,15 @@ class _Gateway:
             reader_s=self._waits.reader_s,
         )
 
+    @property
+    def _most_choices(self) -> int:
+        serving = self._backends.serving
+        return self._parallel if serving is None else serving.most_choices
+
     def _check_ready(self) -> None:
+        """While the cluster recovers, requests wait in line for it."""
         now = self._state.now
-        if now.state != "ready":
+        if now.state not in ("ready", "recovering"):
             message = now.message or f"the cluster is {now.state}"
             raise unavailable(message, code=now.state, more={"fraction": now.fraction})
 

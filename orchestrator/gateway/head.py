@@ -95,13 +95,16 @@ class Head:
 HEAD_DOWN = "head_down"
 """The code of the error for a head that could not be reached: nothing has been asked of it."""
 
+HEAD_LOST = "head_lost"
+"""The code of the error for a head that was lost while it answered."""
+
 _JSON = {"content-type": "application/json"}
 
 
 def lost() -> ApiError:
     """The head was lost in the middle of an answer."""
     message = "the model's head was lost before the answer was complete; ask again"
-    return ApiError(502, message, kind="server_error", code="head_lost")
+    return ApiError(502, message, kind="server_error", code=HEAD_LOST)
 
 
 def read_answer(raw: bytes) -> dict[str, Any]:

@@ -37,14 +37,17 @@ class LineLimits:
 
 @dataclass(eq=False)
 class _Place:
+    """A request that waits or has its turn: `slots` it wants, `taken` those it has."""
+
     client: str
     slots: int
     body_bytes: int
+    taken: int = 0
     admitted: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Line:
-    """The line before heads with so many slots in all."""
+    """The line before heads with so many slots in all; with none, everybody waits."""
 
     def __init__(
         self,
@@ -74,7 +77,7 @@ class Line:
 
         ApiError: 429 at once where too many wait already, 503 after `wait_s`.
         """
-        place = _Place(client, min(slots, self._slots), body_bytes)
+        place = _Place(client, slots, body_bytes)
         self._join(place)
         try:
             await self._wait(place)
@@ -86,15 +89,28 @@ class Line:
         finally:
             self._leave(place)
 
+    def turn_away(self, problem: ApiError) -> None:
+        """Everybody who waits is told this."""
+        waiting = [place for places in self._waiting.values() for place in places]
+        for place in waiting:
+            self._remove(place)
+            if not place.admitted.done():
+                place.admitted.set_exception(problem)
+
     def expected_s(self) -> float:
         """Seconds until a request that comes now would have its turn."""
         ahead = sum(place.slots for places in self._waiting.values() for place in places) + 1 - self._free
-        return max(0.0, ahead * self._usual_s / self._slots)
+        return max(0.0, ahead * self._usual_s / max(1, self._slots))
+
+    def set_slots(self, slots: int) -> None:
+        """From now on there are so many; those that are taken stay so until their turns end."""
+        self._free += slots - self._slots
+        self._slots = slots
+        self._admit()
 
     def _join(self, place: _Place) -> None:
-        if not self._waiting and place.slots <= self._free:
-            self._free -= place.slots
-            place.admitted.set_result(None)
+        if not self._waiting and self._fits(place):
+            self._let_in(place)
             return
         if len(self._waiting.get(place.client, ())) >= self._limits.of_one_client:
             raise self._full("too many of your requests wait already", "too_many_requests")
@@ -117,7 +133,7 @@ class Line:
     def _leave(self, place: _Place) -> None:
         """At the end of a turn, or of waiting for one."""
         if place.admitted.done() and not place.admitted.cancelled():
-            self._free += place.slots
+            self._free += place.taken
         elif place in self._waiting.get(place.client, ()):
             self._remove(place)
         self._admit()
@@ -130,13 +146,21 @@ class Line:
             if place.admitted.cancelled():  # its client has left, and it is about to notice
                 self._remove(place)
                 continue
-            if place.slots > self._free:
+            if not self._fits(place):
                 return
             self._remove(place)
             if client in self._waiting:
                 self._waiting[client] = self._waiting.pop(client)
-            self._free -= place.slots
-            place.admitted.set_result(None)
+            self._let_in(place)
+
+    def _fits(self, place: _Place) -> bool:
+        """One that wants more slots than there are gets all of them."""
+        return self._slots > 0 and min(place.slots, self._slots) <= self._free
+
+    def _let_in(self, place: _Place) -> None:
+        place.taken = min(place.slots, self._slots)
+        self._free -= place.taken
+        place.admitted.set_result(None)
 
     def _remove(self, place: _Place) -> None:
         places = self._waiting[place.client]

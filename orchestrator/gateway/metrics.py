@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 from orchestrator.gateway.state import Counters, GatewayState
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-STATES = ("starting", "ready", "recovering", "stopping")
+STATES = ("starting", "ready", "recovering", "failed", "stopping")
 
 
 @dataclass(frozen=True)

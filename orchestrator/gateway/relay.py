@@ -6,6 +6,7 @@ not at the next token. An error before the first byte is JSON with its status; a
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from time import monotonic
@@ -15,16 +16,22 @@ import httpx
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from orchestrator.gateway.api_error import ApiError, unavailable
+from orchestrator.gateway.api_error import ApiError, bad_field, unavailable
+from orchestrator.gateway.backends import Backends, Serving
 from orchestrator.gateway.events import Answer, error_event, whole_events
 from orchestrator.gateway.fields import Body
-from orchestrator.gateway.head import HEAD_DOWN, Head, lost, read_answer
-from orchestrator.gateway.line import Line
+from orchestrator.gateway.head import HEAD_DOWN, HEAD_LOST, Head, lost, read_answer
 from orchestrator.gateway.routing import Router, Ticket, read_question
 from orchestrator.gateway.state import Counters
 
 FAREWELL_S = 1.0
 """How long a stopping gateway tries to tell a client that does not read."""
+
+MOST_ATTEMPTS = {HEAD_DOWN: 10, HEAD_LOST: 2}
+"""How often a request is asked in all: one that was with a head when that was lost may be what ended it."""
+
+NOTICED_S = 0.5
+"""After so long the supervisor has noticed, too, and nobody is let in to a head that is gone."""
 
 ANSWERED_BY = "x-meshctl-head"
 """The header that names the head which answered."""
@@ -36,14 +43,13 @@ class Relay(Response):
     """Passes `body` to the `path` of a head and the answer back, as long as the `client` is there.
 
     It waits in the line for its turn; then the router chooses the head, and one that cannot be reached at all is passed
-    over for the next best. `body_bytes` is the size of the body as it came.
+    over for the next best. When the head is lost before any of its answer has been passed on, the request goes back to
+    the line and is asked again: the client notices nothing but the time. `body_bytes` is the body's size as it came.
     """
 
     def __init__(
         self,
-        heads: Mapping[str, Head],
-        router: Router,
-        line: Line,
+        backends: Backends,
         path: str,
         body: Body,
         counters: Counters,
@@ -53,15 +59,15 @@ class Relay(Response):
         reader_s: float,
     ) -> None:
         super().__init__()
-        self._heads = heads
-        self._router = router
-        self._line = line
+        self._backends = backends
         self._path = path
         self._question = body
         self._counters = counters
         self._client = client
         self._body_bytes = body_bytes
         self._reader_s = reader_s
+        self._arrived_s = monotonic()
+        self._begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         work = asyncio.create_task(self._run(_Out(send, self._reader_s)))
@@ -77,73 +83,108 @@ class Relay(Response):
     async def _run(self, out: "_Out") -> None:
         answer = Answer(str(self._question["model"]))
         end: Literal["finished", "failed", "cancelled"] = "failed"
-        begun, choices, arrived_s = False, self._question.get("n"), monotonic()
         self._counters.arrive()
         try:
-            slots = choices if isinstance(choices, int) else 1
-            async with _telling(out), self._line.turn(self._client, slots=slots, body_bytes=self._body_bytes):
-                self._counters.begin()
-                begun = True
-                await self._answer(out, answer, arrived_s)
+            async with _telling(out):
+                await self._until_answered(out, answer)
                 end = "failed" if answer.failed else "finished"
-            if end == "finished":
-                self._counters.request_s.observe(monotonic() - arrived_s)
+                self._counters.request_s.observe(monotonic() - self._arrived_s)
         except ReaderGoneError:
             end = "cancelled"
         except asyncio.CancelledError:
             end = "cancelled"
             await _say_farewell(out)
         finally:
-            self._counters.end(end, answer.tokens.prompt, answer.tokens.generated, begun=begun)
+            self._counters.end(end, answer.tokens.prompt, answer.tokens.generated, begun=self._begun)
 
-    async def _answer(self, out: "_Out", answer: Answer, arrived_s: float) -> None:
-        async with self._asked(answer) as (name, response):
-            if self._question.get("stream"):
-                await self._stream(name, response, out, answer, arrived_s)
+    async def _until_answered(self, out: "_Out", answer: Answer) -> None:
+        """By the first head that does; asked again as long as nobody can have noticed."""
+        attempts = Counter[str | None]()
+        while True:
+            try:
+                await self._in_turn(out, answer)
+            except ApiError as problem:
+                attempts[problem.code] += 1
+                if answer.tokens.generated or attempts[problem.code] >= MOST_ATTEMPTS.get(problem.code or "", 1):
+                    raise
+                self._counters.wait_again()
+                self._begun = False
+                await asyncio.sleep(NOTICED_S)
+            else:
                 return
-            whole = read_answer(await self._heads[name].read(response))
+
+    async def _in_turn(self, out: "_Out", answer: Answer) -> None:
+        choices = self._question.get("n")
+        slots = choices if isinstance(choices, int) else 1
+        async with self._backends.line.turn(self._client, slots=slots, body_bytes=self._body_bytes):
+            self._counters.begin()
+            self._begun = True
+            serving = self._backends.serving
+            assert serving is not None, "nobody is let in without heads"
+            await self._answer(serving, out, answer)
+
+    async def _answer(self, serving: Serving, out: "_Out", answer: Answer) -> None:
+        async with self._asked(serving, answer) as (name, response):
+            if self._question.get("stream"):
+                await self._stream(serving.heads[name], name, response, out, answer)
+                return
+            whole = read_answer(await serving.heads[name].read(response))
         answer.tokens.see(whole)
         await out.json(200, {**whole, "model": self._question["model"]}, {ANSWERED_BY: name})
 
     @asynccontextmanager
-    async def _asked(self, answer: Answer) -> AsyncIterator[tuple[str, httpx.Response]]:
+    async def _asked(self, serving: Serving, answer: Answer) -> AsyncIterator[tuple[str, httpx.Response]]:
         """A head that has taken the question, by name, and the answer it begins with."""
-        question, down = read_question(self._question), list[str]()
+        question, down, router = read_question(self._question), list[str](), serving.router
         async with AsyncExitStack() as stack:
             while True:
-                ticket = self._router.choose(question, monotonic(), without=down)
-                assert ticket is not None, "the last head that is down has raised"
-                stack.callback(self._router.release, ticket)
-                asking = self._heads[ticket.head].ask(self._path, self._question)
+                ticket = router.choose(question, monotonic(), without=down)
+                if ticket is None:
+                    raise bad_field("n", f"no head takes more than {serving.most_choices} choices at once now")
+                stack.callback(router.release, ticket)
+                asking = serving.heads[ticket.head].ask(self._path, self._question)
                 try:
                     response = await stack.enter_async_context(asking)
                 except ApiError as problem:
                     down.append(ticket.head)
                     if problem.code == HEAD_DOWN:
-                        self._router.lost(ticket, monotonic())
-                    if problem.code != HEAD_DOWN or len(down) == len(self._heads):
+                        router.lost(ticket, monotonic())
+                    if problem.code != HEAD_DOWN or len(down) == len(serving.heads):
                         raise
                 else:
-                    stack.callback(self._release, ticket, answer)  # before the callback above: ends run backwards
+                    stack.callback(_release, router, ticket, answer)  # before the callback above: ends run backwards
                     yield ticket.head, response
                     return
 
-    def _release(self, ticket: Ticket, answer: Answer) -> None:
-        """At the end of the request, when its timings are known."""
-        self._router.release(ticket, answer.tokens.timings)
-
-    async def _stream(self, name: str, response: httpx.Response, out: "_Out", answer: Answer, arrived_s: float) -> None:
+    async def _stream(self, head: Head, name: str, response: httpx.Response, out: "_Out", answer: Answer) -> None:
+        """What comes before the first text is held back until that is there, but for signs of life and progress."""
         await out.begin_stream({ANSWERED_BY: name})
-        silent = True
-        async for event in whole_events(self._heads[name].chunks(response)):
-            if passed := answer.see(event):
-                await out.event(passed)
+        held, silent = list[bytes](), True
+        async for event in whole_events(head.chunks(response)):
+            passed = answer.see(event)
+            if passed is None:
+                continue
+            if silent and not answer.tokens.generated and not answer.ended:
+                if event.startswith(b":") or b'"prompt_progress"' in event:
+                    await out.event(passed)
+                else:
+                    held.append(passed)
+                continue
             if silent and answer.tokens.generated:
-                silent = False
-                self._counters.first_token_s.observe(monotonic() - arrived_s)
+                self._counters.first_token_s.observe(monotonic() - self._arrived_s)
+            silent = False
+            for earlier in held:
+                await out.event(earlier)
+            held.clear()
+            await out.event(passed)
         if not answer.ended:
             raise lost()
         await out.end()
+
+
+def _release(router: Router, ticket: Ticket, answer: Answer) -> None:
+    """At the end of the request, when its timings are known."""
+    router.release(ticket, answer.tokens.timings)
 
 
 @asynccontextmanager
@@ -190,6 +231,9 @@ class _Out:
         await self._body(payload, more=False)
 
     async def begin_stream(self, headers: Mapping[str, str]) -> None:
+        """Once; a request that is asked again goes on with what has begun."""
+        if self._begun:
+            return
         await self._begin(200, {**_STREAM_HEADERS, "x-accel-buffering": "no", **headers})
 
     async def event(self, event: bytes) -> None:

@@ -137,6 +137,11 @@ class Router:
         """The head could not be reached: whatever it had cached is taken as gone, and it is left alone for a while."""
         self._heads[ticket.head].lose(ticket.number, now_s)
 
+    @property
+    def most_slots(self) -> int:
+        """Of the head that has most of them."""
+        return max((state.parallel for state in self._heads.values()), default=0)
+
     def expected_s(self, question: Question, now_s: float) -> dict[str, float]:
         """Seconds until each head would have answered."""
         return {name: state.finish_s(question, now_s) for name, state in self._heads.items()}

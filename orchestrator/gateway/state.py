@@ -10,7 +10,7 @@ from prometheus_client import Histogram
 class Situation:
     """Whether requests can be answered; `message` says what is going on, `fraction` (0 to 1) how far that is."""
 
-    state: Literal["starting", "ready", "recovering", "stopping"]
+    state: Literal["starting", "ready", "recovering", "failed", "stopping"]
     message: str = ""
     fraction: float | None = None
 
@@ -94,6 +94,11 @@ class Counters:
         """It is with a head now."""
         self._waiting -= 1
         self._running += 1
+
+    def wait_again(self) -> None:
+        """Its head is gone, and it waits for another one."""
+        self._running -= 1
+        self._waiting += 1
 
     def end(
         self, how: Literal["finished", "failed", "cancelled"], prompt_tokens: int, tokens: int, *, begun: bool

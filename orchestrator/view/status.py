@@ -8,10 +8,17 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.plan.values import Group, Plan
-from orchestrator.state import ClusterState, GroupSpeed
+from orchestrator.state import SERVING, ClusterState, GroupSpeed
 from orchestrator.view.sizes import bytes_text
 
-PHASE_STYLES = {"ready": "bold green", "starting": "bold cyan", "stopping": "bold cyan", "failed": "bold red"}
+PHASE_STYLES = {
+    "ready": "bold green",
+    "degraded": "bold yellow",
+    "starting": "bold cyan",
+    "recovering": "bold cyan",
+    "stopping": "bold cyan",
+    "failed": "bold red",
+}
 
 
 def status_view(state: ClusterState) -> RenderableType:
@@ -21,7 +28,9 @@ def status_view(state: ClusterState) -> RenderableType:
         Text(f"since {state.since}: {state.message}"),
         Text(f"inventory {state.inventory}"),
     ]
-    if state.phase == "ready":
+    if state.phase == "failed" and state.supervised:
+        parts.append(Text("it tries again by itself; end it with `meshctl down`"))
+    if state.phase in (*SERVING, "recovering"):
         parts.append(Text(f"gateway {state.gateway}, API key in {state.key_file}"))
         counts = (state.requests_running, state.requests_waiting, state.requests_finished)
         parts.append(Text("requests running {}, waiting {}, finished {}".format(*counts)))

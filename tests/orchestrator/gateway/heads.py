@@ -15,6 +15,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from orchestrator.gateway.app import create_app
+from orchestrator.gateway.backends import Backends
 from orchestrator.gateway.head import Deadlines
 from orchestrator.gateway.keys import ApiKeys, known_key
 from orchestrator.gateway.line import LineLimits
@@ -111,6 +112,7 @@ class Gateway:
     url: str
     state: GatewayState
     counters: Counters
+    backends: Backends
 
 
 @asynccontextmanager
@@ -145,8 +147,10 @@ async def gateway_at(
     memory: Callable[[], Iterable[HostMemory]] = tuple,
 ) -> AsyncIterator[Gateway]:
     state, counters = GatewayState(Situation("ready")), Counters()
+    backends = Backends(deadlines or Deadlines(), limits)
+    backends.replace([HeadAddress("head", head_url, head_key, parallel), *others])
     app = create_app(
-        [HeadAddress("head", head_url, head_key, parallel), *others],
+        backends,
         keys or (lambda: ApiKeys((known_key("other", "mesh-other"), known_key("test", KEY)))),
         MODEL,
         context=4096,
@@ -154,13 +158,12 @@ async def gateway_at(
         state=state,
         counters=counters,
         deadlines=deadlines,
-        limits=limits,
         memory=memory,
     )
     async with serve(app, "127.0.0.1", 0, drain_s=drain_s) as listening:
         headers = {"authorization": f"Bearer {KEY}"}
         async with httpx.AsyncClient(base_url=listening.url, headers=headers, timeout=20, trust_env=False) as http:
-            yield Gateway(http, listening.url, state, counters)
+            yield Gateway(http, listening.url, state, counters, backends)
 
 
 def json_answer(body: object, status: int = 200) -> Response:

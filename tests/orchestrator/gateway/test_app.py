@@ -9,11 +9,14 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from orchestrator.gateway.api_error import unavailable
 from orchestrator.gateway.fields import BODY_LIMIT_BYTES
 from orchestrator.gateway.head import Deadlines
 from orchestrator.gateway.keys import KeyFile, add_key, revoke_key
 from orchestrator.gateway.line import LineLimits
 from orchestrator.gateway.metrics import HostMemory
+from orchestrator.gateway.routing import HeadAddress
+from orchestrator.gateway.server import serve
 from orchestrator.gateway.state import Counts, Situation
 from tests.orchestrator.gateway.heads import (
     DONE,
@@ -105,6 +108,74 @@ async def test_a_head_lost_in_a_stream_is_an_error_event_after_what_came(tear: b
         assert "half" in events[0]
         assert [json.loads(event[6:]) for event in events[1:]] == [{"error": LOST}]
         await _until(lambda: gateway.counters.now == Counts(failed=1, tokens=1))
+
+
+ROLE = b'data: {"choices": [{"index": 0, "delta": {"role": "assistant", "content": null}}], "model": "head-name"}\n\n'
+
+
+async def test_a_head_lost_before_the_first_text_is_replaced_and_nobody_notices() -> None:
+    """The request waits in line until there is another head; what the first one said of the role is not said twice."""
+    first = FakeHead(parts=(b":\n\n", ROLE), tear=True)
+    second = FakeHead(parts=(ROLE, chunk("a"), last_chunk(1), DONE))
+    async with gateway_for(first) as gateway, serve(second.app(), "127.0.0.1", 0, drain_s=1) as upstream:
+        asking = asyncio.create_task(gateway.http.post(CHAT, json=STREAMED))
+        await first.left.wait()
+        gateway.backends.take_away()
+        await _until(lambda: gateway.counters.now == Counts(waiting=1))
+        await asyncio.sleep(0.6)
+        assert not asking.done()
+        gateway.backends.replace([HeadAddress("other", upstream.url, HEAD_KEY, 1)])
+        text = (await asking).text
+        assert (text.count('"role"'), text.count('"a"'), text.count("[DONE]"), text.count("error")) == (1, 1, 1, 0)
+        await _until(lambda: gateway.counters.now == Counts(finished=1, prompt_tokens=7, tokens=1))
+
+
+async def test_a_whole_answer_that_is_lost_is_asked_for_again() -> None:
+    whole = {"model": "head-name", "choices": []}
+    second, taken = FakeHead(whole=json_answer(whole)), asyncio.Event()
+
+    async def die(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{")
+        await writer.drain()
+        taken.set()
+        await asyncio.sleep(0.1)
+        writer.transport.abort()
+
+    async with (
+        await asyncio.start_server(die, "127.0.0.1", 0) as dying,
+        gateway_at(f"http://127.0.0.1:{dying.sockets[0].getsockname()[1]}") as gateway,
+        serve(second.app(), "127.0.0.1", 0, drain_s=1) as other,
+    ):
+        asking = asyncio.create_task(gateway.http.post(CHAT, json=QUESTION))
+        await taken.wait()
+        gateway.backends.replace([HeadAddress("other", other.url, HEAD_KEY, 1)])
+        answer = await asking
+    assert (answer.status_code, answer.json()) == (200, {**whole, "model": "tiny"})
+    assert answer.headers["x-meshctl-head"] == "other"
+
+
+async def test_a_request_that_ends_every_head_it_comes_to_is_asked_twice_only() -> None:
+    head = FakeHead(parts=(ROLE,), tear=True)
+    async with gateway_for(head) as gateway:
+        text = (await gateway.http.post(CHAT, json=STREAMED)).text
+        assert json.loads(text.strip().split("\n\n")[-1][6:]) == {"error": LOST}
+        assert len(head.bodies) == 2
+        await _until(lambda: gateway.counters.now == Counts(failed=1))
+
+
+async def test_while_the_cluster_recovers_requests_wait_and_when_it_has_failed_they_are_told_why() -> None:
+    async with gateway_for(FakeHead(whole=json_answer({"choices": []}))) as gateway:
+        gateway.backends.take_away()
+        gateway.state.become(Situation("recovering", "a worker ended"))
+        waiting = asyncio.create_task(gateway.http.post(CHAT, json=QUESTION))
+        await _until(lambda: gateway.counters.now == Counts(waiting=1))
+        assert (await gateway.http.get("/health")).json()["status"] == "recovering"
+        gateway.state.become(Situation("failed", "3 GiB are missing"))
+        gateway.backends.give_up(unavailable("3 GiB are missing", code="failed"))
+        for answer in (await waiting, await gateway.http.post(CHAT, json=QUESTION)):
+            assert (answer.status_code, answer.json()["error"]["message"]) == (503, "3 GiB are missing")
+            assert answer.headers["retry-after"]
 
 
 async def test_metrics_tell_what_was_done_to_whoever_has_a_key() -> None:

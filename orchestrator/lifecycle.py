@@ -1,0 +1,156 @@
+"""What a cluster is, and what becomes of it when something happens: pure transitions; the supervisor carries them out.
+
+    starting ──Up──▶ ready or degraded ──Lost──▶ recovering ──Up──▶ ready or degraded
+                                                 recovering ──CannotStart──▶ recovering, after a while
+                                                 recovering ──NothingFits──▶ failed, which tries again by itself
+
+`degraded` serves as `ready` does, with fewer hosts than the inventory has. A first start that does not succeed is an
+error of the command, not a state to recover from. A host that is lost again and again is set aside for a while: each
+loss interrupts everybody's answers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+State = Literal["starting", "ready", "degraded", "recovering", "failed"]
+
+STEADY_S = 60.0
+"""A cluster that has served for this long is taken to be in order: what fails then is a first failure again."""
+
+FIRST_WAIT_S, MOST_WAIT_S = 1.0, 60.0
+"""Between attempts: none before the first, then these, twice as long each time up to the most."""
+
+JITTER = 0.25
+NOTHING_FITS_WAIT_S = 20.0
+
+FAULTS, WITHIN_S = 3, 600.0
+"""So many faults of one host within this time set it aside."""
+
+ASIDE_S = 300.0
+"""For how long; twice as long each further time."""
+
+MOST_ASIDE_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something on a host ended that should not have, or the host could not be used."""
+
+    host: str
+    at_s: float
+
+
+@dataclass(frozen=True)
+class Aside:
+    """A host that is not used for now, and why."""
+
+    until_s: float
+    reason: str
+    times: int
+
+
+@dataclass(frozen=True)
+class Up:
+    """The cluster answers; `missing` are hosts of the inventory that could not be used, with the reasons."""
+
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Something of a cluster that answered is gone: on which host, and what."""
+
+    host: str
+    what: str
+
+
+@dataclass(frozen=True)
+class CannotStart:
+    """An attempt to bring it up again has failed; `hosts` are those that are to blame, if that is known."""
+
+    why: str
+    hosts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class NothingFits:
+    """The hosts that are left cannot hold the model, with every shortfall."""
+
+    why: str
+
+
+Event = Up | Lost | CannotStart | NothingFits
+
+
+@dataclass(frozen=True)
+class Lifecycle:
+    """Where a cluster stands. `attempts` have failed since it last was steady; times are of a monotonic clock."""
+
+    state: State = "starting"
+    reason: str = ""
+    attempts: int = 0
+    up_at_s: float | None = None
+    faults: tuple[Fault, ...] = ()
+    aside: Mapping[str, Aside] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def serves(self) -> bool:
+        return self.state in ("ready", "degraded")
+
+    def after(self, event: Event, now_s: float, *, controller: str = "controller") -> "Lifecycle":
+        """What it is after the event. The controller is never set aside: without it there is no cluster."""
+        match event:
+            case Up(missing):
+                return self._up(missing, now_s)
+            case Lost(host, what):
+                steady = self.up_at_s is not None and now_s - self.up_at_s >= STEADY_S
+                attempts = 0 if steady else self.attempts
+                lost = replace(self, state="recovering", reason=what, attempts=attempts, up_at_s=None)
+                return lost._blame((host,), now_s, controller)
+            case CannotStart(why, hosts):
+                again = replace(self, state="recovering", reason=why, attempts=self.attempts + 1)
+                return again._blame(hosts, now_s, controller)
+            case NothingFits(why):
+                return replace(self, state="failed", reason=why, attempts=self.attempts + 1)
+
+    def wait_s(self, random: float) -> float:
+        """Seconds before the next attempt; `random` in [0, 1) spreads them, so that not all try at the same moment."""
+        if self.state == "failed":
+            usual_s = NOTHING_FITS_WAIT_S
+        elif self.attempts == 0:
+            return 0.0
+        else:
+            usual_s = min(MOST_WAIT_S, FIRST_WAIT_S * 2 ** min(self.attempts - 1, 30))
+        return usual_s * (1 - JITTER + 2 * JITTER * random)
+
+    def without(self, now_s: float) -> Mapping[str, str]:
+        """The hosts that are set aside now, with the reasons."""
+        return {host: one.reason for host, one in self.aside.items() if now_s < one.until_s}
+
+    def _up(self, missing: Mapping[str, str], now_s: float) -> "Lifecycle":
+        absent = {**missing, **self.without(now_s)}
+        reason = "; ".join(f"{host} is missing: {why}" for host, why in absent.items())
+        return replace(
+            self,
+            state="degraded" if absent else "ready",
+            reason=reason or "answers",
+            attempts=self.attempts + 1 if self.state != "starting" else 0,
+            up_at_s=now_s,
+            missing=dict(missing),
+        )
+
+    def _blame(self, hosts: tuple[str, ...], now_s: float, controller: str) -> "Lifecycle":
+        recent = tuple(fault for fault in self.faults if now_s - fault.at_s < WITHIN_S)
+        faults = (*recent, *(Fault(host, now_s) for host in hosts))
+        aside = dict(self.aside)
+        for host in dict.fromkeys(hosts):
+            count = sum(fault.host == host for fault in faults)
+            if count >= FAULTS and host != controller:
+                times = aside[host].times + 1 if host in aside else 1
+                seconds = min(MOST_ASIDE_S, ASIDE_S * 2 ** min(times - 1, 30))
+                reason = f"it failed {count} times within {WITHIN_S / 60:.0f} minutes; set aside for {seconds / 60:.0f}"
+                aside[host] = Aside(now_s + seconds, reason, times)
+                faults = tuple(fault for fault in faults if fault.host != host)
+        return replace(self, faults=faults, aside=aside)
