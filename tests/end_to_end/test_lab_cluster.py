@@ -83,8 +83,8 @@ def test_a_killed_controller_leaves_no_process_on_any_host(make_lab: MakeLab, me
 def test_a_host_that_is_cut_off_ends_its_worker_by_itself_and_is_taken_back(
     make_lab: MakeLab, meshctl: Meshctl
 ) -> None:
-    """No packet arrives any more: the leash there stops for want of heartbeats. The two other hosts cannot hold the model;
-    the cluster says so, and goes on by itself when the host is there again."""
+    """No packet arrives any more: the leash there stops for want of heartbeats. The two other hosts cannot hold the
+    model; the cluster says so, and goes on by itself when the host is there again."""
     lab, inventory = three_small_hosts(make_lab, meshctl)
     meshctl.ok("up", inventory, "--detach")
     lab.hosts[0].cut_link()
@@ -102,9 +102,11 @@ def test_a_host_that_is_cut_off_ends_its_worker_by_itself_and_is_taken_back(
 
 def wait_for_phase(meshctl: Meshctl, phase: str, *, deadline_s: float) -> dict[str, Any]:
     deadline = time.monotonic() + deadline_s
-    while (state := meshctl.ok("status", "--json").json)["phase"] != phase:
+    state: dict[str, Any] = meshctl.ok("status", "--json").json
+    while state["phase"] != phase:
         assert time.monotonic() < deadline, state
         time.sleep(0.5)
+        state = meshctl.ok("status", "--json").json
     return state
 
 
