@@ -6,7 +6,7 @@ Foreground and `--detach` are this same function; only who listens to the report
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -33,7 +33,7 @@ from orchestrator.gateway.state import READY, Counters, GatewayState, Situation
 from orchestrator.history import HistoryEvent, add_event
 from orchestrator.hosts import OpenHosts, open_hosts
 from orchestrator.inventory import CONTROLLER, Inventory
-from orchestrator.leash import Leashed
+from orchestrator.leash import Exit, Leashed
 from orchestrator.lifecycle import CannotStart, Event, Lifecycle, Lost, NothingFits, Up
 from orchestrator.plan.values import Plan
 from orchestrator.prepare import display_name, prepare_ranking
@@ -42,6 +42,7 @@ from orchestrator.report import Report
 from orchestrator.state import ClusterState, GroupSpeed, Phase, ProcessState, hold, inventory_digest, write_state
 from orchestrator.survey.values import Survey
 from orchestrator.view.plan import plan_view
+from orchestrator.watchdog import until_stuck
 from orchestrator.wishes import Wishes
 
 STATE_EVERY_S = 2.0
@@ -239,16 +240,22 @@ class _Lives:
         return server.url, folder.gateway_key
 
     async def _until_lost(self, running: Running, started: Started) -> Lost:
-        """Refresh the state file until any process of the cluster ends by itself."""
-        exits = {asyncio.ensure_future(process.wait()): process for process in started.processes}
+        """Refresh the state file until any process of the cluster ends by itself, or a head gets nowhere."""
+        exits = {asyncio.ensure_future(process.wait()) for process in started.processes}
+        stuck = {
+            asyncio.create_task(until_stuck(one.head, one.group, self._inventory.context)): one
+            for one in running.heads
+        }
         try:
             while True:
-                done, _ = await asyncio.wait(exits, timeout=STATE_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+                done, _ = await asyncio.wait(
+                    {*exits, *stuck}, timeout=STATE_EVERY_S, return_when=asyncio.FIRST_COMPLETED
+                )
                 if done:
                     self._backends.take_away()
-                    lost = await ended_by_itself(started, "while the cluster served")
-                    self._report.warn(str(lost))
-                    return Lost(lost.host, str(lost))
+                    lost = await self._what_is_lost(started, exits, stuck)
+                    self._report.warn(lost.what)
+                    return lost
                 self._memory = host_memory(running.plan, started.processes)
                 self._keeper.update(
                     processes=process_states(started.processes),
@@ -257,8 +264,20 @@ class _Lives:
                     requests_finished=self._counters.now.finished,
                 )
         finally:
-            for waiting in exits:
+            for waiting in (*exits, *stuck):
                 waiting.cancel()
+
+    async def _what_is_lost(
+        self,
+        started: Started,
+        exits: Collection[asyncio.Future[Exit]],
+        stuck: Mapping[asyncio.Task[float], RunningGroup],
+    ) -> Lost:
+        if any(future.done() for future in exits):
+            error = await ended_by_itself(started, "while the cluster served")
+            return Lost(error.host, str(error))
+        future, one = next((future, one) for future, one in stuck.items() if future.done())
+        return Lost(one.head.host, f"{one.name} on {one.head.host} hangs: no progress for {future.result():.0f} s")
 
     def _tell(self) -> None:
         """Say to everybody that nothing answers now, and why."""

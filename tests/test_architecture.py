@@ -127,6 +127,7 @@ READING_ORDER = (
     "orchestrator.gateway.relay",
     "orchestrator.gateway.app",
     "orchestrator.view.plan_json",
+    "orchestrator.watchdog",
     "orchestrator.supervisor",
     "orchestrator.detach",
     "orchestrator.status",

@@ -130,6 +130,29 @@ def test_after_a_worker_has_died_the_cluster_answers_again(meshctl: Meshctl) -> 
     assert processes_with(str(meshctl.folder)) == []
 
 
+def test_a_worker_that_hangs_is_noticed_and_replaced(meshctl: Meshctl) -> None:
+    """SIGSTOP: every process lives, and the head calls itself healthy. The stream says that it was lost."""
+    inventory = str(write_local(meshctl.folder / "inventory.yaml", context=512))
+    meshctl.ok("up", inventory, "--detach", "--mode", "layers")
+    state = meshctl.ok("status", "--json").json
+    worker = next(process for process in state["processes"] if process["name"].startswith("worker"))
+    asked: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Count to one hundred."}]
+    with openai.OpenAI(base_url=state["gateway"], api_key=key_of(meshctl), max_retries=0, timeout=120) as client:
+        stream = client.chat.completions.create(model="smollm2-135m", messages=asked, stream=True)
+        next(iter(stream))
+        os.kill(worker["pid"], signal.SIGSTOP)
+        began = time.monotonic()
+        with pytest.raises(openai.APIError, match="lost"):
+            for _ in stream:
+                pass
+        assert time.monotonic() - began < 45
+        told = client.chat.completions.create(model="smollm2-135m", messages=asked, max_tokens=4)
+        assert told.choices[0].message.content
+    assert "hangs: no progress for 2" in meshctl.ok("events").stdout
+    meshctl.ok("down")
+    assert processes_with(str(meshctl.folder)) == []
+
+
 def test_a_cluster_that_recovers_can_be_stopped(meshctl: Meshctl) -> None:
     inventory = str(write_local(meshctl.folder / "inventory.yaml", context=512))
     meshctl.ok("up", inventory, "--detach", "--mode", "layers")

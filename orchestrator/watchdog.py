@@ -1,0 +1,99 @@
+"""Notice a head that works and gets nowhere.
+
+A worker that is stopped, or whose path carries nothing any more, ends no process: the head waits for it for ever and
+calls itself healthy. Its count of decode calls, in `/metrics`, goes on being told during that, and stands still.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from time import monotonic
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from orchestrator.plan.values import Group
+from orchestrator.processes import Head
+
+LOOK_EVERY_S = 2.0
+LOOK_TIMEOUT_S = 5.0
+LEAST_S = 20.0
+"""Nothing is called a hang sooner."""
+
+TIMES_USUAL = 10
+TIMES_PREDICTED = 3
+BATCH_TOKENS = 2048
+"""One decode call of the head takes up to this many tokens of a prompt: its `--batch-size`."""
+
+LEARNING = 0.2
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a head says of itself: whether it works on requests, and its decode calls since its start."""
+
+    working: bool
+    decodes: int
+
+
+class Progress:
+    """Looks at one head, one after the other. Pure; the time is passed in."""
+
+    def __init__(self, longest_call_s: float) -> None:
+        """`longest_call_s`: what its longest decode call is predicted to take."""
+        self._least_s = max(LEAST_S, TIMES_PREDICTED * longest_call_s)
+        self._usual_s = 0.0
+        self._decodes: int | None = None
+        self._since_s: float | None = None
+
+    @property
+    def limit_s(self) -> float:
+        """Without progress for longer than this it hangs."""
+        return max(self._least_s, TIMES_USUAL * self._usual_s)
+
+    def stuck_s(self, look: Look | None, now_s: float) -> float:
+        """For how long it has worked without progress, 0 when it does not; None: it did not answer, which is none."""
+        if look is None:
+            self._since_s = now_s if self._since_s is None else self._since_s
+            return now_s - self._since_s
+        moved = self._decodes is None or look.decodes != self._decodes
+        if moved and self._since_s is not None and self._decodes is not None:
+            calls = max(1, look.decodes - self._decodes)
+            self._usual_s += LEARNING * ((now_s - self._since_s) / calls - self._usual_s)
+        self._decodes = look.decodes
+        if not look.working:
+            self._since_s = None
+            return 0.0
+        if moved or self._since_s is None:
+            self._since_s = now_s
+        return now_s - self._since_s
+
+
+def longest_call_s(group: Group, context: int) -> float:
+    """The predicted seconds of the longest decode call: a batch of a prompt."""
+    return group.prefill_s / group.prompt_tokens * min(BATCH_TOKENS, context * group.parallel)
+
+
+async def until_stuck(head: Head, group: Group, context: int) -> float:
+    """Look at a head until it hangs; for how many seconds it has."""
+    progress = Progress(longest_call_s(group, context))
+    headers = {"authorization": f"Bearer {head.key}"}
+    async with httpx.AsyncClient(headers=headers, timeout=LOOK_TIMEOUT_S, trust_env=False) as client:
+        while True:
+            stuck_s = progress.stuck_s(await look_at(client, head.url), monotonic())
+            if stuck_s > progress.limit_s:
+                return stuck_s
+            await asyncio.sleep(LOOK_EVERY_S)
+
+
+async def look_at(client: httpx.AsyncClient, url: str) -> Look | None:
+    """What the head at this URL says; None where it says nothing, or nothing that can be read."""
+    try:
+        answer = await client.get(f"{url}/metrics")
+        values = {
+            sample.name: sample.value
+            for family in text_string_to_metric_families(answer.raise_for_status().text)
+            for sample in family.samples
+        }
+        return Look(values["llamacpp:requests_processing"] > 0, int(values["llamacpp:n_decode_total"]))
+    except (httpx.HTTPError, ValueError, LookupError):
+        return None

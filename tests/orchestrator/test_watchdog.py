@@ -1,0 +1,76 @@
+"""When a head hangs and when it is only slow."""
+
+import httpx
+import pytest
+
+from orchestrator.watchdog import LEAST_S, TIMES_USUAL, Look, Progress, longest_call_s, look_at
+from tests.orchestrator.groups import make_group, make_share
+
+METRICS = """\
+# HELP llamacpp:n_decode_total Total number of llama_decode() calls
+# TYPE llamacpp:n_decode_total counter
+llamacpp:n_decode_total {decodes}
+# HELP llamacpp:requests_processing Number of requests processing.
+# TYPE llamacpp:requests_processing gauge
+llamacpp:requests_processing {working}
+"""
+
+
+def test_an_idle_head_never_hangs() -> None:
+    progress = Progress(0.1)
+    assert [progress.stuck_s(Look(False, 7), now_s) for now_s in (0.0, 100.0, 1e6)] == [0.0] * 3
+
+
+def test_a_head_that_works_and_counts_no_further_is_stuck_since_it_last_did() -> None:
+    progress = Progress(0.1)
+    for second in range(10):
+        assert progress.stuck_s(Look(True, second), float(second)) == 0.0
+    assert progress.stuck_s(Look(True, 9), 15.0) == 6.0
+    assert progress.stuck_s(Look(True, 9), 9.0 + LEAST_S + 1) > progress.limit_s
+    assert progress.stuck_s(Look(True, 10), 40.0) == 0.0
+
+
+def test_a_head_that_has_just_begun_is_not_stuck_since_its_last_answer() -> None:
+    progress = Progress(0.1)
+    progress.stuck_s(Look(False, 5), 0.0)
+    assert progress.stuck_s(Look(True, 5), 1000.0) == 0.0
+    assert progress.stuck_s(Look(True, 5), 1010.0) == 10.0
+
+
+def test_a_head_that_does_not_answer_is_stuck_as_well() -> None:
+    progress = Progress(0.1)
+    progress.stuck_s(Look(False, 5), 0.0)
+    assert progress.stuck_s(None, 10.0) == 0.0
+    assert progress.stuck_s(None, 35.0) == 25.0
+    assert progress.stuck_s(Look(False, 5), 36.0) == 0.0
+
+
+def test_slow_heads_are_given_ten_times_what_they_usually_take_and_long_prompts_their_time() -> None:
+    slow = Progress(0.1)
+    for number in range(100):
+        slow.stuck_s(Look(True, number), 8.0 * number)
+    assert slow.limit_s == pytest.approx(TIMES_USUAL * 8.0, rel=0.01)
+    assert Progress(60.0).limit_s == 180.0
+    assert Progress(0.1).limit_s == LEAST_S
+
+
+def test_the_longest_call_is_a_batch_of_a_prompt_or_all_that_fits_the_context() -> None:
+    group = make_group(make_share("a/cpu"), prefill_s=10.24, parallel=2)  # 1,024 tokens
+    assert longest_call_s(group, 512) == pytest.approx(10.24)
+    assert longest_call_s(group, 32768) == pytest.approx(20.48)
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "look"),
+    [
+        (200, METRICS.format(decodes=12, working=1), Look(True, 12)),
+        (200, METRICS.format(decodes=12, working=0), Look(False, 12)),
+        (200, "# nothing\n", None),
+        (200, "{]", None),
+        (503, METRICS.format(decodes=12, working=1), None),
+    ],
+)
+async def test_a_head_is_looked_at_by_its_metrics(status: int, text: str, look: Look | None) -> None:
+    transport = httpx.MockTransport(lambda request: httpx.Response(status, text=text))
+    async with httpx.AsyncClient(transport=transport) as client:
+        assert await look_at(client, "http://head") == look
