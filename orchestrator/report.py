@@ -97,9 +97,18 @@ def silent() -> Report:
 
 
 def to_file(path: Path) -> Callable[[Event], None]:
-    """Append each event as one JSON line, at once, for another process that follows the file."""
+    """Append each event as one JSON line, at once, for another process that follows the file.
+
+    That leaves when the cluster is ready: what comes later, at every recovery, is not written, or the file would grow
+    for ever. What happened then is in the cluster's history.
+    """
+    ready = False
 
     def listen(event: Event) -> None:
+        nonlocal ready
+        if ready:
+            return
+        ready = isinstance(event, Ready)
         with path.open("ab") as file:
             file.write(_EVENT.dump_json(event) + b"\n")
 

@@ -243,8 +243,7 @@ class _Lives:
         """Refresh the state file until any process of the cluster ends by itself, or a head gets nowhere."""
         exits = {asyncio.ensure_future(process.wait()) for process in started.processes}
         stuck = {
-            asyncio.create_task(until_stuck(one.head, one.group, self._inventory.context)): one
-            for one in running.heads
+            asyncio.create_task(until_stuck(one.head, one.group, self._inventory.context)): one for one in running.heads
         }
         try:
             while True:

@@ -11,7 +11,7 @@ import pytest
 from orchestrator.detach import follow, start_supervisor, starting, stop_cluster, until_up
 from orchestrator.errors import BringUpError, ClusterStateError
 from orchestrator.folders import ClusterFolder
-from orchestrator.report import Event, Ready, Step
+from orchestrator.report import Event, Ready, Report, Step, read_event, to_file
 from orchestrator.state import ClusterState, Phase, hold, write_state
 
 
@@ -122,3 +122,14 @@ async def test_a_supervisor_that_ends_without_a_word_is_an_error_with_its_log(fo
     with pytest.raises(BringUpError, match="the supervisor ended with status 1 before") as caught:
         _ = [event async for event in follow(folder, supervisor)]
     assert caught.value.details == "error: the disk is full\n"
+
+
+def test_what_is_reported_after_the_cluster_is_ready_makes_its_file_no_longer(tmp_path: Path) -> None:
+    """Nobody reads it any more, and a cluster may recover again and again."""
+    events = tmp_path / "events.jsonl"
+    report = Report(to_file(events))
+    for _ in range(2):
+        report.step("Planning")
+        report.ready("answers")
+    lines = events.read_text().splitlines()
+    assert [type(read_event(line.encode())) for line in lines] == [Step, Ready]
