@@ -116,6 +116,7 @@ READING_ORDER = (
     "orchestrator.gateway.api_error",
     "orchestrator.gateway.events",
     "orchestrator.gateway.fields",
+    "orchestrator.gateway.resume",
     "orchestrator.gateway.routing",
     "orchestrator.gateway.head",
     "orchestrator.gateway.keys",

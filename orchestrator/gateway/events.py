@@ -31,12 +31,17 @@ class Tokens:
 
     prompt: int = 0
     timings: Mapping[str, Any] = field(default_factory=dict)
+    before: int = 0
+    """Of earlier heads, which were lost."""
+
     _pieces: dict[int, int] = field(default_factory=dict)
     _timed: dict[int, int] = field(default_factory=dict)
 
     @property
     def generated(self) -> int:
-        return sum(max(self._pieces.get(index, 0), self._timed.get(index, 0)) for index in self._pieces | self._timed)
+        return self.before + sum(
+            max(self._pieces.get(index, 0), self._timed.get(index, 0)) for index in self._pieces | self._timed
+        )
 
     def see(self, answer: Mapping[str, Any]) -> None:
         """Take one chunk of a stream, or a whole answer, into account."""
@@ -51,13 +56,30 @@ class Tokens:
 
 
 class Answer:
-    """One streamed answer as it passes by: its tokens, and whether the head has brought it to an end."""
+    """One streamed answer as it passes by: its tokens and text, and whether the head has brought it to an end.
+
+    `plain`: all that was said is text, so that another head may go on with it. `stopped`: it has been said why the
+    answer ends.
+    """
 
     def __init__(self, model: str) -> None:
         self.tokens = Tokens()
+        self.text = ""
+        self.plain = True
+        self.stopped = False
         self.ended = False
         self.failed = False
         self._model = model
+        self._same: dict[str, Any] = {}
+
+    def go_on(self) -> None:
+        """Another head takes over: its chunks are told as the first one's."""
+        self.tokens = Tokens(self.tokens.prompt, before=self.tokens.generated)
+
+    def stop(self, reason: str) -> bytes:
+        """The chunk that a lost head did not come to send."""
+        choice = {"index": 0, "delta": {}, "finish_reason": reason}
+        return _event({**self._same, "choices": [choice], "model": self._model})
 
     def see(self, event: bytes) -> bytes | None:
         """What to send on for this event; None for the head's empty `data: null`, which breaks clients."""
@@ -78,9 +100,33 @@ class Answer:
             self.ended = self.failed = True
             return event
         self.tokens.see(chunk)
-        if chunk.get("model") == self._model:
-            return event
-        return b"data: " + json.dumps({**chunk, "model": self._model}).encode() + b"\n\n"
+        self._hear(chunk)
+        self._same = self._same or {name: chunk[name] for name in _SAME if name in chunk}
+        told = {**chunk, **self._same, "model": self._model}
+        if self.tokens.before and isinstance(usage := chunk.get("usage"), dict):
+            told["usage"] = self._whole_usage(usage)
+        return event if told == chunk else _event(told)
+
+    def _hear(self, chunk: Mapping[str, Any]) -> None:
+        for choice in chunk.get("choices") or []:
+            delta = choice.get("delta") or {}
+            self.text += choice.get("text") or delta.get("content") or ""
+            self.stopped = self.stopped or bool(choice.get("finish_reason"))
+            if choice.get("index") or any(delta.get(name) for name in ("tool_calls", "reasoning_content")):
+                self.plain = False
+
+    def _whole_usage(self, usage: Mapping[str, Any]) -> dict[str, Any]:
+        """Of both heads: what the second one read of the first one's answer is no prompt."""
+        prompt, generated = int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0))
+        before = self.tokens.before
+        return {**usage, "prompt_tokens": max(0, prompt - before), "completion_tokens": generated + before}
+
+
+_SAME = ("id", "created", "system_fingerprint")
+
+
+def _event(chunk: Mapping[str, Any]) -> bytes:
+    return b"data: " + json.dumps(chunk).encode() + b"\n\n"
 
 
 def _has_text(choice: Mapping[str, Any]) -> bool:

@@ -18,9 +18,10 @@ from starlette.types import Message, Receive, Scope, Send
 
 from orchestrator.gateway.api_error import ApiError, bad_field, unavailable
 from orchestrator.gateway.backends import Backends, Serving
-from orchestrator.gateway.events import Answer, error_event, whole_events
+from orchestrator.gateway.events import DONE, Answer, error_event, whole_events
 from orchestrator.gateway.fields import Body
 from orchestrator.gateway.head import HEAD_DOWN, HEAD_LOST, Head, lost, read_answer
+from orchestrator.gateway.resume import continued, is_complete
 from orchestrator.gateway.routing import Router, Ticket, read_question
 from orchestrator.gateway.state import Counters
 
@@ -28,8 +29,12 @@ FAREWELL_S = 1.0
 """How long a stopping gateway tries to tell a client that does not read."""
 
 MOST_ATTEMPTS = {HEAD_DOWN: 10, HEAD_LOST: 2}
-"""How often a request is asked in all: one that was with a head when that was lost may be what ended it."""
+"""How often a request is asked without any text: one that was with a head when that was lost may be what ended it."""
 
+MOST_HEADS = 5
+"""So many heads may be lost under one answer, however much each of them has said."""
+
+LIFE_SIGN_S = 5.0
 NOTICED_S = 0.5
 """After so long the supervisor has noticed, too, and nobody is let in to a head that is gone."""
 
@@ -62,6 +67,7 @@ class Relay(Response):
         self._backends = backends
         self._path = path
         self._question = body
+        self._asking = body
         self._counters = counters
         self._client = client
         self._body_bytes = body_bytes
@@ -99,24 +105,52 @@ class Relay(Response):
 
     async def _until_answered(self, out: "_Out", answer: Answer) -> None:
         """By the first head that does; asked again as long as nobody can have noticed."""
-        attempts = Counter[str | None]()
+        attempts, heard, heads = Counter[str | None](), 0, 0
         while True:
             try:
                 await self._in_turn(out, answer)
             except ApiError as problem:
+                heads += problem.code == HEAD_LOST
+                if answer.tokens.generated > heard and heads < MOST_HEADS:
+                    heard = answer.tokens.generated
+                    attempts.clear()
                 attempts[problem.code] += 1
-                if answer.tokens.generated or attempts[problem.code] >= MOST_ATTEMPTS.get(problem.code or "", 1):
+                if attempts[problem.code] >= MOST_ATTEMPTS.get(problem.code or "", 1):
                     raise
+                if answer.tokens.generated and await self._is_over(out, answer, problem):
+                    return
                 self._counters.wait_again()
                 self._begun = False
                 await asyncio.sleep(NOTICED_S)
             else:
                 return
 
+    async def _is_over(self, out: "_Out", answer: Answer, problem: ApiError) -> bool:
+        """Work out how another head can go on with what has been passed on; raises `problem` where none can.
+
+        Whether nothing was left to say.
+        """
+        if not answer.stopped:
+            said = answer.text, answer.tokens.generated
+            asking = continued(self._path, self._question, *said) if answer.plain else None
+            if asking is None:
+                raise problem
+            if not is_complete(asking):
+                answer.go_on()
+                self._asking = asking
+                return False
+            await out.event(answer.stop("length"))
+        await out.event(DONE)
+        await out.end()
+        return True
+
     async def _in_turn(self, out: "_Out", answer: Answer) -> None:
         choices = self._question.get("n")
         slots = choices if isinstance(choices, int) else 1
-        async with self._backends.line.turn(self._client, slots=slots, body_bytes=self._body_bytes):
+        turn = self._backends.line.turn(self._client, slots=slots, body_bytes=self._body_bytes)
+        async with AsyncExitStack() as stack:
+            async with _alive(out):
+                await stack.enter_async_context(turn)
             self._counters.begin()
             self._begun = True
             serving = self._backends.serving
@@ -135,14 +169,14 @@ class Relay(Response):
     @asynccontextmanager
     async def _asked(self, serving: Serving, answer: Answer) -> AsyncIterator[tuple[str, httpx.Response]]:
         """A head that has taken the question, by name, and the answer it begins with."""
-        question, down, router = read_question(self._question), list[str](), serving.router
+        question, down, router = read_question(self._asking), list[str](), serving.router
         async with AsyncExitStack() as stack:
             while True:
                 ticket = router.choose(question, monotonic(), without=down)
                 if ticket is None:
                     raise bad_field("n", f"no head takes more than {serving.most_choices} choices at once now")
                 stack.callback(router.release, ticket)
-                asking = serving.heads[ticket.head].ask(self._path, self._question)
+                asking = serving.heads[ticket.head].ask(self._path, self._asking)
                 try:
                     response = await stack.enter_async_context(asking)
                 except ApiError as problem:
@@ -157,23 +191,26 @@ class Relay(Response):
                     return
 
     async def _stream(self, head: Head, name: str, response: httpx.Response, out: "_Out", answer: Answer) -> None:
-        """What comes before the first text is held back until that is there, but for signs of life and progress."""
+        """What comes before the first text is held back until that is there, but for signs of life and progress.
+
+        Of a head that goes on with another one's answer it is left out: it has been said.
+        """
         await out.begin_stream({ANSWERED_BY: name})
-        held, silent = list[bytes](), True
+        held, silent, before = list[bytes](), True, answer.tokens.generated
         async for event in whole_events(head.chunks(response)):
             passed = answer.see(event)
             if passed is None:
                 continue
-            if silent and not answer.tokens.generated and not answer.ended:
+            if silent and answer.tokens.generated == before and not (answer.ended or answer.stopped):
                 if event.startswith(b":") or b'"prompt_progress"' in event:
                     await out.event(passed)
                 else:
                     held.append(passed)
                 continue
-            if silent and answer.tokens.generated:
+            if silent and not before and answer.tokens.generated:
                 self._counters.first_token_s.observe(monotonic() - self._arrived_s)
             silent = False
-            for earlier in held:
+            for earlier in held if not before else ():
                 await out.event(earlier)
             held.clear()
             await out.event(passed)
@@ -185,6 +222,24 @@ class Relay(Response):
 def _release(router: Router, ticket: Ticket, answer: Answer) -> None:
     """At the end of the request, when its timings are known."""
     router.release(ticket, answer.tokens.timings)
+
+
+@asynccontextmanager
+async def _alive(out: "_Out") -> AsyncIterator[None]:
+    """Meanwhile tell the client of a stream that has begun that it is not forgotten."""
+
+    async def tell() -> None:
+        while True:
+            await asyncio.sleep(LIFE_SIGN_S)
+            await out.event(b": the answer goes on when the cluster has recovered\n\n")
+
+    telling = asyncio.create_task(tell()) if out.begun else None
+    try:
+        yield
+    finally:
+        if telling is not None:
+            telling.cancel()
+            await asyncio.wait((telling,))
 
 
 @asynccontextmanager
@@ -221,7 +276,7 @@ class _Out:
     def __init__(self, send: Send, reader_s: float) -> None:
         self._to_client = send
         self._reader_s = reader_s
-        self._begun = False
+        self.begun = False
         self._ended = False
 
     async def json(self, status: int, body: Mapping[str, object], headers: Mapping[str, str]) -> None:
@@ -232,7 +287,7 @@ class _Out:
 
     async def begin_stream(self, headers: Mapping[str, str]) -> None:
         """Once; a request that is asked again goes on with what has begun."""
-        if self._begun:
+        if self.begun:
             return
         await self._begin(200, {**_STREAM_HEADERS, "x-accel-buffering": "no", **headers})
 
@@ -244,13 +299,13 @@ class _Out:
 
     async def fail(self, problem: ApiError) -> None:
         """An error, in the form that is still possible."""
-        if not self._begun:
+        if not self.begun:
             await self.json(problem.status, problem.body, problem.headers)
         elif not self._ended:
             await self._body(error_event(problem), more=False)
 
     async def _begin(self, status: int, headers: Mapping[str, str]) -> None:
-        self._begun = True
+        self.begun = True
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 

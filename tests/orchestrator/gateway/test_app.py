@@ -9,6 +9,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from orchestrator.gateway import relay
 from orchestrator.gateway.api_error import unavailable
 from orchestrator.gateway.fields import BODY_LIMIT_BYTES
 from orchestrator.gateway.head import Deadlines
@@ -102,7 +103,7 @@ async def test_a_client_that_leaves_cancels_its_request_at_the_head(question: di
 async def test_a_head_lost_in_a_stream_is_an_error_event_after_what_came(tear: bool) -> None:
     head = FakeHead(parts=(chunk("half"), b'data: {"choi'), tear=tear)
     async with gateway_for(head) as gateway:
-        response = await gateway.http.post(CHAT, json=STREAMED)
+        response = await gateway.http.post(CHAT, json={**STREAMED, "logprobs": True})
         events = response.text.strip().split("\n\n")
         assert response.status_code == 200
         assert "half" in events[0]
@@ -128,6 +129,71 @@ async def test_a_head_lost_before_the_first_text_is_replaced_and_nobody_notices(
         text = (await asking).text
         assert (text.count('"role"'), text.count('"a"'), text.count("[DONE]"), text.count("error")) == (1, 1, 1, 0)
         await _until(lambda: gateway.counters.now == Counts(finished=1, prompt_tokens=7, tokens=1))
+
+
+def numbered(head: str, text: str) -> bytes:
+    """A chunk as the engine sends it, with what belongs to one request of one head."""
+    return chunk(text, id=f"chatcmpl-{head}", created={"a": 1, "b": 2}[head])
+
+
+async def test_a_stream_that_has_begun_goes_on_with_another_head() -> None:
+    """One answer: nothing is missing, nothing is there twice, and ids and usage are those of one request."""
+    usage = {"prompt_tokens": 12, "completion_tokens": 2, "total_tokens": 14}
+    last = b"data: " + json.dumps({"choices": [], "id": "chatcmpl-b", "created": 2, "usage": usage}).encode() + b"\n\n"
+    first = FakeHead(parts=(ROLE, numbered("a", "one "), numbered("a", "two ")), tear=True)
+    second = FakeHead(parts=(ROLE, numbered("b", "three "), numbered("b", "four"), last_chunk(2), last, DONE))
+    async with gateway_for(first) as gateway, serve(second.app(), "127.0.0.1", 0, drain_s=1) as upstream:
+        asking = asyncio.create_task(gateway.http.post(CHAT, json={**STREAMED, "max_tokens": 10}))
+        await first.left.wait()
+        gateway.backends.replace([HeadAddress("other", upstream.url, HEAD_KEY, 1)])
+        events = [line[6:] for line in (await asking).text.splitlines() if line.startswith("data: ")]
+        await _until(lambda: (gateway.counters.now.finished, gateway.counters.now.tokens) == (1, 4))
+    assert events[-1] == "[DONE]"
+    chunks = [json.loads(event) for event in events[:-1]]
+    deltas = [one["choices"][0]["delta"] for one in chunks if one["choices"]]
+    assert "".join(delta.get("content") or "" for delta in deltas) == "one two three four"
+    assert sum("role" in delta for delta in deltas) == 1
+    assert {one["id"] for one in chunks if "id" in one} == {"chatcmpl-a"}
+    assert {one["created"] for one in chunks if "created" in one} == {1}
+    assert chunks[-1]["usage"] == {"prompt_tokens": 10, "completion_tokens": 4, "total_tokens": 14}
+    assert second.bodies[0]["messages"][-1] == {"role": "assistant", "content": "one two "}
+    assert second.bodies[0]["max_tokens"] == 8
+
+
+@pytest.mark.parametrize(
+    ("parts", "limit", "reasons"),
+    [((chunk("all"), last_chunk(1)), 10, ["stop"]), ((chunk("all"),), 1, ["length"])],
+    ids=["only [DONE] was missing", "the limit was reached"],
+)
+async def test_an_answer_that_was_complete_is_brought_to_its_end(
+    parts: tuple[bytes, ...], limit: int, reasons: list[str]
+) -> None:
+    head = FakeHead(parts=parts, tear=True)
+    async with gateway_for(head) as gateway:
+        text = (await gateway.http.post(CHAT, json={**STREAMED, "max_tokens": limit})).text
+        events = [line[6:] for line in text.splitlines() if line.startswith("data: ")]
+        ends = [json.loads(event)["choices"][0]["finish_reason"] for event in events[:-1]]
+        assert ([end for end in ends if end], events[-1], len(head.bodies)) == (reasons, "[DONE]", 1)
+
+
+async def test_an_answer_under_which_head_after_head_is_lost_ends_with_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(relay, "NOTICED_S", 0.01)
+    head = FakeHead(parts=(chunk("more "),), tear=True)
+    async with gateway_for(head) as gateway:
+        text = (await gateway.http.post(CHAT, json=STREAMED)).text
+        assert json.loads(text.strip().split("\n\n")[-1][6:]) == {"error": LOST}
+        assert len(head.bodies) <= relay.MOST_HEADS + 1
+        assert text.count("more ") == len(head.bodies)
+
+
+async def test_an_answer_that_cannot_go_on_exactly_ends_with_an_error() -> None:
+    head = FakeHead(parts=(chunk("half"),), tear=True)
+    async with gateway_for(head) as gateway:
+        text = (await gateway.http.post(CHAT, json={**STREAMED, "grammar": "root ::= [a-z]+"})).text
+        assert json.loads(text.strip().split("\n\n")[-1][6:]) == {"error": LOST}
+        assert len(head.bodies) == 1
 
 
 async def test_a_whole_answer_that_is_lost_is_asked_for_again() -> None:
@@ -258,7 +324,7 @@ async def test_a_client_that_takes_nothing_keeps_no_slot_and_no_memory() -> None
 async def test_a_head_silent_in_a_stream_is_given_up() -> None:
     head = FakeHead(parts=(chunk("half"),), hang=True)
     async with gateway_for(head, deadlines=Deadlines(silence_s=0.2)) as gateway:
-        response = await gateway.http.post(CHAT, json=STREAMED)
+        response = await gateway.http.post(CHAT, json={**STREAMED, "logprobs": True})
         assert json.loads(response.text.strip().split("\n\n")[-1][6:]) == {"error": LOST}
         await asyncio.wait_for(head.left.wait(), 5)
 
