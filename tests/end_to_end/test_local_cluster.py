@@ -5,8 +5,10 @@ import os
 import re
 import signal
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -139,8 +141,10 @@ def test_a_stream_goes_on_when_a_worker_dies(meshctl: Meshctl) -> None:
     asked: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Tell me a story about a fox."}]
     pieces, gaps, ids, last = list[str](), list[float](), set[str](), time.monotonic()
     with openai.OpenAI(base_url=state["gateway"], api_key=key_of(meshctl), max_retries=0, timeout=120) as client:
-        ask = partial(client.chat.completions.create, model="smollm2-135m", temperature=0, stream=True)
-        for chunk in ask(messages=asked, max_tokens=60):  # type: ignore[call-overload] # partial hides the overload
+        ask: Callable[..., Any] = partial(
+            client.chat.completions.create, model="smollm2-135m", temperature=0, stream=True
+        )
+        for chunk in ask(messages=asked, max_tokens=60):
             if piece := chunk.choices[0].delta.content:
                 pieces.append(piece)
                 gaps.append(time.monotonic() - last)
@@ -154,7 +158,7 @@ def test_a_stream_goes_on_when_a_worker_dies(meshctl: Meshctl) -> None:
         assert len(ids) == 1
         so_far: ChatCompletionMessageParam = {"role": "assistant", "content": "".join(pieces[:seam])}
         more = {"continue_final_message": True, "add_generation_prompt": False}
-        fresh = ask(messages=[*asked, so_far], max_tokens=60 - seam, extra_body=more)  # type: ignore[call-overload]
+        fresh = ask(messages=[*asked, so_far], max_tokens=60 - seam, extra_body=more)
         assert [chunk.choices[0].delta.content for chunk in fresh if chunk.choices[0].delta.content] == pieces[seam:]
     meshctl.ok("down")
 
