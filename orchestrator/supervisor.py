@@ -208,6 +208,7 @@ class _Lives:
             "speeds": tuple(group_speed(one) for one in running.heads),
             "processes": process_states(started.processes),
         }
+        self._memory = host_memory(running.plan, started.processes)
         self._situation.become(READY)
         self._backends.replace(head_addresses(running.heads))
         if self._keeper.state.gateway:
