@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from time import monotonic
 
-from orchestrator.errors import BringUpError, DeadlineError
+from orchestrator.errors import BringUpError, DeadlineError, MeshctlError
 from orchestrator.host_agent import Listening, free_ports, listening, log_tail
 from orchestrator.hosts import OpenHost, OpenHosts
 from orchestrator.leash import Leashed, start_leashed
@@ -167,9 +167,17 @@ async def ended_by_itself(started: Started, when: str) -> BringUpError:
     return BringUpError(
         f"{process.host}: {process.name} ended by itself ({how}) {when}",
         hint=KILLED_HINT.format(host=process.host) if killed else f"whole log: `meshctl logs {process.host}`",
-        details=plain_log(await process.log_tail(lines=30)),
+        details=await _last_words(process),
         host=host_of(process),
     )
+
+
+async def _last_words(process: Leashed) -> str:
+    """The end of its log; nothing where its host is gone, too."""
+    try:
+        return plain_log(await process.log_tail(lines=30))
+    except MeshctlError as error:
+        return f"its log cannot be read: {error}"
 
 
 def host_of(process: Leashed) -> str:

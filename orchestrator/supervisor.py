@@ -182,11 +182,11 @@ class _Lives:
                     self._backends.take_away()
                     await asyncio.shield(started.stop())
         except PlanError as error:
-            if first:
+            if not self._keeper.state.gateway:
                 raise
             return NothingFits(str(error))
         except MeshctlError as error:
-            if first:
+            if not self._keeper.state.gateway:
                 raise
             return CannotStart(str(error), blamed(error))
 
