@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Protocol
 
 import bench_plan_devices as places
-from bench_plan_cells import CONTEXT, GOALS, MODELS, SETUPS, Cell, cells
+from bench_plan_cells import CONTEXT, GOALS, LOCAL, MODELS, SETUPS, Cell, cells
 from bench_plan_measure import QUICK, Limits, measure_cell, memory_limit
 from bench_plan_record import CellRecord, append_record, read_records
 from bench_plan_report import markdown, write_chart
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cells", type=_names(SETUPS), default=_all(SETUPS), metavar="NAME,...", help="devices")
     parser.add_argument("--goals", type=_names(GOALS), default=_all(GOALS), metavar="NAME,...")
     parser.add_argument("--models", type=_names(MODELS), default=_all(MODELS), metavar="NAME,...")
-    parser.add_argument("--link", default=places.LOCAL, metavar="1gbit", help="hosts behind links of this rate")
+    parser.add_argument("--link", default=LOCAL, metavar="1gbit", help="hosts behind links of this rate")
     parser.add_argument("--quick", action="store_true", help="one round, shorter prompts, less patience")
     parser.add_argument("--recalibrate", action="store_true", help="measure speeds again")
     parser.add_argument("--report-only", action="store_true", help="run nothing")
@@ -95,7 +95,7 @@ def _run_cell(cell: Cell, limits: Limits, recalibrate: bool) -> CellRecord:
         model = _model(cell, folders)
         with ExitStack() as stack:
             stack.enter_context(places.controller_held())
-            if cell.link != places.LOCAL:  # with known hosts of its own: other labs have had the same addresses
+            if cell.link != LOCAL:  # with known hosts of its own: other labs have had the same addresses
                 state = stack.enter_context(TemporaryDirectory(prefix="meshctl-bench-plan-"))
                 folders = replace(folders, state=Path(state))
             memory = _memory_bytes(cell, model, folders)

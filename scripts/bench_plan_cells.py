@@ -6,6 +6,9 @@ from dataclasses import dataclass
 CONTROLLER_CORES = 1.0
 """The machine that heads of splits run on. With all devices, no more than two cores: nobody takes another's time."""
 
+LOCAL = "local"
+"""The link of devices on this very machine."""
+
 STREAMS = 8
 CONTEXT = 1024
 

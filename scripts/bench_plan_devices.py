@@ -11,13 +11,12 @@ from pathlib import Path
 
 import lab_hosts
 import lab_kernel as kernel
-from bench_plan_cells import CONTROLLER_CORES, Cell, host_names
+from bench_plan_cells import CONTROLLER_CORES, LOCAL, Cell, host_names
 from lab_folder import LabHost
 from lab_kernel import CGROUPS, LabError, Names
 from orchestrator.inventory import Host
 from workers.budget import MIB, MemoryCap
 
-LOCAL = "local"
 LAB = "bench"
 CONTROLLER = Names("bench-controller")
 PERIOD_US = 5_000
