@@ -4,18 +4,20 @@ Where the survey timed these very devices and parts (`survey.values.TensorTime`)
 in seconds per pass of n tokens, d over the devices, each with p_d of all K parts:
 
     max over d of (p_d of K of its blocks and output layer, timed through RPC)
-    + sum over d of (2 x blocks x (round trip + n hidden states up and down) + graphs + its part of the logits down)
+    + sum over d of (2 x blocks x (round trip + n hidden states up and down) + its part of the logits down) + graphs
 
 The head adds up what the devices computed twice per layer, a blocking exchange with each; graphs are sent again in each
-pass, `GRAPH_BYTES` x blocks^2 per device, over the link and through `GRAPH_BYTES_PER_S`. Both were measured on the
-pinned engine, over loopback and at 1 Gbit/s. Groups that were timed tell how far off the formula is for the others.
+pass, `GRAPH_BYTES` x blocks^2 per device, through `GRAPH_BYTES_PER_S` at both ends and over the links, those of other
+machines all at once: on the pinned engine two workers at 1 Gbit/s take 41 to 48 ms longer for a token than on loopback,
+where the graphs of one of them need 47 ms. Links are surveyed at the same time, too: what they share is in their rates.
+Groups that were timed tell how far off the formula is for the others.
 A prompt takes one such pass per micro-batch, without overlap. A layer is cut between KV heads, of which no device has
 less than one: into K equal parts where the engine cuts every layer alike (`cut`), where it cannot, by what it does.
 """
 
 import statistics
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from math import comb
@@ -159,9 +161,11 @@ def most_parts(memory: ModelMemory, candidate: Candidate, whole: int) -> int:
     )
 
 
-def graphs_s(devices: Iterable[Device], blocks: int) -> float:
+def graphs_s(devices: Sequence[Device], blocks: int) -> float:
     """Seconds per pass for the graphs of all these devices, which grow with the square of the blocks."""
-    return sum(GRAPH_BYTES * blocks**2 * (1 / device.link.up_bytes_per_s + 1 / GRAPH_BYTES_PER_S) for device in devices)
+    near = sum(1 / one.link.up_bytes_per_s for one in devices if one.link.kind == "loopback")
+    far = max((1 / one.link.up_bytes_per_s for one in devices if one.link.kind != "loopback"), default=0.0)
+    return GRAPH_BYTES * blocks**2 * (len(devices) / GRAPH_BYTES_PER_S + near + far)
 
 
 def _hand_out(paces: Seconds, per_part_s: Sequence[float], allowed: Sequence[int]) -> list[int]:
@@ -184,7 +188,7 @@ def _device_sets(memory: ModelMemory, candidates: Sequence[Candidate]) -> Iterat
     orders = (
         list(candidates),
         sorted(candidates, key=lambda one: (-one.budget_bytes, place[one.device.name])),
-        sorted(candidates, key=lambda one: (_exchanges_s(memory, one.device, 1), place[one.device.name])),
+        sorted(candidates, key=lambda one: (_alone_s(memory, one.device), place[one.device.name])),
     )
     sets = {frozenset(order[:count]): None for order in orders for count in range(2, most + 1)}
     for members in sets:
@@ -332,20 +336,25 @@ def _by_formula(members: Sequence[Candidate], parts: Sequence[int]) -> PassSecon
             return seconds + (output_seconds(speed, memory.output_bytes, rows) * share if rows else 0.0)
 
         slowest_s = [max(computing_s(*one) for one in enumerate(row)) for row in made.heads]
-        return sum(slowest_s) / len(slowest_s) + sum(
+        links_s = sum(
             _exchanges_s(memory, device, tokens)
             + memory.logits_bytes * rows * made.share(number) / device.link.down_bytes_per_s
             for number, device in enumerate(devices)
         )
+        return sum(slowest_s) / len(slowest_s) + links_s + graphs_s(devices, memory.blocks)
 
     return pass_s
 
 
+def _alone_s(memory: ModelMemory, device: Device) -> float:
+    """What its link would cost if it were the only one."""
+    return _exchanges_s(memory, device, 1) + graphs_s([device], memory.blocks)
+
+
 def _exchanges_s(memory: ModelMemory, device: Device, tokens: int) -> float:
-    """Seconds on the link of one device per pass, but for its logits."""
+    """Seconds of the blocking exchanges with one device per pass."""
     hidden = memory.hidden_bytes * tokens
-    exchanges_s = SYNCHRONISATIONS * memory.blocks * transfer_s(device.link, hidden, hidden)
-    return exchanges_s + graphs_s([device], memory.blocks)
+    return SYNCHRONISATIONS * memory.blocks * transfer_s(device.link, hidden, hidden)
 
 
 def _prefill_s(memory: ModelMemory, members: Sequence[Candidate], parts: Sequence[int], pass_s: PassSeconds) -> float:
