@@ -108,8 +108,9 @@ def test_json_holds_every_value_and_what_follows_from_them() -> None:
     told = json.loads(bench_json(COMPARISON))
     assert (told["decode_ratio"], told["prefill_ratio"]) == (0.8, 1.5)
     assert told["cluster"]["rates"]["decode"] == {"median": 8.0, "lowest": 7.8, "highest": 8.2}
-    assert told["errors"]["desk/cpu"] == {"prefill": 0.0, "decode": 0.25, "aggregate": 0.25}
-    assert told["errors"]["nuc/cpu"] == {"prefill": None, "decode": None, "aggregate": None}
+    assert told["errors"]["desk/cpu"] == {"prefill": 0.0, "decode": 0.25}
+    assert told["errors"]["nuc/cpu"] == {"prefill": None, "decode": None}
+    assert "aggregate" in json.loads(bench_json(THROUGHPUT))["errors"]["desk/cpu"]
     assert json.loads(bench_json(ALONE_IMPOSSIBLE))["decode_ratio"] is None
     assert json.loads(bench_json(THROUGHPUT))["aggregate_ratio"] == 1.2
 

@@ -20,6 +20,7 @@ from rich.console import Console
 from orchestrator.chat import chat_loop, chat_once
 from orchestrator.client import GatewayClient
 from orchestrator.errors import GatewayError, UsageError
+from orchestrator.gateway import relay
 from tests.orchestrator.gateway.heads import (
     DONE,
     KEY,
@@ -61,7 +62,8 @@ async def test_no_question_is_wrong_usage() -> None:
             await chat_once(client, " \n", out=io.StringIO(), console=_console())
 
 
-async def test_an_answer_that_breaks_off_keeps_what_came_and_is_an_error() -> None:
+async def test_an_answer_that_breaks_off_keeps_what_came_and_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "MOST_ATTEMPTS", {})  # no other head goes on with it
     out = io.StringIO()
     async with _client(FakeHead(parts=(chunk("half"),))) as (client, _):
         with pytest.raises(GatewayError, match="the model's head was lost before the answer was complete"):
