@@ -165,6 +165,7 @@ class _Lives:
         """One life, up to the event that ended it; nothing of it is left then."""
         first = self._cycle.state == "starting"
         started = Started()
+        self._report.step(f"Connecting to {_hosts_text(self._inventory)}")
         try:
             async with open_hosts(
                 self._inventory,
