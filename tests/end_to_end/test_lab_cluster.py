@@ -89,11 +89,11 @@ def test_a_host_that_is_cut_off_ends_its_worker_by_itself_and_is_taken_back(
     meshctl.ok("up", inventory, "--detach")
     lab.hosts[0].cut_link()
     wait_for_no_worker(lab.hosts[0], deadline_s=20)
-    failed = wait_for_phase(meshctl, "failed", deadline_s=90)
+    failed = wait_for_phase(meshctl, "failed", deadline_s=150)
     assert "hold" in failed["message"]
     assert failed["supervised"]
     lab.hosts[0].restore_link()
-    wait_for_phase(meshctl, "ready", deadline_s=90)
+    wait_for_phase(meshctl, "ready", deadline_s=150)
     assert meshctl.ok("chat", "Say hello.").stdout.strip()
     meshctl.ok("down")
     for host in lab.hosts:
