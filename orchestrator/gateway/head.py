@@ -87,7 +87,7 @@ class Head:
         except TimeoutError as error:
             raise _too_late(self._deadlines.answer_s) from error
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise unavailable("the model's head cannot be reached; it may be restarting", code=HEAD_DOWN) from error
+            raise down() from error
         except httpx.TransportError as error:
             raise lost() from error
 
@@ -99,6 +99,11 @@ HEAD_LOST = "head_lost"
 """The code of the error for a head that was lost while it answered."""
 
 _JSON = {"content-type": "application/json"}
+
+
+def down() -> ApiError:
+    """No head could be reached: nothing has been asked of one."""
+    return unavailable("the model's head cannot be reached; it may be restarting", code=HEAD_DOWN)
 
 
 def lost() -> ApiError:

@@ -20,7 +20,7 @@ from orchestrator.gateway.api_error import ApiError, bad_field, unavailable
 from orchestrator.gateway.backends import Backends, Serving
 from orchestrator.gateway.events import DONE, Answer, error_event, whole_events
 from orchestrator.gateway.fields import Body
-from orchestrator.gateway.head import HEAD_DOWN, HEAD_LOST, Head, lost, read_answer
+from orchestrator.gateway.head import HEAD_DOWN, HEAD_LOST, Head, down, lost, read_answer
 from orchestrator.gateway.resume import continued, is_complete
 from orchestrator.gateway.routing import Router, Ticket, read_question
 from orchestrator.gateway.state import Counters
@@ -154,7 +154,8 @@ class Relay(Response):
             self._counters.begin()
             self._begun = True
             serving = self._backends.serving
-            assert serving is not None, "nobody is let in without heads"
+            if serving is None:  # they were taken away since it was let in
+                raise down()
             await self._answer(serving, out, answer)
 
     async def _answer(self, serving: Serving, out: "_Out", answer: Answer) -> None:
@@ -169,10 +170,10 @@ class Relay(Response):
     @asynccontextmanager
     async def _asked(self, serving: Serving, answer: Answer) -> AsyncIterator[tuple[str, httpx.Response]]:
         """A head that has taken the question, by name, and the answer it begins with."""
-        question, down, router = read_question(self._asking), list[str](), serving.router
+        question, tried, router = read_question(self._asking), list[str](), serving.router
         async with AsyncExitStack() as stack:
             while True:
-                ticket = router.choose(question, monotonic(), without=down)
+                ticket = router.choose(question, monotonic(), without=tried)
                 if ticket is None:
                     raise bad_field("n", f"no head takes more than {serving.most_choices} choices at once now")
                 stack.callback(router.release, ticket)
@@ -180,10 +181,10 @@ class Relay(Response):
                 try:
                     response = await stack.enter_async_context(asking)
                 except ApiError as problem:
-                    down.append(ticket.head)
+                    tried.append(ticket.head)
                     if problem.code == HEAD_DOWN:
                         router.lost(ticket, monotonic())
-                    if problem.code != HEAD_DOWN or len(down) == len(serving.heads):
+                    if problem.code != HEAD_DOWN or len(tried) == len(serving.heads):
                         raise
                 else:
                     stack.callback(_release, router, ticket, answer)  # before the callback above: ends run backwards

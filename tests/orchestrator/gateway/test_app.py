@@ -221,6 +221,20 @@ async def test_a_whole_answer_that_is_lost_is_asked_for_again() -> None:
     assert answer.headers["x-meshctl-head"] == "other"
 
 
+async def test_heads_that_are_taken_away_as_somebody_is_let_in_are_waited_for_again() -> None:
+    head = FakeHead(whole=json_answer({"choices": []}))
+    async with gateway_for(head) as gateway, serve(head.app(), "127.0.0.1", 0, drain_s=1) as upstream:
+        gateway.backends.take_away()
+        asking = asyncio.create_task(gateway.http.post(CHAT, json=QUESTION))
+        await _until(lambda: gateway.counters.now == Counts(waiting=1))
+        gateway.backends.replace([HeadAddress("gone", upstream.url, HEAD_KEY, 1)])
+        gateway.backends.take_away()
+        await asyncio.sleep(0.1)
+        gateway.backends.replace([HeadAddress("there", upstream.url, HEAD_KEY, 1)])
+        answer = await asking
+        assert (answer.status_code, answer.headers["x-meshctl-head"]) == (200, "there")
+
+
 async def test_a_request_that_ends_every_head_it_comes_to_is_asked_twice_only() -> None:
     head = FakeHead(parts=(ROLE,), tear=True)
     async with gateway_for(head) as gateway:
