@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from orchestrator.inventory import CONTROLLER
+
 State = Literal["starting", "ready", "degraded", "recovering", "failed"]
 
 STEADY_S = 60.0
@@ -93,13 +95,12 @@ class Lifecycle:
     up_at_s: float | None = None
     faults: tuple[Fault, ...] = ()
     aside: Mapping[str, Aside] = field(default_factory=dict)
-    missing: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def serves(self) -> bool:
         return self.state in ("ready", "degraded")
 
-    def after(self, event: Event, now_s: float, *, controller: str = "controller") -> "Lifecycle":
+    def after(self, event: Event, now_s: float) -> "Lifecycle":
         """What it is after the event. The controller is never set aside: without it there is no cluster."""
         match event:
             case Up(missing):
@@ -108,10 +109,10 @@ class Lifecycle:
                 steady = self.up_at_s is not None and now_s - self.up_at_s >= STEADY_S
                 attempts = 0 if steady else self.attempts
                 lost = replace(self, state="recovering", reason=what, attempts=attempts, up_at_s=None)
-                return lost._blame((host,), now_s, controller)
+                return lost._blame((host,), now_s)
             case CannotStart(why, hosts):
                 again = replace(self, state="recovering", reason=why, attempts=self.attempts + 1)
-                return again._blame(hosts, now_s, controller)
+                return again._blame(hosts, now_s)
             case NothingFits(why):
                 return replace(self, state="failed", reason=why, attempts=self.attempts + 1)
 
@@ -138,16 +139,15 @@ class Lifecycle:
             reason=reason or "answers",
             attempts=self.attempts + 1 if self.state != "starting" else 0,
             up_at_s=now_s,
-            missing=dict(missing),
         )
 
-    def _blame(self, hosts: tuple[str, ...], now_s: float, controller: str) -> "Lifecycle":
+    def _blame(self, hosts: tuple[str, ...], now_s: float) -> "Lifecycle":
         recent = tuple(fault for fault in self.faults if now_s - fault.at_s < WITHIN_S)
         faults = (*recent, *(Fault(host, now_s) for host in hosts))
         aside = dict(self.aside)
         for host in dict.fromkeys(hosts):
             count = sum(fault.host == host for fault in faults)
-            if count >= FAULTS and host != controller:
+            if count >= FAULTS and host != CONTROLLER:
                 times = aside[host].times + 1 if host in aside else 1
                 seconds = min(MOST_ASIDE_S, ASIDE_S * 2 ** min(times - 1, 30))
                 reason = f"it failed {count} times within {WITHIN_S / 60:.0f} minutes; set aside for {seconds / 60:.0f}"

@@ -51,10 +51,15 @@ def parse_cap(text: str) -> MemoryCap:
         if not 0 < amount <= 100:
             raise ValueError(f'{shown(text)} is not a possible share; write more than "0%" and at most "100%"')
         return MemoryCap(share=float(amount / 100))
-    limit_bytes = parse_bytes(text)
-    if limit_bytes < MIB:
+    return MemoryCap(limit_bytes=parse_memory(text))
+
+
+def parse_memory(text: str) -> int:
+    """A size from 1 MiB on, as bytes."""
+    size_bytes = parse_bytes(text)
+    if size_bytes < MIB:
         raise ValueError(f'{shown(text)} is too little to hold anything; write at least "1MiB"')
-    return MemoryCap(limit_bytes=limit_bytes)
+    return size_bytes
 
 
 def _amount(text: str, examples: str) -> tuple[Decimal, str]:

@@ -117,30 +117,29 @@ def read_state(folder: ClusterFolder) -> ClusterState | None:
 @contextmanager
 def hold(folder: ClusterFolder) -> Iterator[None]:
     """Hold the cluster; ClusterStateError when another supervisor holds it."""
-    folder.prepare()
-    lock = FileLock(folder.lock, timeout=LOCK_WAIT_S)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise ClusterStateError(
-            f"cluster {folder.path.name} is already running",
-            hint="see it with `meshctl status`, stop it with `meshctl down`",
-        ) from error
-    try:
+    refused = ClusterStateError(
+        f"cluster {folder.path.name} is already running",
+        hint="see it with `meshctl status`, stop it with `meshctl down`",
+    )
+    with _locked(folder, folder.lock, refused):
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
 def measuring(folder: ClusterFolder) -> Iterator[None]:
     """Be the only `bench` or `tune` of a cluster: two at once would measure each other. ClusterStateError if not."""
+    with _locked(folder, folder.measuring_lock, being_measured(folder)):
+        yield
+
+
+@contextmanager
+def _locked(folder: ClusterFolder, path: Path, refused: ClusterStateError) -> Iterator[None]:
     folder.prepare()
-    lock = FileLock(folder.measuring_lock, timeout=LOCK_WAIT_S)
+    lock = FileLock(path, timeout=LOCK_WAIT_S)
     try:
         lock.acquire()
     except Timeout as error:
-        raise being_measured(folder) from error
+        raise refused from error
     try:
         yield
     finally:

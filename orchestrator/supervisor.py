@@ -213,12 +213,12 @@ class _Lives:
         self._situation.become(READY)
         self._backends.replace(head_addresses(running.heads))
         if self._keeper.state.gateway:
-            self._keeper.phase(_phase(self._cycle), self._cycle.reason, **figures)
+            self._keeper.phase(self._cycle.state, self._cycle.reason, **figures)
             self._report.say(f"{self._inventory.cluster} answers again")
             return
         url, key_file = await self._open_gateway()
         self._keeper.phase(
-            _phase(self._cycle), self._cycle.reason, gateway=f"{url}/v1", key_file=str(key_file), **figures
+            self._cycle.state, self._cycle.reason, gateway=f"{url}/v1", key_file=str(key_file), **figures
         )
         self._report.ready(ready_text(self._inventory.cluster, url, key_file))
 
@@ -288,7 +288,7 @@ class _Lives:
             self._backends.give_up(unavailable(cycle.reason, code="failed"))
         else:
             self._situation.become(Situation("recovering", cycle.reason))
-        self._keeper.phase(_phase(cycle), cycle.reason, processes=())
+        self._keeper.phase(cycle.state, cycle.reason, processes=())
         self._report.step(f"Recovering: {cycle.reason}" if cycle.state == "recovering" else "Waiting for more memory")
 
 
@@ -299,10 +299,6 @@ def blamed(error: MeshctlError) -> tuple[str, ...]:
     if isinstance(error, HostError | BringUpError):
         return (error.host,) if error.host else ()
     return ()
-
-
-def _phase(cycle: Lifecycle) -> Phase:
-    return cycle.state
 
 
 def host_memory(plan: Plan, processes: Iterable[Leashed]) -> tuple[HostMemory, ...]:

@@ -12,9 +12,9 @@ from orchestrator.errors import UsageError
 from orchestrator.inventory_fields import host_name
 from orchestrator.plan.costs import layers_seconds, output_seconds
 from orchestrator.plan.values import ModelMemory
-from orchestrator.sizes import parse_bytes, shown
+from orchestrator.sizes import parse_memory, shown
 from orchestrator.survey.values import Device, HostSurvey, Link, PassTime, Speed, Survey
-from workers.budget import MIB, Budget
+from workers.budget import Budget
 from workers.facts import HostFacts
 
 ADD_EXAMPLE = "new=16GiB,desktop*0.5,1Gbit/s@0.5ms"
@@ -62,7 +62,7 @@ def parse_addition(text: str) -> Addition:
     try:
         like, factor, decode = _parse_speed(parts[1])
         return Addition(
-            host_name(name.strip()), _memory(parts[0]), _parse_link(parts[2]), like, factor, decode, parts[1]
+            host_name(name.strip()), parse_memory(parts[0]), _parse_link(parts[2]), like, factor, decode, parts[1]
         )
     except ValueError as error:
         raise _refusal(text, str(error).replace("; ", ": ")) from error
@@ -114,13 +114,6 @@ def _refusal(text: str, problem: str) -> UsageError:
         hint=f"write NAME=memory,speed,link, such as {ADD_EXAMPLE}; a speed is HOST*FACTOR or the tokens per second at "
         f"which this model decodes there (12t/s), a link RATE@ROUND-TRIP or one of {presets}",
     )
-
-
-def _memory(text: str) -> int:
-    size_bytes = parse_bytes(text)
-    if size_bytes < MIB:
-        raise ValueError(f'{shown(text)} is too little to hold anything; write at least "1MiB"')
-    return size_bytes
 
 
 def _parse_speed(text: str) -> tuple[str, float, float]:

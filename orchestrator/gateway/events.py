@@ -22,7 +22,7 @@ async def whole_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 def error_event(problem: ApiError) -> bytes:
     """How an error is told once the status line is out: what OpenAI's clients raise as an API error."""
-    return b"data: " + json.dumps(problem.body).encode() + b"\n\n"
+    return _event(problem.body)
 
 
 @dataclass

@@ -136,19 +136,15 @@ def read_keys(path: Path) -> ApiKeys:
 
 def ensure_own_key(keys: Path, own: Path) -> tuple[str, bool]:
     """This user's own key, kept in the file `own` and known to the gateway, and whether it was made just now."""
-    if own.exists():
-        key = read_own_key(own)
-        with _changing(keys) as changing:
-            if ApiKeys(changing.keys).name_of(key) is None:
-                others = tuple(known for known in changing.keys if known.name != OWN_NAME)
-                changing.write((*others, known_key(OWN_NAME, key)))
-        return key, False
-    key = make_key()
+    made = not own.exists()
+    key = make_key() if made else read_own_key(own)
     with _changing(keys) as changing:
-        others = tuple(known for known in changing.keys if known.name != OWN_NAME)
-        write_private(own, key + "\n")
-        changing.write((*others, known_key(OWN_NAME, key)))
-    return key, True
+        if made:
+            write_private(own, key + "\n")
+        if ApiKeys(changing.keys).name_of(key) is None:
+            others = tuple(known for known in changing.keys if known.name != OWN_NAME)
+            changing.write((*others, known_key(OWN_NAME, key)))
+    return key, made
 
 
 def read_own_key(path: Path) -> str:

@@ -27,6 +27,12 @@ def key_of(meshctl: Meshctl, cluster: str = "test") -> str:
     return (meshctl.folder / "state/meshctl/clusters" / cluster / "gateway.key").read_text().strip()
 
 
+def worker_pid(state: dict[str, Any]) -> int:
+    """A worker of a cluster in this state."""
+    pids: list[int] = [process["pid"] for process in state["processes"] if process["name"].startswith("worker")]
+    return pids[0]
+
+
 def test_a_model_that_fits_no_single_device_answers_as_on_one_machine(
     meshctl: Meshctl, engine: Engine, demo_model: Path
 ) -> None:
@@ -113,8 +119,7 @@ def test_after_a_worker_has_died_the_cluster_answers_again(meshctl: Meshctl) -> 
     inventory = str(write_local(meshctl.folder / "inventory.yaml", context=512))
     meshctl.ok("up", inventory, "--detach", "--mode", "layers")
     before = meshctl.ok("status", "--json").json
-    worker = next(process for process in before["processes"] if process["name"].startswith("worker"))
-    os.kill(worker["pid"], signal.SIGKILL)
+    os.kill(worker_pid(before), signal.SIGKILL)
     with openai.OpenAI(base_url=before["gateway"], api_key=key_of(meshctl), max_retries=0, timeout=150) as client:
         told = client.chat.completions.create(
             model="smollm2-135m", messages=[{"role": "user", "content": "Say hello."}], max_tokens=8
@@ -137,7 +142,7 @@ def test_a_stream_goes_on_when_a_worker_dies(meshctl: Meshctl) -> None:
     inventory = str(write_local(meshctl.folder / "inventory.yaml", context=512))
     meshctl.ok("up", inventory, "--detach", "--mode", "layers")
     state = meshctl.ok("status", "--json").json
-    worker = next(process for process in state["processes"] if process["name"].startswith("worker"))
+    worker = worker_pid(state)
     asked: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Tell me a story about a fox."}]
     pieces, gaps, ids, last = list[str](), list[float](), set[str](), time.monotonic()
     with openai.OpenAI(base_url=state["gateway"], api_key=key_of(meshctl), max_retries=0, timeout=120) as client:
@@ -151,7 +156,7 @@ def test_a_stream_goes_on_when_a_worker_dies(meshctl: Meshctl) -> None:
                 last = time.monotonic()
             ids.add(chunk.id)
             if len(pieces) == 10:
-                os.kill(worker["pid"], signal.SIGKILL)
+                os.kill(worker, signal.SIGKILL)
         seam = gaps.index(max(gaps))
         assert 10 <= seam < len(pieces)
         assert max(gaps) < 30
@@ -168,12 +173,12 @@ def test_a_worker_that_hangs_is_noticed_and_replaced(meshctl: Meshctl) -> None:
     inventory = str(write_local(meshctl.folder / "inventory.yaml", context=512))
     meshctl.ok("up", inventory, "--detach", "--mode", "layers")
     state = meshctl.ok("status", "--json").json
-    worker = next(process for process in state["processes"] if process["name"].startswith("worker"))
+    worker = worker_pid(state)
     asked: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Count to one hundred."}]
     with openai.OpenAI(base_url=state["gateway"], api_key=key_of(meshctl), max_retries=0, timeout=180) as client:
         stream = client.chat.completions.create(model="smollm2-135m", messages=asked, stream=True, max_tokens=60)
         next(iter(stream))
-        os.kill(worker["pid"], signal.SIGSTOP)
+        os.kill(worker, signal.SIGSTOP)
         began = time.monotonic()
         assert [chunk.choices[0].finish_reason for chunk in stream if chunk.choices][-1] in ("stop", "length")
         assert time.monotonic() - began < 150
@@ -185,10 +190,8 @@ def test_a_worker_that_hangs_is_noticed_and_replaced(meshctl: Meshctl) -> None:
 def test_a_cluster_that_recovers_can_be_stopped(meshctl: Meshctl) -> None:
     inventory = str(write_local(meshctl.folder / "inventory.yaml", context=512))
     meshctl.ok("up", inventory, "--detach", "--mode", "layers")
-    worker = next(
-        process for process in meshctl.ok("status", "--json").json["processes"] if process["name"].startswith("worker")
-    )
-    os.kill(worker["pid"], signal.SIGKILL)
+    worker = worker_pid(meshctl.ok("status", "--json").json)
+    os.kill(worker, signal.SIGKILL)
     deadline = time.monotonic() + 20
     while meshctl.ok("status", "--json").json["phase"] != "recovering":
         assert time.monotonic() < deadline
