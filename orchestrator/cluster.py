@@ -5,7 +5,7 @@ worker that served another one before reads memory that was never written.
 """
 
 import secrets
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -65,6 +65,11 @@ class RunningGroup:
     speed: HeadSpeed
 
     @property
+    def processes(self) -> tuple[Leashed, ...]:
+        """All that it stands or falls with."""
+        return (*self.head.processes, *(process for worker in self.workers for process in worker.processes))
+
+    @property
     def decode_tokens_per_s(self) -> float:
         return 1 / self.speed.token_s
 
@@ -105,16 +110,19 @@ async def bring_up(
     report: Report,
     *,
     measure: bool = True,
+    taken: Collection[str] = (),
 ) -> Running:
     """Start everything the plan names and check it; on any error the caller stops `started`.
 
-    Without `measure` its speeds are taken to be as planned: somebody waits for an answer.
+    Without `measure` its speeds are taken to be as planned: somebody waits for an answer. `taken` are names of heads
+    that run already.
     """
     if any(group.workers for group in plan.groups):
         report.step("Starting workers and links")
     workers = await start_workers(prepared, plan.groups, hosts, started)
     report.step("Starting the head and loading the model" if len(plan.groups) == 1 else _HEADS_STEP)
-    loading = await _start_heads(prepared, plan, hosts, folders, started, workers, report)
+    names = head_names(plan, taken)
+    loading = await _start_heads(prepared, plan, names, hosts, folders, started, workers, report)
     await _load(prepared, loading, started, report)
     report.step("Checking an answer and the memory")
     answers = await _check_answers(loading, started)
@@ -209,6 +217,7 @@ def _compare_bytes(device: str, held_bytes: int | None, planned_bytes: int, repo
 async def _start_heads(
     prepared: Prepared,
     plan: Plan,
+    names: Sequence[str],
     hosts: OpenHosts,
     folders: Folders,
     started: Started,
@@ -216,7 +225,6 @@ async def _start_heads(
     report: Report,
 ) -> list[_Loading]:
     """One head per group, after the model has been put on every host that needs it."""
-    names = head_names(plan)
     places = [head_place(prepared, hosts, group, name) for group, name in zip(plan.groups, names, strict=True)]
     needing = {place.host.name: place.host for place in places}
     copies = {name: model_on_host(prepared.model, host, report) for name, host in needing.items()}

@@ -14,11 +14,13 @@ from filelock import FileLock, Timeout
 
 from orchestrator.errors import BringUpError, ClusterStateError
 from orchestrator.folders import ClusterFolder
+from orchestrator.rebalance import Outcome, Request, outcome_of
 from orchestrator.report import Event, Failed, Ready, read_event
 from orchestrator.state import SERVING, ClusterState, is_held, read_state
 
 POLL_S = 0.1
 STOP_DEADLINE_S = 60.0
+REBALANCE_DEADLINE_S = 900.0
 EXIT_POLLS = 30
 WORD_POLLS = 20
 LOG_TAIL_BYTES = 4000
@@ -99,6 +101,22 @@ def _whole_lines(events: BinaryIO) -> Iterator[bytes]:
     while (line := events.readline()).endswith(b"\n"):
         yield line
     events.seek(-len(line), os.SEEK_CUR)
+
+
+async def until_rebalanced(folder: ClusterFolder, request: Request) -> Outcome:
+    """Wait for what the supervisor says to the request; ClusterStateError when it ends instead, or takes too long."""
+    try:
+        async with asyncio.timeout(REBALANCE_DEADLINE_S):
+            while (outcome := outcome_of(folder, request)) is None:
+                if not is_held(folder):
+                    raise ClusterStateError(f"cluster {folder.path.name} has ended meanwhile", hint="`meshctl events`")
+                await asyncio.sleep(POLL_S)
+    except TimeoutError as error:
+        raise ClusterStateError(
+            f"the supervisor of {folder.path.name} has not answered within {REBALANCE_DEADLINE_S / 60:.0f} minutes",
+            hint="it may still be at it: `meshctl status`",
+        ) from error
+    return outcome
 
 
 async def stop_cluster(folder: ClusterFolder) -> bool:

@@ -50,6 +50,14 @@ class ClusterFolder:
         return self.path / "head.key"
 
     @property
+    def rebalance_request(self) -> Path:
+        return self.path / "rebalance.json"
+
+    @property
+    def rebalance_outcome(self) -> Path:
+        return self.path / "rebalanced.json"
+
+    @property
     def supervisor_log(self) -> Path:
         return self.path / "supervisor.log"
 

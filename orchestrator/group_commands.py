@@ -3,8 +3,9 @@
 The same for `up`, its dry run and the bench, so that what is shown and measured is what will run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from orchestrator.folders import Folders
@@ -53,10 +54,13 @@ def placement_of(prepared: Prepared, group: Group, endpoints: Sequence[str]) -> 
     )
 
 
-def head_names(plan: Plan) -> tuple[str, ...]:
-    """One per group; the processes of a head are stopped first, which their name tells."""
+def head_names(plan: Plan, taken: Collection[str] = ()) -> tuple[str, ...]:
+    """One per group, none of those `taken`; the processes of a head are stopped first, which their name tells."""
     count = len(plan.groups)
-    return ("head",) if count == 1 else tuple(f"head{number}" for number in range(1, count + 1))
+    if count == 1 and not taken:
+        return ("head",)
+    free = (name for name in (f"head{number}" for number in range(1, count + len(taken) + 1)) if name not in taken)
+    return tuple(islice(free, count))
 
 
 def head_place(prepared: Prepared, hosts: OpenHosts, group: Group, name: str = "head") -> HeadPlace:

@@ -65,7 +65,7 @@ async def wait_loaded(head: Head, started: Started, *, deadline_s: float, on_wai
         while not await _is_healthy(client):
             passed = monotonic() - began
             if not all(process.running for process in started.processes):
-                raise await ended_by_itself(started, "while the model was loaded")
+                raise await ended_by_itself(started.processes, "while the model was loaded")
             if passed > deadline_s:
                 raise await head_failed(head, f"did not load the model within {deadline_s:.0f} s")
             on_wait(passed)
@@ -193,7 +193,7 @@ async def _ask(head: Head, started: Started, path: str, fields: dict[str, Any], 
             reply = await client.post(path, json=fields | fixed)
     except httpx.HTTPError as error:
         if not all(process.running for process in started.processes):
-            raise await ended_by_itself(started, "while a test prompt was answered") from error
+            raise await ended_by_itself(started.processes, "while a test prompt was answered") from error
         raise await head_failed(head, f"did not answer a test prompt within {deadline_s:.0f} s ({error!r})") from error
     if reply.status_code != httpx.codes.OK:
         raise await head_failed(head, f"answered a test prompt with status {reply.status_code}: {reply.text[:200]}")

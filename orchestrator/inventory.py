@@ -51,3 +51,5 @@ class Inventory:
     parallel: int = 1  # conversations at once
     goal: Literal["latency", "throughput"] = "latency"
     gateway: GatewayAddress = GatewayAddress()
+    minimum_context: int | None = None  # the least tokens of a conversation where `context` does not fit
+    survive: int = 0  # hosts that may be lost at a time

@@ -18,6 +18,7 @@ from workers.budget import MemoryCap
 
 CONTEXT_RANGE = (256, 16 * 1024 * 1024)
 PARALLEL_RANGE = (1, 256)
+SURVIVE_RANGE = (0, 1)
 THREADS_RANGE = (1, 1024)
 PORT_RANGE = (1, 65535)
 
@@ -183,6 +184,10 @@ def port(value: object) -> int:
 
 def context(value: object) -> int:
     return _whole(value, CONTEXT_RANGE)
+
+
+def survive(value: object) -> int:
+    return _whole(value, SURVIVE_RANGE)
 
 
 def parallel(value: object) -> int:

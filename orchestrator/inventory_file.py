@@ -72,7 +72,9 @@ class _InventoryKeys(_Keys):
     model: Annotated[str, BeforeValidator(fields.model)]
     context: Annotated[int, BeforeValidator(fields.context)] = Inventory.context
     parallel: Annotated[int, BeforeValidator(fields.parallel)] = Inventory.parallel
+    minimum_context: Annotated[int | None, BeforeValidator(fields.context)] = None
     goal: Annotated[Literal["latency", "throughput"], BeforeValidator(fields.goal)] = "latency"
+    survive: Annotated[int, BeforeValidator(fields.survive)] = Inventory.survive
     gateway: Annotated[_GatewayKeys, BeforeValidator(fields.mapping('"host: ..." and "port: ..." below it'))] = (
         _GatewayKeys()
     )

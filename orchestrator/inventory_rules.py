@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from orchestrator.inventory import Inventory
 from orchestrator.sizes import parse_cap
 
 SSH_ONLY = ("address", "user", "port", "key", "jump", "host_key")
@@ -53,7 +54,14 @@ def broken_rules(content: Mapping[str, Any]) -> list[Problem]:
     hosts = content.get("hosts")
     numbered = [(i, host) for i, host in enumerate(hosts if isinstance(hosts, list) else ()) if isinstance(host, dict)]
     problems = [problem for i, host in numbered for problem in _connection_problems(i, host)]
+    problems += _context_problems(content)
     return problems + list(_repeated_names(numbered)) + list(_shared_memory(numbered))
+
+
+def _context_problems(content: Mapping[str, Any]) -> Iterator[Problem]:
+    least, context = content.get("minimum_context"), content.get("context", Inventory.context)
+    if isinstance(least, int) and isinstance(context, int) and least > context:
+        yield Problem(("minimum_context",), f"the number {least} is more than `context`, which is {context}; lower it")
 
 
 def _connection_problems(i: int, host: Mapping[str, Any]) -> Iterator[Problem]:

@@ -16,6 +16,11 @@ from orchestrator.shell.protocol import Finished, Process, Shell, Words
 from workers import commands
 
 HEARTBEAT_S = 10.0
+SILENT_BEATS = 7
+"""So many heartbeats of ours (2.5 s each) without a life sign, of which one should come every 2 s: it is lost. Counted
+in beats and not by the clock, so that a controller that was busy or asleep itself blames nobody."""
+
+REACH_S = 3.0
 LOG_BYTES = 8 * 1024 * 1024
 SETTLE_S = 0.25
 NO_ENVIRONMENT: Mapping[str, str] = MappingProxyType({})
@@ -62,6 +67,8 @@ class Leashed:
         self.cpu_s: float | None = None
         self.available_bytes: int | None = None
         self.on_exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self._leash_pid = 0
+        self._silent_beats = 0
         self._shell = shell
         self._agent = agent
         self._process = process
@@ -114,9 +121,20 @@ class Leashed:
                 started.cancel()
 
     async def _beat(self, every_s: float) -> None:
-        while True:
+        while self._silent_beats < SILENT_BEATS:
+            self._silent_beats += 1
             await self._process.write(b"\n")
             await asyncio.sleep(every_s)
+        self._settle(Exit(None, lost=True, reason=f"no life sign of it for {SILENT_BEATS * every_s:.0f} s"))
+        await self._kill_from_outside()
+        self._reader.cancel()
+
+    async def _kill_from_outside(self) -> None:
+        """End a leash that is stopped, and its program, by a command beside it, where the host still takes one."""
+        if self._leash_pid:
+            words = ("kill", "-s", "KILL", "--", str(self._leash_pid), f"-{self.pid}")
+            with suppress(HostError):
+                await self._shell.run(words, deadline_s=REACH_S, check=False)
 
     async def _read(self, lines: AsyncIterator[str]) -> None:
         try:
@@ -135,6 +153,7 @@ class Leashed:
         """Take what the leash says; None when its stream closes without the program's end."""
         async for line in lines:
             event = read_object(self.host, line)
+            self._silent_beats = 0
             if event.get("event") == "exit" or "error" in event:
                 return _read_exit(event)
             self._take(event)
@@ -155,7 +174,7 @@ class Leashed:
 
     def _take(self, event: Mapping[str, Any]) -> None:
         if event.get("event") == "started":
-            self.pid = int(event["pid"])
+            self.pid, self._leash_pid = int(event["pid"]), int(event["leash"])
             self._started.set()
         elif event.get("event") == "alive":
             self.rss_bytes, self.anonymous_bytes = int(event["rss_bytes"]), int(event["anonymous_bytes"])

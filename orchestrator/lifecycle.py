@@ -3,10 +3,12 @@
     starting ──Up──▶ ready or degraded ──Lost──▶ recovering ──Up──▶ ready or degraded
                                                  recovering ──CannotStart──▶ recovering, after a while
                                                  recovering ──NothingFits──▶ failed, which tries again by itself
+                     ready or degraded ──Moving──▶ recovering
 
-`degraded` serves as `ready` does, with fewer hosts than the inventory has. A first start that does not succeed is an
-error of the command, not a state to recover from. A host that is lost again and again is set aside for a while: each
-loss interrupts everybody's answers.
+`degraded` serves as `ready` does, with fewer hosts than the inventory has, or with some of its heads lost: while others
+still serve, what happens to one of them never makes it worse than that. A first start that does not succeed is an error
+of the command, not a state to recover from. A host that is lost again and again is set aside for a while: each loss
+interrupts answers.
 """
 
 from collections.abc import Mapping
@@ -61,10 +63,11 @@ class Up:
 
 @dataclass(frozen=True)
 class Lost:
-    """Something of a cluster that answered is gone: on which host, and what."""
+    """Something of a cluster that answered is gone: on which host, and what; `others` heads still serve."""
 
     host: str
     what: str
+    others: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,25 +76,36 @@ class CannotStart:
 
     why: str
     hosts: tuple[str, ...] = ()
+    others: bool = False
 
 
 @dataclass(frozen=True)
 class NothingFits:
-    """The hosts that are left cannot hold the model, with every shortfall."""
+    """The hosts that are left, or not in use, cannot hold the model, with every shortfall."""
+
+    why: str
+    others: bool = False
+
+
+@dataclass(frozen=True)
+class Moving:
+    """It was stopped on purpose, to be brought up by another plan."""
 
     why: str
 
 
-Event = Up | Lost | CannotStart | NothingFits
+Event = Up | Lost | CannotStart | NothingFits | Moving
 
 
 @dataclass(frozen=True)
 class Lifecycle:
-    """Where a cluster stands. `attempts` have failed since it last was steady; times are of a monotonic clock."""
+    """Where a cluster stands. `attempts` have failed since it last was steady, the last one because nothing fits if
+    not `fits`; times are of a monotonic clock."""
 
     state: State = "starting"
     reason: str = ""
     attempts: int = 0
+    fits: bool = True
     up_at_s: float | None = None
     faults: tuple[Fault, ...] = ()
     aside: Mapping[str, Aside] = field(default_factory=dict)
@@ -100,25 +114,35 @@ class Lifecycle:
     def serves(self) -> bool:
         return self.state in ("ready", "degraded")
 
+    @property
+    def wants_more(self) -> bool:
+        """Whether something that is lost has not been replaced yet."""
+        return self.up_at_s is None
+
     def after(self, event: Event, now_s: float) -> "Lifecycle":
         """What it is after the event. The controller is never set aside: without it there is no cluster."""
         match event:
             case Up(missing):
                 return self._up(missing, now_s)
-            case Lost(host, what):
+            case Lost(host, what, others):
                 steady = self.up_at_s is not None and now_s - self.up_at_s >= STEADY_S
                 attempts = 0 if steady else self.attempts
-                lost = replace(self, state="recovering", reason=what, attempts=attempts, up_at_s=None)
+                state: State = "degraded" if others else "recovering"
+                lost = replace(self, state=state, reason=what, attempts=attempts, fits=True, up_at_s=None)
                 return lost._blame((host,), now_s)
-            case CannotStart(why, hosts):
-                again = replace(self, state="recovering", reason=why, attempts=self.attempts + 1)
+            case CannotStart(why, hosts, others):
+                state = "degraded" if others else "recovering"
+                again = replace(self, state=state, reason=why, attempts=self.attempts + 1, fits=True)
                 return again._blame(hosts, now_s)
-            case NothingFits(why):
-                return replace(self, state="failed", reason=why, attempts=self.attempts + 1)
+            case NothingFits(why, others):
+                state = "degraded" if others else "failed"
+                return replace(self, state=state, reason=why, attempts=self.attempts + 1, fits=False)
+            case Moving(why):
+                return replace(self, state="recovering", reason=why, attempts=0, fits=True, up_at_s=None)
 
     def wait_s(self, random: float) -> float:
         """Seconds before the next attempt; `random` in [0, 1) spreads them, so that not all try at the same moment."""
-        if self.state == "failed":
+        if not self.fits:
             usual_s = NOTHING_FITS_WAIT_S
         elif self.attempts == 0:
             return 0.0
@@ -138,6 +162,7 @@ class Lifecycle:
             state="degraded" if absent else "ready",
             reason=reason or "answers",
             attempts=self.attempts + 1 if self.state != "starting" else 0,
+            fits=True,
             up_at_s=now_s,
         )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from orchestrator.engine.build import build_engine, local_platform
 from orchestrator.engine.install import ensure_on_host, prove_here
 from orchestrator.engine.store import Engine, find_engine
+from orchestrator.errors import PlanError
 from orchestrator.experience_store import Circumstances, circumstances_of, load_experience
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
@@ -20,6 +21,7 @@ from orchestrator.plan.asked import Asked
 from orchestrator.plan.choose import rank_plans
 from orchestrator.plan.experience import NO_EXPERIENCE, Experience
 from orchestrator.plan.pools import find_candidates
+from orchestrator.plan.robust import find_fallbacks, rank_within
 from orchestrator.plan.tensor import finalists
 from orchestrator.plan.values import ModelMemory, Ranking
 from orchestrator.report import Report
@@ -69,8 +71,19 @@ class Prepared:
 
 
 def asked_of(wishes: Wishes, inventory: Inventory) -> Asked:
-    """What the planner is asked for: the wishes, and the inventory's goal where they have none."""
-    return Asked(wishes.goal or inventory.goal, wishes.devices, wishes.mode, wishes.split)
+    """What the planner is asked for: the wishes, and the inventory's goal where they have none.
+
+    In a recovery the loss that was to be survived has happened, and any mode is better than none.
+    """
+    return Asked(
+        wishes.goal or inventory.goal,
+        wishes.devices,
+        wishes.mode,
+        wishes.split,
+        survive=0 if wishes.hurry else inventory.survive,
+        minimum_context=inventory.minimum_context or 0,
+        lenient=wishes.hurry,
+    )
 
 
 async def prepare_ranking(
@@ -80,11 +93,23 @@ async def prepare_ranking(
     no way."""
     prepared = await prepare(inventory, hosts, folders, report, wishes)
     report.step("Planning")
-    asked = asked_of(wishes, inventory)
+    asked = _but_busy(asked_of(wishes, inventory), prepared.survey, wishes.busy)
     tuned = None if wishes.recalibrate else await _tuned(prepared, folders, asked)
     if tuned is not None:
         return tuned
-    return prepared, rank_plans(prepared.survey, prepared.memories, asked, prepared.experience)
+    ranking = rank_within(prepared.survey, prepared.memories, asked, prepared.experience)
+    if ranking.chosen.context < inventory.context:
+        fitting = ranking.chosen.context
+        report.warn(f"at context {inventory.context} it does not fit: conversations may hold {fitting} tokens")
+    return prepared, ranking
+
+
+def _but_busy(asked: Asked, survey: Survey, busy: frozenset[str]) -> Asked:
+    """Only with devices that are not in use."""
+    if not busy:
+        return asked
+    free = frozenset(device.name for device in survey.devices) - busy
+    return replace(asked, devices=free if asked.devices is None else asked.devices & free)
 
 
 async def _tuned(prepared: Prepared, folders: Folders, asked: Asked) -> tuple[Prepared, Ranking] | None:
@@ -97,12 +122,19 @@ async def _tuned(prepared: Prepared, folders: Folders, asked: Asked) -> tuple[Pr
         return None
     run = replace(prepared, survey=with_threads(prepared.survey, tuned.threads))
     run = replace(run, experience=load_experience(folders, run.circumstances))
-    ranking = rank_plans(run.survey, run.memories, asked, run.experience)
+    try:
+        ranking = rank_plans(run.survey, run.memories, asked, run.experience)
+    except PlanError:  # it does not fit any more as it did then
+        return None
     memory = await memory_at(tuned.micro_batch, run.memory, run.engine.folder, run.model, folders)
     plan = tuned_plan(ranking, run.survey, memory, tuned, run.experience)
     if plan is None or is_beaten(plan, ranking):
         return None
-    return run, prefer(ranking, plan, run.survey, run.memory, asked)
+    preferred = prefer(ranking, plan, run.survey, run.memory, asked)
+    if not asked.survive:
+        return run, preferred
+    fallbacks = find_fallbacks(run.survey, run.memories, asked, run.experience, plan)
+    return run, replace(preferred, plans=(replace(preferred.chosen, fallbacks=fallbacks), *preferred.plans[1:]))
 
 
 async def prepare(inventory: Inventory, hosts: OpenHosts, folders: Folders, report: Report, wishes: Wishes) -> Prepared:

@@ -19,6 +19,8 @@ LINK_READY_S = 20.0
 PORT_TRIES = 3
 POLL_S = 0.1
 LINK = "link-"
+STOP_S, AWAY_S = 15.0, 4.0
+LAST_WORDS_S = 3.0
 CAUSE_SETTLES_S = 0.3
 """What follows from an end is noticed within this time, so that the first cause can be told from it."""
 
@@ -38,34 +40,58 @@ class Started:
         self.processes.append(process)
         return process
 
-    async def stop(self) -> None:
-        """End all; the head before the links and workers it talks to, those side by side."""
-        heads = [process for process in self.processes if process.name.startswith("head")]
-        rest = [process for process in self.processes if process not in heads]
+    async def stop(self, those: Iterable[Leashed] | None = None, *, away: str = "") -> None:
+        """End all, or only those; heads before the links and workers they talk to, these side by side.
+
+        What runs on a host that may be `away` is let go of soon: its leash ends it for want of heartbeats.
+        """
+        ending = list(self.processes if those is None else those)
+        heads = [process for process in ending if process.name.startswith("head")]
+        rest = [process for process in ending if process not in heads]
         for group in (heads, rest):
-            await asyncio.gather(*(process.stop() for process in group))
-        self.processes.clear()
+            deadlines = (AWAY_S if away and host_of(process) == away else STOP_S for process in group)
+            await asyncio.gather(*(process.stop(one) for process, one in zip(group, deadlines, strict=True)))
+        self.processes = [process for process in self.processes if process not in ending]
+
+
+@dataclass(frozen=True)
+class OpenLink:
+    """A tunnel that runs here: what is sent to `port` on our loopback comes out at its far end."""
+
+    port: int
+    process: Leashed
 
 
 @dataclass(frozen=True)
 class Worker:
-    """A running worker: `port` on its host's loopback, `endpoint` what the head connects to on its own."""
+    """A running worker: `port` on its host's loopback, `endpoint` what the head connects to on its own; `link` is what
+    lies between, None on the head's own machine."""
 
     device: str
     host: str
     port: int
     endpoint: str
     process: Leashed
+    link: Leashed | None = None
+
+    @property
+    def processes(self) -> tuple[Leashed, ...]:
+        return (self.process,) if self.link is None else (self.process, self.link)
 
 
 @dataclass(frozen=True)
 class Head:
-    """A running head: `url` is reachable from the controller, `key` its API key."""
+    """A running head: `url` is reachable from the controller, through `link` if it is elsewhere; `key` opens it."""
 
     host: str
     url: str
     key: str
     process: Leashed
+    link: Leashed | None = None
+
+    @property
+    def processes(self) -> tuple[Leashed, ...]:
+        return (self.process,) if self.link is None else (self.process, self.link)
 
 
 async def start_worker(
@@ -79,27 +105,29 @@ async def start_worker(
         f"worker-{device.rpartition('/')[2]}",
         lambda port: worker_command(f"{engine}/ggml-rpc-server", port=port, threads=threads),
     )
-    near = port if host.is_local else await open_link(started, hosts, cluster, host, port)
-    return Worker(device, host.name, port, f"127.0.0.1:{near}", process)
+    if host.is_local:
+        return Worker(device, host.name, port, f"127.0.0.1:{port}", process)
+    link = await open_link(started, hosts, cluster, host, port)
+    return Worker(device, host.name, port, f"127.0.0.1:{link.port}", process, link.process)
 
 
-async def open_link(started: Started, hosts: OpenHosts, cluster: str, host: OpenHost, port: int) -> int:
-    """Open an OpenSSH tunnel to a port on the host's loopback; the port on ours that leads there."""
+async def open_link(started: Started, hosts: OpenHosts, cluster: str, host: OpenHost, port: int) -> OpenLink:
+    """Open an OpenSSH tunnel to a port on the host's loopback."""
     failed = BringUpError(f"{host.name}: no local port is free for its tunnel")
     for _ in range(PORT_TRIES):
         near = free_local_port()
         try:
-            await _open_tunnel(started, hosts, cluster, host, port, near)
+            return OpenLink(near, await _open_tunnel(started, hosts, cluster, host, port, near))
         except BringUpError as error:
             failed = error
             if "Address already in use" not in error.details:
                 break
-        else:
-            return near
     raise failed
 
 
-async def _open_tunnel(started: Started, hosts: OpenHosts, cluster: str, host: OpenHost, port: int, near: int) -> None:
+async def _open_tunnel(
+    started: Started, hosts: OpenHosts, cluster: str, host: OpenHost, port: int, near: int
+) -> Leashed:
     name = f"{LINK}{host.name}-{port}"
     words = tunnel_command(host.host, hosts.ssh, near, port)
     try:
@@ -112,6 +140,7 @@ async def _open_tunnel(started: Started, hosts: OpenHosts, cluster: str, host: O
         await process.stop()
         started.processes.remove(process)
         raise await _link_failed(host.name, error, hosts.controller, cluster, name) from error
+    return process
 
 
 async def _wait_link(controller: OpenHost, process: Leashed, near: int) -> None:
@@ -154,15 +183,17 @@ async def start_head(
         lambda port: head_command(f"{engine}/llama-server", settings(port), placement),
         wait=False,
     )
-    near = port if host.is_local else await open_link(started, hosts, cluster, host, port)
-    return Head(host.name, f"http://127.0.0.1:{near}", key, process)
+    if host.is_local:
+        return Head(host.name, f"http://127.0.0.1:{port}", key, process)
+    link = await open_link(started, hosts, cluster, host, port)
+    return Head(host.name, f"http://127.0.0.1:{link.port}", key, process, link.process)
 
 
-async def ended_by_itself(started: Started, when: str) -> BringUpError:
-    """The error when any process has ended: it names the one that others only followed, with the end of its log."""
+async def ended_by_itself(processes: Iterable[Leashed], when: str) -> BringUpError:
+    """The error when any of these has ended: it names the one that others only followed, with the end of its log."""
     await asyncio.sleep(CAUSE_SETTLES_S)
-    process = first_cause(started.processes)
-    how = await process.wait()
+    process = first_cause(processes)
+    how = await process.on_exit
     killed = how.status == -signal.SIGKILL and not how.reason
     return BringUpError(
         f"{process.host}: {process.name} ended by itself ({how}) {when}",
@@ -175,9 +206,12 @@ async def ended_by_itself(started: Started, when: str) -> BringUpError:
 async def _last_words(process: Leashed) -> str:
     """The end of its log; nothing where its host is gone, too."""
     try:
-        return plain_log(await process.log_tail(lines=30))
+        async with asyncio.timeout(LAST_WORDS_S):
+            return plain_log(await process.log_tail(lines=30))
     except MeshctlError as error:
         return f"its log cannot be read: {error}"
+    except TimeoutError:
+        return f"its log cannot be read: {process.host} does not answer"
 
 
 def host_of(process: Leashed) -> str:

@@ -1,7 +1,8 @@
 """Notice a head that works and gets nowhere.
 
 A worker that is stopped, or whose path carries nothing any more, ends no process: the head waits for it for ever and
-calls itself healthy. Its count of decode calls, in `/metrics`, goes on being told during that, and stands still.
+calls itself healthy. Its count of decode calls, in `/metrics`, goes on being told during that, and stands still. What
+its slots do is in `/slots`: a decode call with a part of a prompt may take long, one for the next tokens never does.
 """
 
 import asyncio
@@ -29,10 +30,12 @@ LEARNING = 0.2
 
 @dataclass(frozen=True)
 class Look:
-    """What a head says of itself: whether it works on requests, and its decode calls since its start."""
+    """What a head says of itself: whether it works on requests, its decode calls since its start, and whether any of
+    the requests is still a prompt that is read."""
 
     working: bool
     decodes: int
+    reading: bool = True
 
 
 class Progress:
@@ -40,7 +43,8 @@ class Progress:
 
     def __init__(self, longest_call_s: float) -> None:
         """`longest_call_s`: what its longest decode call is predicted to take."""
-        self._least_s = max(LEAST_S, TIMES_PREDICTED * longest_call_s)
+        self._reading_s = max(LEAST_S, TIMES_PREDICTED * longest_call_s)
+        self._reading = True
         self._usual_s = 0.0
         self._decodes: int | None = None
         self._since_s: float | None = None
@@ -48,7 +52,7 @@ class Progress:
     @property
     def limit_s(self) -> float:
         """Without progress for longer than this it hangs."""
-        return max(self._least_s, TIMES_USUAL * self._usual_s)
+        return max(self._reading_s if self._reading else LEAST_S, TIMES_USUAL * self._usual_s)
 
     def stuck_s(self, look: Look | None, now_s: float) -> float:
         """For how long it has worked without progress, 0 when it does not; None: it did not answer, which is none."""
@@ -59,7 +63,7 @@ class Progress:
         if moved and self._since_s is not None and self._decodes is not None:
             calls = max(1, look.decodes - self._decodes)
             self._usual_s += LEARNING * ((now_s - self._since_s) / calls - self._usual_s)
-        self._decodes = look.decodes
+        self._decodes, self._reading = look.decodes, look.reading
         if not look.working:
             self._since_s = None
             return 0.0
@@ -94,6 +98,13 @@ async def look_at(client: httpx.AsyncClient, url: str) -> Look | None:
             for family in text_string_to_metric_families(answer.raise_for_status().text)
             for sample in family.samples
         }
-        return Look(values["llamacpp:requests_processing"] > 0, int(values["llamacpp:n_decode_total"]))
-    except (httpx.HTTPError, ValueError, LookupError):
+        working, decodes = values["llamacpp:requests_processing"] > 0, int(values["llamacpp:n_decode_total"])
+        return Look(working, decodes, working and await _is_reading(client, url))
+    except (httpx.HTTPError, ValueError, LookupError, TypeError):
         return None
+
+
+async def _is_reading(client: httpx.AsyncClient, url: str) -> bool:
+    """Whether a slot works and has not generated anything yet."""
+    slots = (await client.get(f"{url}/slots")).raise_for_status().json()
+    return any(slot["is_processing"] and slot["next_token"][0]["n_decoded"] == 0 for slot in slots)

@@ -13,6 +13,7 @@ class Wishes:
     goal: one of `orchestrator.plan.values.GOALS`; overrides the inventory.
     recalibrate: measure again what has been measured before.
     hurry: measure nothing that a plan can be made without; no option, but what a recovery asks for.
+    busy: names of devices that are in use already; likewise.
     """
 
     devices: frozenset[str] | None = None
@@ -21,3 +22,4 @@ class Wishes:
     goal: str | None = None
     recalibrate: bool = False
     hurry: bool = False
+    busy: frozenset[str] = frozenset()

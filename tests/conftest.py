@@ -12,6 +12,7 @@ from orchestrator.engine.build import local_platform
 from orchestrator.engine.store import Engine, find_engine
 from orchestrator.folders import user_folders
 from quant.fetch import fetch_model
+from tests.end_to_end.fault_table import Row, as_markdown
 from tests.lab_fixture import make_lab  # noqa: F401 # a fixture
 from tests.program import Meshctl
 
@@ -57,3 +58,19 @@ def meshctl(shared_cache: Path, tmp_path: Path) -> Iterator[Meshctl]:
     left = program.end_all()
     shutil.rmtree(tmp_path / "state", ignore_errors=True)
     assert not left, f"the test left a cluster running: {left}"
+
+
+FAULT_ROWS = pytest.StashKey[list[Row]]()
+
+
+@pytest.fixture(scope="session")
+def fault_rows(request: pytest.FixtureRequest) -> list[Row]:
+    """What the tests of faults measured; printed as a table at the end of the run."""
+    return request.config.stash.setdefault(FAULT_ROWS, [])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    rows = config.stash.get(FAULT_ROWS, [])
+    if rows:
+        terminalreporter.section("faults")
+        terminalreporter.write(as_markdown(rows))

@@ -919,7 +919,7 @@ class Leash:
         self.child = process.pid
         self.keeper.watch(self.child)
         self.selector.register(self.output, selectors.EVENT_READ, self.read_output)
-        self.events.send({"event": "started", "pid": self.child, "name": self.name})
+        self.events.send({"event": "started", "pid": self.child, "leash": os.getpid(), "name": self.name})
 
     def listen(self) -> None:
         try:

@@ -36,6 +36,7 @@ RUN, LOOK, PREPARE = "Run", "Look", "Prepare"
 app.command("up", rich_help_panel=RUN)(cluster.up)
 app.command("down", rich_help_panel=RUN)(cluster.down)
 app.command("chat", rich_help_panel=RUN)(chat.chat)
+app.command("rebalance", rich_help_panel=RUN)(cluster.rebalance)
 app.command("bench", rich_help_panel=RUN)(bench.bench)
 app.command("tune", rich_help_panel=RUN)(tuning.tune)
 app.command("status", rich_help_panel=LOOK)(cluster.status)

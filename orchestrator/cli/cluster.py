@@ -135,6 +135,29 @@ def down(
     talk().print(f"{name} is stopped" if stopped else f"{name} was not running", markup=False, soft_wrap=True)
 
 
+def rebalance(
+    cluster: Cluster = None,
+    now: Annotated[
+        bool, typer.Option("--now", help="Do not wait for a quiet moment; running answers are carried over.")
+    ] = False,
+) -> None:
+    """Take in hosts that have come back or were added to the inventory, if that gains more than 10 %."""
+    from orchestrator.cli.run import run, talk
+    from orchestrator.detach import until_rebalanced
+    from orchestrator.folders import user_folders
+    from orchestrator.rebalance import ask
+    from orchestrator.state import the_running_cluster
+
+    folders = user_folders()
+    name = the_running_cluster(folders, cluster).cluster
+    folder = folders.cluster(name)
+    talk().print(f"{name}: asking its supervisor; hosts that are not in use are surveyed", markup=False, soft_wrap=True)
+    outcome = run(until_rebalanced(folder, ask(folder, now=now)))
+    talk().print(outcome.message, markup=False, soft_wrap=True)
+    if not outcome.moved:
+        raise SystemExit(1 if outcome.failed else 0)
+
+
 def status(
     cluster: Cluster = None,
     json: AsJson = False,

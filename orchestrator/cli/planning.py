@@ -168,10 +168,10 @@ def _ranked_from(
 def _rank(
     inventory: "InventoryValue", survey: "Survey", memories: "tuple[ModelMemory, ...]", wishes: "Wishes"
 ) -> "Ranking":
-    from orchestrator.plan.choose import rank_plans
+    from orchestrator.plan.robust import rank_within
     from orchestrator.prepare import asked_of
 
-    return rank_plans(survey, memories, asked_of(wishes, inventory))
+    return rank_within(survey, memories, asked_of(wishes, inventory))
 
 
 def _prepared(inventory: "InventoryValue", recalibrate: bool) -> "Prepared":

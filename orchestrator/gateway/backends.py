@@ -1,7 +1,7 @@
 """The heads behind the gateway, as they are now. A cluster that has been brought up anew has others, and may have fewer
 slots; requests that wait in line wait on meanwhile, as long as nothing says that it is in vain."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.gateway.api_error import ApiError
@@ -41,8 +41,26 @@ class Backends:
         """These heads answer from now on; whoever is first in line is let in."""
         self.take_away()
         heads = {one.name: Head(one.url, one.key, self._deadlines) for one in addresses}
-        self._serving = Serving(heads, Router(addresses))
-        self.line.set_slots(sum(one.parallel for one in addresses))
+        self._change(heads, Router(addresses))
+
+    def add(self, addresses: Sequence[HeadAddress]) -> None:
+        """These heads answer as well."""
+        if self._serving is None:
+            self.replace(addresses)
+            return
+        new = {one.name: Head(one.url, one.key, self._deadlines) for one in addresses}
+        self._serving.router.add(addresses)
+        self._change({**self._serving.heads, **new}, self._serving.router)
+
+    def remove(self, names: Collection[str]) -> None:
+        """These heads answer no more; whoever was with one of them finds out by itself."""
+        if self._serving is None or not self._serving.heads.keys() - names:
+            self.take_away()
+            return
+        left = {name: head for name, head in self._serving.heads.items() if name not in names}
+        self._closing += (head for name, head in self._serving.heads.items() if name in names)
+        self._serving.router.remove(names)
+        self._change(left, self._serving.router)
 
     def take_away(self) -> None:
         """Nothing answers any more: nobody is let in until there are heads again."""
@@ -61,3 +79,7 @@ class Backends:
         for head in self._closing:
             await head.close()
         self._closing.clear()
+
+    def _change(self, heads: Mapping[str, Head], router: Router) -> None:
+        self._serving = Serving(heads, router)
+        self.line.set_slots(router.slots)

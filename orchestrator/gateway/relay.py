@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from orchestrator.gateway.api_error import ApiError, bad_field, unavailable
-from orchestrator.gateway.backends import Backends, Serving
+from orchestrator.gateway.backends import Backends
 from orchestrator.gateway.events import DONE, Answer, error_event, whole_events
 from orchestrator.gateway.fields import Body
 from orchestrator.gateway.head import HEAD_DOWN, HEAD_LOST, Head, down, lost, read_answer
@@ -153,42 +153,47 @@ class Relay(Response):
                 await stack.enter_async_context(turn)
             self._counters.begin()
             self._begun = True
-            serving = self._backends.serving
-            if serving is None:  # they were taken away since it was let in
-                raise down()
-            await self._answer(serving, out, answer)
+            await self._answer(out, answer)
 
-    async def _answer(self, serving: Serving, out: "_Out", answer: Answer) -> None:
-        async with self._asked(serving, answer) as (name, response):
+    async def _answer(self, out: "_Out", answer: Answer) -> None:
+        async with self._asked(answer) as (name, head, response):
             if self._question.get("stream"):
-                await self._stream(serving.heads[name], name, response, out, answer)
+                await self._stream(head, name, response, out, answer)
                 return
-            whole = read_answer(await serving.heads[name].read(response))
+            whole = read_answer(await head.read(response))
         answer.tokens.see(whole)
         await out.json(200, {**whole, "model": self._question["model"]}, {ANSWERED_BY: name})
 
     @asynccontextmanager
-    async def _asked(self, serving: Serving, answer: Answer) -> AsyncIterator[tuple[str, httpx.Response]]:
-        """A head that has taken the question, by name, and the answer it begins with."""
-        question, tried, router = read_question(self._asking), list[str](), serving.router
+    async def _asked(self, answer: Answer) -> AsyncIterator[tuple[str, Head, httpx.Response]]:
+        """A head that has taken the question, with its name, and the answer it begins with.
+
+        Which heads there are is asked each time: they come and go.
+        """
+        question, tried = read_question(self._asking), list[str]()
         async with AsyncExitStack() as stack:
             while True:
+                serving = self._backends.serving
+                if serving is None:  # they were taken away since it was let in
+                    raise down()
+                router = serving.router
                 ticket = router.choose(question, monotonic(), without=tried)
                 if ticket is None:
                     raise bad_field("n", f"no head takes more than {serving.most_choices} choices at once now")
                 stack.callback(router.release, ticket)
-                asking = serving.heads[ticket.head].ask(self._path, self._asking)
+                head = serving.heads[ticket.head]
+                asking = head.ask(self._path, self._asking)
                 try:
                     response = await stack.enter_async_context(asking)
                 except ApiError as problem:
                     tried.append(ticket.head)
                     if problem.code == HEAD_DOWN:
                         router.lost(ticket, monotonic())
-                    if problem.code != HEAD_DOWN or len(tried) == len(serving.heads):
+                    if problem.code != HEAD_DOWN or serving.heads.keys() <= set(tried):
                         raise
                 else:
                     stack.callback(_release, router, ticket, answer)  # before the callback above: ends run backwards
-                    yield ticket.head, response
+                    yield ticket.head, head, response
                     return
 
     async def _stream(self, head: Head, name: str, response: httpx.Response, out: "_Out", answer: Answer) -> None:

@@ -103,6 +103,14 @@ class Router:
         self._heads = {head.name: _HeadState(head) for head in heads}
         self._number = 0
 
+    def add(self, heads: Sequence[HeadAddress]) -> None:
+        """From now on among these as well."""
+        self._heads |= {head.name: _HeadState(head) for head in heads}
+
+    def remove(self, names: Collection[str]) -> None:
+        """These are gone; tickets for them may still be given back."""
+        self._heads = {name: state for name, state in self._heads.items() if name not in names}
+
     def choose(self, question: Question, now_s: float, *, without: Collection[str] = ()) -> Ticket | None:
         """The head expected to finish first, among those not in `without`; None when none is left.
 
@@ -131,11 +139,18 @@ class Router:
 
         A ticket that was given back already changes nothing.
         """
-        self._heads[ticket.head].end(ticket.number, timings or {})
+        if (state := self._heads.get(ticket.head)) is not None:
+            state.end(ticket.number, timings or {})
 
     def lost(self, ticket: Ticket, now_s: float) -> None:
         """The head could not be reached: whatever it had cached is taken as gone, and it is left alone for a while."""
-        self._heads[ticket.head].lose(ticket.number, now_s)
+        if (state := self._heads.get(ticket.head)) is not None:
+            state.lose(ticket.number, now_s)
+
+    @property
+    def slots(self) -> int:
+        """Of all heads together."""
+        return sum(state.parallel for state in self._heads.values())
 
     @property
     def most_slots(self) -> int:

@@ -195,7 +195,10 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Plan:
-    """How the model will run: one group, or several of them behind the gateway (mode "replicas")."""
+    """How the model will run: one group, or several of them behind the gateway (mode "replicas").
+
+    `fallbacks` are kept for the loss of each host, where the inventory asks for that.
+    """
 
     mode: PlanMode
     goal: str
@@ -205,6 +208,7 @@ class Plan:
     groups: tuple[Group, ...]
     left_out: tuple[LeftOut, ...] = ()
     reasons: tuple[str, ...] = ()
+    fallbacks: tuple["Fallback", ...] = ()
 
     @property
     def shares(self) -> tuple[Share, ...]:
@@ -240,6 +244,14 @@ class Plan:
     def goal_s(self) -> float:
         """What plans are compared by: seconds per token of one conversation, or of all together, by the goal."""
         return self.token_s if self.goal == "latency" else 1 / self.aggregate_tokens_per_s
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """What the others would do without this host."""
+
+    host: str
+    plan: Plan
 
 
 @dataclass(frozen=True)

@@ -257,7 +257,7 @@ async def _measured_link(measuring: Measuring, host: OpenHost) -> Link:
         async with stopping() as started:
             if host.is_local:
                 return await measure_link(host.name, "loopback", server.port)
-            near = await open_link(started, measuring.hosts, measuring.logs, host, server.port)
-            return await measure_link(host.name, "tunnel", near, medium=host.facts.medium)
+            link = await open_link(started, measuring.hosts, measuring.logs, host, server.port)
+            return await measure_link(host.name, "tunnel", link.port, medium=host.facts.medium)
     finally:
         await server.close()

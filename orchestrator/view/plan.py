@@ -175,6 +175,11 @@ def _fact_rows(plan: Plan, survey: Survey) -> Iterator[tuple[str, str]]:
         if group.traffic != Traffic():
             yield "network", _traffic_text(group.traffic, "" if len(plan.groups) == 1 else _mode_text(group))
     yield from (("link", text) for text in _link_texts(plan, survey))
+    for fallback in plan.fallbacks:
+        yield (
+            f"without {fallback.host}",
+            f"{_what_runs(fallback.plan)}: {tokens_text(fallback.plan.decode_tokens_per_s)}",
+        )
 
 
 def _memory_text(plan: Plan) -> str:

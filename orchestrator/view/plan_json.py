@@ -3,7 +3,7 @@
 import json
 
 from orchestrator.plan.costs import margin_bytes
-from orchestrator.plan.values import Group, Plan, Ranking, Share, plan_key
+from orchestrator.plan.values import Fallback, Group, Plan, Ranking, Share, plan_key
 from orchestrator.survey.values import Link, Survey
 from orchestrator.view.ranking import worse_by
 
@@ -41,6 +41,19 @@ def _plan_json(plan: Plan, chosen: Plan, links: dict[str, Link]) -> dict[str, ob
         "groups": [_group_json(group, links) for group in plan.groups],
         "left_out": [{"device": one.device, "reason": one.reason} for one in plan.left_out],
         "reasons": list(plan.reasons),
+        "fallbacks": [_fallback_json(one) for one in plan.fallbacks],
+    }
+
+
+def _fallback_json(fallback: Fallback) -> dict[str, object]:
+    plan = fallback.plan
+    return {
+        "without": fallback.host,
+        "mode": plan.mode,
+        "key": plan_key(plan),
+        "context": plan.context,
+        "decode_tokens_per_s": plan.decode_tokens_per_s,
+        "aggregate_tokens_per_s": plan.aggregate_tokens_per_s,
     }
 
 

@@ -10,12 +10,14 @@ from orchestrator.lifecycle import (
     FIRST_WAIT_S,
     JITTER,
     MOST_WAIT_S,
+    NOTHING_FITS_WAIT_S,
     STEADY_S,
     WITHIN_S,
     CannotStart,
     Event,
     Lifecycle,
     Lost,
+    Moving,
     NothingFits,
     Up,
 )
@@ -23,9 +25,10 @@ from orchestrator.lifecycle import (
 NEW = Lifecycle()
 EVENTS = st.one_of(
     st.builds(Up, st.dictionaries(st.sampled_from("abc"), st.just("no answer"), max_size=2)),
-    st.builds(Lost, st.sampled_from(["a", "b", "controller"]), st.just("its worker ended")),
-    st.builds(CannotStart, st.just("it does not start"), st.sampled_from([(), ("a",), ("a", "b")])),
-    st.builds(NothingFits, st.just("too small")),
+    st.builds(Lost, st.sampled_from(["a", "b", "controller"]), st.just("its worker ended"), st.booleans()),
+    st.builds(CannotStart, st.just("it does not start"), st.sampled_from([(), ("a",), ("a", "b")]), st.booleans()),
+    st.builds(NothingFits, st.just("too small"), st.booleans()),
+    st.builds(Moving, st.just("a better plan")),
 )
 
 
@@ -105,13 +108,29 @@ def test_when_nothing_fits_it_has_failed_says_why_and_tries_again_by_itself() ->
     assert run((30, Up()), cycle=failed).state == "ready"
 
 
+def test_while_other_heads_serve_it_is_never_worse_than_degraded() -> None:
+    """And it goes on trying to replace what is gone, as often as if nothing served."""
+    lost = run((0, Up()), (100, Lost("a", "its head ended", others=True)))
+    assert (lost.state, lost.serves, lost.wait_s(0.5)) == ("degraded", True, 0.0)
+    again = run((101, CannotStart("no route", others=True)), cycle=lost)
+    assert (again.state, again.wait_s(0.5)) == ("degraded", FIRST_WAIT_S)
+    small = run((102, NothingFits("3 GiB are missing", others=True)), cycle=again)
+    assert (small.state, small.reason, small.wait_s(0.5)) == ("degraded", "3 GiB are missing", NOTHING_FITS_WAIT_S)
+    assert run((103, Lost("b", "its head ended, too")), cycle=small).state == "recovering"
+
+
+def test_what_is_moved_on_purpose_is_brought_up_at_once_and_blames_nobody() -> None:
+    moved = run((0, Up()), (1, Lost("a", "gone")), (2, Up()), (3, Moving("a better plan")))
+    assert (moved.state, moved.wait_s(0.5), len(moved.faults)) == ("recovering", 0.0, 1)
+
+
 @given(st.lists(st.tuples(st.floats(0, 500), EVENTS), max_size=40))
 def test_whatever_happens_it_is_told_and_waited_for_within_bounds(steps: list[tuple[float, Event]]) -> None:
     cycle, now_s = NEW, 0.0
     for later_s, event in steps:
         now_s += later_s
         cycle = cycle.after(event, now_s)
-        assert cycle.serves == isinstance(event, Up)
+        assert cycle.serves == (isinstance(event, Up) or getattr(event, "others", False))
         assert cycle.reason
         assert 0 <= cycle.wait_s(0.999) <= MOST_WAIT_S * (1 + JITTER)
         assert "controller" not in cycle.aside

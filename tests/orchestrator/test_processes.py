@@ -57,8 +57,9 @@ async def test_a_link_whose_port_another_program_took_first_gets_another_port(
         ports = iter((taken.getsockname()[1], free_local_port()))
         monkeypatch.setattr(processes, "free_local_port", lambda: next(ports))
         try:
-            near = await open_link(started, hosts, "demo", far, 20000)
-            assert near != taken.getsockname()[1]
-            assert [process.running for process in started.processes] == [True]
+            link = await open_link(started, hosts, "demo", far, 20000)
+            assert link.port != taken.getsockname()[1]
+            assert started.processes == [link.process]
+            assert link.process.running
         finally:
             await started.stop()

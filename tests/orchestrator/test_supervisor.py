@@ -29,8 +29,8 @@ def leashed(host: str, name: str, rss_bytes: int | None = None) -> Leashed:
 @pytest.mark.parametrize(
     ("error", "hosts"),
     [
-        (ConnectError("a", "no route"), ("a",)),
-        (HostsError({"a": ConnectError("a", "no"), "b": EngineError("no engine")}), ("a", "b")),
+        (ConnectError("a", "no route"), ()),
+        (HostsError({"a": ConnectError("a", "no"), "b": EngineError("no engine")}), ("b",)),
         (BringUpError("it ended", host="a"), ("a",)),
         (BringUpError("the gateway cannot listen"), ()),
         (EngineError("no engine"), ()),

@@ -60,17 +60,39 @@ def test_the_longest_call_is_a_batch_of_a_prompt_or_all_that_fits_the_context() 
     assert longest_call_s(group, 32768) == pytest.approx(20.48)
 
 
+def test_only_a_prompt_that_is_read_is_given_the_time_of_a_long_prompt() -> None:
+    progress = Progress(60.0)
+    assert progress.stuck_s(Look(True, 1, reading=True), 0.0) == 0.0
+    assert progress.limit_s == 180.0
+    assert progress.stuck_s(Look(True, 2, reading=False), 50.0) == 0.0
+    assert progress.limit_s == TIMES_USUAL * 10.0
+    progress = Progress(60.0)
+    assert progress.stuck_s(Look(True, 1, reading=False), 0.0) == 0.0
+    assert progress.limit_s == LEAST_S
+
+
+def slot(working: bool, decoded: int) -> dict[str, object]:
+    return {"id": 0, "is_processing": working, "next_token": [{"n_decoded": decoded}]}
+
+
 @pytest.mark.parametrize(
-    ("status", "text", "look"),
+    ("status", "text", "slots", "look"),
     [
-        (200, METRICS.format(decodes=12, working=1), Look(True, 12)),
-        (200, METRICS.format(decodes=12, working=0), Look(False, 12)),
-        (200, "# nothing\n", None),
-        (200, "{]", None),
-        (503, METRICS.format(decodes=12, working=1), None),
+        (200, METRICS.format(decodes=12, working=1), [slot(True, 3), slot(False, 0)], Look(True, 12, reading=False)),
+        (200, METRICS.format(decodes=12, working=1), [slot(True, 3), slot(True, 0)], Look(True, 12, reading=True)),
+        (200, METRICS.format(decodes=12, working=0), [], Look(False, 12, reading=False)),
+        (200, METRICS.format(decodes=12, working=1), [{"id": 0}], None),
+        (200, "# nothing\n", [], None),
+        (200, "{]", [], None),
+        (503, METRICS.format(decodes=12, working=1), [], None),
     ],
 )
-async def test_a_head_is_looked_at_by_its_metrics(status: int, text: str, look: Look | None) -> None:
-    transport = httpx.MockTransport(lambda request: httpx.Response(status, text=text))
+async def test_a_head_is_looked_at_by_its_metrics_and_slots(
+    status: int, text: str, slots: list[dict[str, object]], look: Look | None
+) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(status, text=text) if request.url.path == "/metrics" else httpx.Response(200, json=slots)
+
+    transport = httpx.MockTransport(answer)
     async with httpx.AsyncClient(transport=transport) as client:
         assert await look_at(client, "http://head") == look

@@ -192,3 +192,22 @@ async def test_requests_are_answered_by_several_heads_and_say_by_which() -> None
                 names.add(response.headers["x-meshctl-head"])
     assert names <= {"head", "second"}
     assert len(one.bodies) + len(two.bodies) == 4
+
+
+def test_heads_come_and_go_and_tickets_of_one_that_is_gone_may_be_given_back() -> None:
+    """The one that stays keeps what it is doing and has learnt."""
+    router = Router([FAST])
+    first = router.choose(asked("a"), 0.0)
+    router.add([SLOW])
+    assert router.slots == 4
+    second = router.choose(asked("b"), 0.0)
+    assert (head_of(first), head_of(second)) == ("fast", "fast")
+    assert head_of(router.choose(asked("c"), 0.0)) == "slow"
+    router.remove(["fast"])
+    assert router.slots == 2
+    assert head_of(router.choose(asked("d"), 0.0)) == "slow"
+    assert first is not None
+    assert second is not None
+    router.release(first, {"predicted_ms": 1000, "predicted_n": 10})
+    router.lost(second, 1.0)
+    assert router.expected_s(asked("e"), 1.0).keys() == {"slow"}

@@ -1,9 +1,10 @@
 """The JSON of a ranking, key by key: docs/plan.md promises it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.plan.values import plan_key
+from orchestrator.plan.values import Fallback, plan_key
 from orchestrator.view.plan_json import ranking_json
 from tests.orchestrator.view.plans import RANKING, SURVEY
 from workers.budget import MIB
@@ -44,7 +45,25 @@ def test_a_plan_has_its_prediction_the_devices_left_out_and_reasons() -> None:
         },
         "left_out": [{"device": "hub/cpu", "reason": "its link costs 3.1 ms"}],
         "reasons": ["no single device holds the whole model"],
+        "fallbacks": [],
     }
+
+
+def test_fallbacks_say_what_is_done_without_a_host() -> None:
+    kept = replace(RANKING.chosen, fallbacks=(Fallback("desk", RANKING.plans[1]),))
+    made = json.loads(ranking_json(replace(RANKING, plans=(kept, *RANKING.plans[1:])), SURVEY))
+    assert made["plans"][0]["fallbacks"] == [
+        {
+            "without": "desk",
+            "mode": RANKING.plans[1].mode,
+            "key": plan_key(RANKING.plans[1]),
+            "context": 4096,
+            "decode_tokens_per_s": RANKING.plans[1].decode_tokens_per_s,
+            "aggregate_tokens_per_s": RANKING.plans[1].aggregate_tokens_per_s,
+        }
+    ]
+    described = (ROOT / "docs" / "plan.md").read_text()
+    assert [key for key in sorted(_keys(made)) if f"`{key}`" not in described] == []
 
 
 def test_a_group_has_every_number_with_its_unit_in_the_key() -> None:

@@ -1,0 +1,54 @@
+"""What counts as memory that runs out, look after look."""
+
+from dataclasses import dataclass
+from typing import cast
+
+from orchestrator.leash import Leashed
+from orchestrator.memory_watch import MOST_LEAST_BYTES, MemoryWatch
+
+TOTAL = 1000
+
+
+@dataclass
+class Held:
+    """Stands for a process under its leash: what it holds, and what is available on its host."""
+
+    host: str
+    rss_bytes: int | None
+    available_bytes: int | None
+
+
+def looks(watch: MemoryWatch, *states: tuple[int, int | None]) -> list[dict[str, int]]:
+    """Our one process holds so much and so much is available, one look after the other."""
+    return [watch.short([cast(Leashed, Held("a", ours, free))]) for ours, free in states]
+
+
+def test_a_host_with_room_is_never_short() -> None:
+    assert looks(MemoryWatch({"a": TOTAL}), (100, 500), (100, 490), (100, 495)) == [{}, {}, {}]
+
+
+def test_what_stays_below_the_least_is_told_at_the_second_look() -> None:
+    assert looks(MemoryWatch({"a": TOTAL}), (100, 9), (100, 8), (100, 7)) == [{}, {"a": 8}, {"a": 7}]
+
+
+def test_what_others_take_is_taken_to_go_on() -> None:
+    """There is room left at the moment at which it is told, else it would be too late."""
+    assert looks(MemoryWatch({"a": TOTAL}), (100, 400), (100, 250), (100, 120)) == [{}, {}, {"a": 120}]
+
+
+def test_what_we_take_ourselves_was_planned() -> None:
+    assert looks(MemoryWatch({"a": TOTAL}), (100, 400), (300, 200), (480, 20)) == [{}, {}, {}]
+
+
+def test_a_moment_is_no_shortage() -> None:
+    assert looks(MemoryWatch({"a": TOTAL}), (100, 500), (100, 5), (100, 500), (100, 5), (100, 500)) == [{}] * 5
+
+
+def test_where_nothing_is_known_nothing_is_said() -> None:
+    assert looks(MemoryWatch({"a": TOTAL}), (100, None), (100, None)) == [{}, {}]
+    assert looks(MemoryWatch({}), (100, 1), (100, 1), (100, 1)) == [{}, {}, {}]
+
+
+def test_large_hosts_need_not_keep_a_hundredth_free() -> None:
+    watch = MemoryWatch({"a": 10**12})
+    assert looks(watch, (0, MOST_LEAST_BYTES), (0, MOST_LEAST_BYTES)) == [{}, {}]
