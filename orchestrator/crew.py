@@ -97,9 +97,7 @@ class Muster:
             prepared, plan, hosts, self.folders, started, self.report, measure=self.measure, taken=self.taken
         )
         groups = {one.name: one for one in running.heads}
-        watches = {
-            name: asyncio.create_task(until_stuck(one.head, one.group, plan.context)) for name, one in groups.items()
-        }
+        watches = {name: asyncio.create_task(until_stuck(one.head, one.group)) for name, one in groups.items()}
         return Crew(hosts, prepared, plan, groups, watches, started, stack)
 
 

@@ -30,21 +30,21 @@ LEARNING = 0.2
 
 @dataclass(frozen=True)
 class Look:
-    """What a head says of itself: whether it works on requests, its decode calls since its start, and whether any of
-    the requests is still a prompt that is read."""
+    """What a head says of itself: whether it works on requests, its decode calls since its start, and how many tokens of
+    prompts it still has to read."""
 
     working: bool
     decodes: int
-    reading: bool = True
+    to_read: int = 0
 
 
 class Progress:
     """Looks at one head, one after the other. Pure; the time is passed in."""
 
-    def __init__(self, longest_call_s: float) -> None:
-        """`longest_call_s`: what its longest decode call is predicted to take."""
-        self._reading_s = max(LEAST_S, TIMES_PREDICTED * longest_call_s)
-        self._reading = True
+    def __init__(self, prompt_token_s: float) -> None:
+        """`prompt_token_s`: what reading a token of a prompt is predicted to take."""
+        self._prompt_token_s = prompt_token_s
+        self._to_read = BATCH_TOKENS  # until it is told
         self._usual_s = 0.0
         self._decodes: int | None = None
         self._since_s: float | None = None
@@ -52,7 +52,8 @@ class Progress:
     @property
     def limit_s(self) -> float:
         """Without progress for longer than this it hangs."""
-        return max(self._reading_s if self._reading else LEAST_S, TIMES_USUAL * self._usual_s)
+        call_s = self._prompt_token_s * min(self._to_read, BATCH_TOKENS)
+        return max(LEAST_S, TIMES_PREDICTED * call_s, TIMES_USUAL * self._usual_s)
 
     def stuck_s(self, look: Look | None, now_s: float) -> float:
         """For how long it has worked without progress, 0 when it does not; None: it did not answer, which is none."""
@@ -63,7 +64,7 @@ class Progress:
         if moved and self._since_s is not None and self._decodes is not None:
             calls = max(1, look.decodes - self._decodes)
             self._usual_s += LEARNING * ((now_s - self._since_s) / calls - self._usual_s)
-        self._decodes, self._reading = look.decodes, look.reading
+        self._decodes, self._to_read = look.decodes, look.to_read
         if not look.working:
             self._since_s = None
             return 0.0
@@ -72,14 +73,9 @@ class Progress:
         return now_s - self._since_s
 
 
-def longest_call_s(group: Group, context: int) -> float:
-    """The predicted seconds of the longest decode call: a batch of a prompt."""
-    return group.prefill_s / group.prompt_tokens * min(BATCH_TOKENS, context * group.parallel)
-
-
-async def until_stuck(head: Head, group: Group, context: int) -> float:
+async def until_stuck(head: Head, group: Group) -> float:
     """Look at a head until it hangs; for how many seconds it has."""
-    progress = Progress(longest_call_s(group, context))
+    progress = Progress(group.prefill_s / group.prompt_tokens)
     headers = {"authorization": f"Bearer {head.key}"}
     async with httpx.AsyncClient(headers=headers, timeout=LOOK_TIMEOUT_S, trust_env=False) as client:
         while True:
@@ -99,12 +95,13 @@ async def look_at(client: httpx.AsyncClient, url: str) -> Look | None:
             for sample in family.samples
         }
         working, decodes = values["llamacpp:requests_processing"] > 0, int(values["llamacpp:n_decode_total"])
-        return Look(working, decodes, working and await _is_reading(client, url))
+        return Look(working, decodes, await _to_read(client, url) if working else 0)
     except (httpx.HTTPError, ValueError, LookupError, TypeError):
         return None
 
 
-async def _is_reading(client: httpx.AsyncClient, url: str) -> bool:
-    """Whether a slot works and has not generated anything yet."""
+async def _to_read(client: httpx.AsyncClient, url: str) -> int:
+    """Tokens of the prompts of slots that have not generated anything yet."""
     slots = (await client.get(f"{url}/slots")).raise_for_status().json()
-    return any(slot["is_processing"] and slot["next_token"][0]["n_decoded"] == 0 for slot in slots)
+    reading = (slot for slot in slots if slot["is_processing"] and slot["next_token"][0]["n_decoded"] == 0)
+    return sum(max(0, slot["n_prompt_tokens"] - slot["n_prompt_tokens_processed"]) for slot in reading)

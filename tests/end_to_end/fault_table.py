@@ -168,10 +168,10 @@ def row_of(
         with asking(cluster.url, cluster.key, requests) as wait:
             fault_s = time.monotonic()
             strike()
-            noticed_s = watch.wait(fault_s, lambda phase: phase != "ready")
+            noticed_s = watch.wait(fault_s, lambda phase: phase == "recovering")
             if after is not None:
                 after()
-            serving_s = watch.wait(noticed_s, lambda phase: phase == "ready")
+            serving_s = watch.wait(noticed_s, lambda phase: phase in SERVES)
             wait()
     finally:
         watch.close()

@@ -3,8 +3,7 @@
 import httpx
 import pytest
 
-from orchestrator.watchdog import LEAST_S, TIMES_USUAL, Look, Progress, longest_call_s, look_at
-from tests.orchestrator.groups import make_group, make_share
+from orchestrator.watchdog import BATCH_TOKENS, LEAST_S, TIMES_PREDICTED, TIMES_USUAL, Look, Progress, look_at
 
 METRICS = """\
 # HELP llamacpp:n_decode_total Total number of llama_decode() calls
@@ -17,7 +16,7 @@ llamacpp:requests_processing {working}
 
 
 def test_an_idle_head_never_hangs() -> None:
-    progress = Progress(0.1)
+    progress = Progress(0.0)
     assert [progress.stuck_s(Look(False, 7), now_s) for now_s in (0.0, 100.0, 1e6)] == [0.0] * 3
 
 
@@ -50,37 +49,32 @@ def test_slow_heads_are_given_ten_times_what_they_usually_take_and_long_prompts_
     for number in range(100):
         slow.stuck_s(Look(True, number), 8.0 * number)
     assert slow.limit_s == pytest.approx(TIMES_USUAL * 8.0, rel=0.01)
-    assert Progress(60.0).limit_s == 180.0
-    assert Progress(0.1).limit_s == LEAST_S
-
-
-def test_the_longest_call_is_a_batch_of_a_prompt_or_all_that_fits_the_context() -> None:
-    group = make_group(make_share("a/cpu"), prefill_s=10.24, parallel=2)  # 1,024 tokens
-    assert longest_call_s(group, 512) == pytest.approx(10.24)
-    assert longest_call_s(group, 32768) == pytest.approx(20.48)
 
 
 def test_only_a_prompt_that_is_read_is_given_the_time_of_a_long_prompt() -> None:
-    progress = Progress(60.0)
-    assert progress.stuck_s(Look(True, 1, reading=True), 0.0) == 0.0
-    assert progress.limit_s == 180.0
-    assert progress.stuck_s(Look(True, 2, reading=False), 50.0) == 0.0
-    assert progress.limit_s == TIMES_USUAL * 10.0
-    progress = Progress(60.0)
-    assert progress.stuck_s(Look(True, 1, reading=False), 0.0) == 0.0
-    assert progress.limit_s == LEAST_S
+    """Of what is left of it, up to one batch."""
+    progress = Progress(0.1)
+    limits = []
+    for to_read in (0, 100, 1000, 10_000_000):
+        assert progress.stuck_s(Look(True, 1, to_read), 0.0) == 0.0
+        limits.append(progress.limit_s)
+    batch_s = TIMES_PREDICTED * 0.1 * BATCH_TOKENS
+    assert limits == [LEAST_S, TIMES_PREDICTED * 10.0, TIMES_PREDICTED * 100.0, batch_s]
+    assert Progress(0.1).limit_s == batch_s
 
 
-def slot(working: bool, decoded: int) -> dict[str, object]:
-    return {"id": 0, "is_processing": working, "next_token": [{"n_decoded": decoded}]}
+def slot(working: bool, decoded: int, processed: int = 0) -> dict[str, object]:
+    next_token = [{"n_decoded": decoded}]
+    counts = {"n_prompt_tokens": 500, "n_prompt_tokens_processed": processed}
+    return {"id": 0, "is_processing": working, "next_token": next_token, **counts}
 
 
 @pytest.mark.parametrize(
     ("status", "text", "slots", "look"),
     [
-        (200, METRICS.format(decodes=12, working=1), [slot(True, 3), slot(False, 0)], Look(True, 12, reading=False)),
-        (200, METRICS.format(decodes=12, working=1), [slot(True, 3), slot(True, 0)], Look(True, 12, reading=True)),
-        (200, METRICS.format(decodes=12, working=0), [], Look(False, 12, reading=False)),
+        (200, METRICS.format(decodes=12, working=1), [slot(True, 3), slot(False, 0)], Look(True, 12)),
+        (200, METRICS.format(decodes=12, working=1), [slot(True, 0), slot(True, 0, 200)], Look(True, 12, 800)),
+        (200, METRICS.format(decodes=12, working=0), [], Look(False, 12)),
         (200, METRICS.format(decodes=12, working=1), [{"id": 0}], None),
         (200, "# nothing\n", [], None),
         (200, "{]", [], None),
