@@ -24,11 +24,11 @@ def rank_within(
     With `asked.survive` the chosen plan has a fallback for the loss of each host, and the context is one at which there
     are such. PlanError as of `rank_plans`, or with the first host whose loss nothing survives.
     """
-    if asked.lenient and (asked.mode or asked.split):
+    if asked.lenient and (asked.mode or asked.split or asked.devices):
         try:
             return rank_within(survey, memories, replace(asked, lenient=False), experience)
         except PlanError:
-            return rank_within(survey, memories, replace(asked, mode=None, split=None), experience)
+            return rank_within(survey, memories, _anyhow(asked, survey), experience)
     try:
         return _rank_at(memories[0].context, survey, memories, asked, experience)
     except PlanError:
@@ -39,6 +39,12 @@ def rank_within(
         if found is None:
             raise
         return found
+
+
+def _anyhow(asked: Asked, survey: Survey) -> Asked:
+    """Whichever way, with what is left of the devices that were asked for."""
+    left = None if asked.devices is None else asked.devices & {device.name for device in survey.devices}
+    return replace(asked, mode=None, split=None, devices=left, lenient=False)
 
 
 def _largest(survey: Survey, memories: Sequence[ModelMemory], asked: Asked, experience: Experience) -> Ranking | None:

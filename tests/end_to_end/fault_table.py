@@ -85,7 +85,9 @@ class Watch:
     def wait(self, since_s: float, wanted: Callable[[str], bool], deadline_s: float = SERVING_DEADLINE_S) -> float:
         end = time.monotonic() + deadline_s
         while (found := self.first(since_s, wanted)) is None:
-            assert time.monotonic() < end, f"in vain after {deadline_s} s; phases: {self.phases[-5:]}"
+            assert time.monotonic() < end, (
+                f"in vain after {deadline_s} s; phases: {self.phases[:8]} ... {self.phases[-2:]}"
+            )
             time.sleep(LOOK_S)
         return found
 
@@ -126,10 +128,11 @@ class Cluster:
     def url(self) -> str:
         return str(self.state["gateway"]).removesuffix("/v1")
 
-    def pid(self, name: str) -> int:
-        """Of a process of this cluster whose name begins so."""
-        pids: list[int] = [one["pid"] for one in self.state["processes"] if one["name"].startswith(name)]
-        return pids[0]
+    def pid(self, name: str, host: str = "") -> int:
+        """Of a process of this cluster whose name begins so, on this host or on any."""
+        every = self.state["processes"]
+        pids = [one["pid"] for one in every if one["name"].startswith(name) and host in ("", one["host"])]
+        return int(pids[0])
 
     def undisturbed(self) -> dict[str, str]:
         """What each prompt is answered while nothing happens."""

@@ -15,7 +15,7 @@ BEGUN_PIECES = 5
 SENT_S = 0.3
 """A request has reached its head by then, and its answer is far from complete."""
 
-TOKENS = 90
+TOKENS = 60
 
 PROMPTS = (
     "List the numbers from one to forty.",

@@ -38,23 +38,24 @@ that somebody takes little by little."""
 Strike = Callable[[Cluster], Callable[[], None]]
 
 
-def signalled(name: str, number: int) -> Strike:
+def signalled(name: str, host: str, number: int) -> Strike:
     """To a process on this machine."""
-    return lambda cluster: kill(cluster.pid(name), number)
+    return lambda cluster: kill(cluster.pid(name, host), number)
 
 
-def leash_signalled(name: str, number: int) -> Strike:
-    return lambda cluster: kill(parent_of(cluster.pid(name)), number)
+def leash_signalled(name: str, host: str, number: int) -> Strike:
+    return lambda cluster: kill(parent_of(cluster.pid(name, host)), number)
 
 
 LOCAL: dict[str, tuple[Strike, float]] = {
-    "worker killed": (signalled("worker", signal.SIGKILL), AT_ONCE_S),
-    "worker stopped": (signalled("worker", signal.SIGSTOP), HANG_S),
-    "head killed": (signalled("head", signal.SIGKILL), AT_ONCE_S),
-    "head stopped": (signalled("head", signal.SIGSTOP), HANG_S),
-    "agent of a worker killed": (leash_signalled("worker", signal.SIGKILL), AT_ONCE_S),
-    "agent of a worker stopped": (leash_signalled("worker", signal.SIGSTOP), PATH_S),
+    "worker killed": (signalled("worker", "part1", signal.SIGKILL), AT_ONCE_S),
+    "worker stopped": (signalled("worker", "part1", signal.SIGSTOP), HANG_S),
+    "head killed": (signalled("head", "controller", signal.SIGKILL), AT_ONCE_S),
+    "head stopped": (signalled("head", "controller", signal.SIGSTOP), HANG_S),
+    "agent of a worker killed": (leash_signalled("worker", "part2", signal.SIGKILL), AT_ONCE_S),
+    "agent of a worker stopped": (leash_signalled("worker", "part2", signal.SIGSTOP), PATH_S),
 }
+"""No host has three faults: it would be set aside."""
 
 
 @pytest.fixture

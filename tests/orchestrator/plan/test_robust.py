@@ -97,5 +97,9 @@ def test_a_mode_that_cannot_be_kept_is_given_up_where_that_is_allowed() -> None:
     with pytest.raises(PlanError, match="mode tensor needs 2 devices"):
         rank_within(survey, (MEMORY,), tensor)
     assert rank_within(survey, (MEMORY,), replace(tensor, lenient=True)).chosen.mode == "single"
+    gone = replace(LATENCY, split={"a/cpu": 5, "b/cpu": 5}, devices=frozenset({"a/cpu", "b/cpu"}))
+    with pytest.raises(PlanError, match="the survey has no device b/cpu"):
+        rank_within(survey, (MEMORY,), gone)
+    assert rank_within(survey, (MEMORY,), replace(gone, lenient=True)).chosen.mode == "single"
     both = survey_of(a=whole_mib(), b=whole_mib())
     assert rank_within(both, (MEMORY,), replace(LATENCY, mode="layers", lenient=True)).chosen.mode == "layers"
