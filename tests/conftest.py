@@ -12,11 +12,19 @@ from orchestrator.engine.build import local_platform
 from orchestrator.engine.store import Engine, find_engine
 from orchestrator.folders import user_folders
 from quant.fetch import fetch_model
+from tests.fuzzing import TRIED
 from tests.lab_fixture import make_lab  # noqa: F401 # a fixture
 from tests.program import Meshctl
 
 USER_CACHE = user_folders().cache
 """Where `scripts/test` built the engine and put the model, before any test changes the environment."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many inputs were made up."""
+    if TRIED:
+        tried = ", ".join(f"{count} {kind}" for kind, count in sorted(TRIED.items()))
+        terminalreporter.write_line(f"made-up inputs tried: {tried}")
 
 
 @pytest.fixture(scope="session")
