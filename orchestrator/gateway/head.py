@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 from orchestrator.gateway.api_error import ApiError, unavailable
+from orchestrator.gateway.events import is_answer
 from orchestrator.gateway.fields import Body
 
 
@@ -112,7 +113,7 @@ def read_answer(raw: bytes) -> dict[str, Any]:
         answer = json.loads(raw)
     except ValueError as error:
         raise lost() from error
-    if not isinstance(answer, dict):
+    if not isinstance(answer, dict) or not is_answer(answer):
         raise lost()
     return answer
 

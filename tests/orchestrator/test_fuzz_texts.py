@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from orchestrator.errors import HostError, InventoryError
+from orchestrator.gateway.api_error import ApiError
+from orchestrator.gateway.events import Answer, Tokens
+from orchestrator.gateway.head import read_answer
 from orchestrator.host_agent import (
     FolderCheck,
     Listening,
@@ -26,6 +29,12 @@ from tests.fuzzing import TRIED, fuzz
 from workers.errors import FactsError
 from workers.facts import HostFacts, read_facts
 
+PIECES: list[dict[str, Any]] = [
+    {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": None}], "model": "x", "id": "1"},
+    {"choices": [{"index": 0, "text": "a"}], "timings": {"prompt_n": 7, "predicted_n": 3}},
+    {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}},
+    {"error": {"message": "x", "type": "server_error"}},
+]
 T = TypeVar("T")
 REFERENCE = (Path(__file__).parents[2] / "inventory.yaml").read_text()
 FACTS: dict[str, Any] = {
@@ -198,7 +207,24 @@ def test_mutated_answers_of_an_agent_are_read_or_refused(text: str) -> None:
     assert isinstance(sockets, tuple) or str(sockets).startswith("nuc: ")
 
 
-@pytest.mark.parametrize(("kind", "least"), [("inventories", 700), ("answers of hosts", 900)])
+@fuzz(300)
+@given(text=mutated(PIECES))
+def test_mutated_answers_of_a_head_are_read_or_passed_over(text: str) -> None:
+    TRIED["answers of heads"] += 1
+    answer = Answer("tiny")
+    answer.go_on()
+    passed = answer.see(b"data: " + text.encode() + b"\n\n")
+    assert passed is None or passed.startswith(b"data: ")
+    assert answer.tokens.generated >= 0
+    whole = got_or_refused(lambda: read_answer(text.encode()), ApiError)
+    assert isinstance(whole, dict | ApiError)
+    if isinstance(whole, dict):
+        Tokens().see(whole)
+
+
+@pytest.mark.parametrize(
+    ("kind", "least"), [("inventories", 700), ("answers of hosts", 900), ("answers of heads", 300)]
+)
 def test_as_many_were_tried_as_are_said_to_be(kind: str, least: int) -> None:
     """It counts what the tests above have done in this run, so it is of the whole file."""
     assert TRIED[kind] >= least
