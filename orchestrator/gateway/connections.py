@@ -57,8 +57,10 @@ class Connection(H11Protocol):
         self._reader_timer = _stopped(self._reader_timer)
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._watch_header()
+        """Nothing is taken any more when it is being closed, although TLS may still have something to give."""
+        if not self.transport.is_closing():
+            super().data_received(data)
+            self._watch_header()
 
     def pause_writing(self) -> None:
         super().pause_writing()

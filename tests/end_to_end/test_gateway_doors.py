@@ -21,7 +21,8 @@ def up(meshctl: Meshctl, **gateway: object) -> str:
 
 
 def test_a_cluster_talks_over_tls_with_a_certificate_of_its_own(meshctl: Meshctl) -> None:
-    said = up(meshctl, tls="self-signed")
+    page = "https://chat.example"
+    said = up(meshctl, tls="self-signed", body="1KiB", allowed_origins=[page])
     state = meshctl.ok("status", "--json").json
     url, certificate = state["gateway"], Path(state["certificate"])
     words = ("openssl", "x509", "-noout", "-fingerprint", "-sha256", "-in", str(certificate))
@@ -35,7 +36,11 @@ def test_a_cluster_talks_over_tls_with_a_certificate_of_its_own(meshctl: Meshctl
     assert meshctl.ok("chat", "Count from one to ten.", "--temperature", "0", "--max-tokens", "8").stdout.strip()
     context = ssl.create_default_context(cafile=str(certificate))
     with httpx.Client(verify=context, trust_env=False) as http:
-        assert http.get(url.removesuffix("/v1") + "/health").json() == {"status": "ok"}
+        health = http.get(url.removesuffix("/v1") + "/health", headers={"origin": page})
+        assert (health.json(), health.headers["access-control-allow-origin"]) == ({"status": "ok"}, page)
+        key = Path(state["key_file"]).read_text().strip()
+        large = http.post(f"{url}/completions", content=b"x" * 1025, headers={"authorization": f"Bearer {key}"})
+        assert (large.status_code, large.json()["error"]["message"]) == (413, "the body is larger than 1024 bytes")
     with httpx.Client(trust_env=False) as http, pytest.raises(httpx.ConnectError, match="certificate"):
         http.get(url.removesuffix("/v1") + "/health")
     certificate.write_text((meshctl.folder / "inventory.yaml").read_text())

@@ -2,12 +2,15 @@
 
 import asyncio
 import logging
+import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from orchestrator.gateway.connections import ConnectionLimits
 from orchestrator.gateway.head import Deadlines
+from tests.orchestrator.certificate_files import write_pair
 from tests.orchestrator.gateway.heads import FakeHead, Gateway, gateway_for, json_answer
 from tests.orchestrator.gateway.wire import Wire, request_bytes, wire
 
@@ -16,9 +19,17 @@ BODY = b"GET /health HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n"
 
 
 @pytest.fixture
-async def gateway() -> AsyncIterator[Gateway]:
+def tls(tmp_path: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*write_pair(tmp_path))
+    return context
+
+
+@pytest.fixture(params=["http", "https"])
+async def gateway(request: pytest.FixtureRequest, tls: ssl.SSLContext) -> AsyncIterator[Gateway]:
     head = FakeHead(whole=json_answer({"choices": []}))
-    async with gateway_for(head, connections=QUICK, deadlines=Deadlines(body_s=0.5)) as one:
+    served = tls if request.param == "https" else None
+    async with gateway_for(head, connections=QUICK, deadlines=Deadlines(body_s=0.5), tls=served) as one:
         yield one
 
 
@@ -131,8 +142,17 @@ async def test_beyond_the_limit_a_connection_is_told_so_and_closed(gateway: Gate
     url = gateway.url
     async with wire(url), wire(url), wire(url), wire(url), wire(url) as fifth:
         assert await fifth.code() == (503, "too_many_connections")
+        await fifth.send(request_bytes())
         assert await fifth.rest() == b""
     await until_gone(gateway)
+
+
+async def test_a_handshake_that_does_not_end_is_given_up(tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By asyncio, after its own deadline."""
+    monkeypatch.setattr("asyncio.constants.SSL_HANDSHAKE_TIMEOUT", 0.3)
+    async with gateway_for(FakeHead(), tls=tls) as gateway, wire(gateway.url.replace("https", "http")) as one:
+        await one.send(b"\x16\x03\x01")
+        assert await one.rest() == b""
 
 
 async def test_pipelined_requests_that_nobody_reads_the_answers_of_end(gateway: Gateway) -> None:
