@@ -4,19 +4,22 @@ Knows HTTP and the gateway's shapes only; nothing about terminals or clusters.
 """
 
 import json
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import httpx
 
 from orchestrator.errors import GatewayError
+from orchestrator.gateway.tls import pinning_context
 
 CONNECT_S = 5.0
-READ_S = 3660.0
-"""Longer than the gateway waits for its head, so that the gateway is the one to say what went wrong."""
+READ_S = 86_460.0
+"""Longer than any `gateway.deadline`, so that the gateway is the one to say what went wrong."""
 
 
 @dataclass(frozen=True)
@@ -87,15 +90,19 @@ class ServedModel:
 
 
 class GatewayClient:
-    """Talks with one gateway; use as an async context manager. `url` is without the /v1."""
+    """Talks with one gateway; use as an async context manager. `url` is without the /v1.
 
-    def __init__(self, url: str, key: str) -> None:
+    `certificate` is the file with the only certificate that is trusted; without one, those of the system's authorities.
+    """
+
+    def __init__(self, url: str, key: str, *, certificate: Path | None = None) -> None:
         self.url = url
         self._http = httpx.AsyncClient(
             base_url=url,
             headers={"authorization": f"Bearer {key}"},
             timeout=httpx.Timeout(READ_S, connect=CONNECT_S),
             trust_env=False,
+            verify=True if certificate is None else _pinned(certificate),
         )
 
     async def __aenter__(self) -> Self:
@@ -147,6 +154,9 @@ class GatewayClient:
                     raise self._refusal(response.status_code, await response.aread())
                 yield response
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            if _is_about_the_certificate(error):
+                message = f"what answers at {self.url} does not show the certificate of this cluster"
+                raise GatewayError(message, hint=_OTHER_CERTIFICATE) from error
             hint = "is the cluster up? `meshctl status` says; `meshctl up` starts it"
             raise GatewayError(f"nothing answers at {self.url}", hint=hint) from error
         except httpx.HTTPError as error:
@@ -180,6 +190,24 @@ class GatewayClient:
         return GatewayError(message, hint=_HINTS.get(code, ""))
 
 
+_OTHER_CERTIFICATE = "another program may listen there: `meshctl status` shows the fingerprint that it should have"
+
+
+def _pinned(certificate: Path) -> ssl.SSLContext:
+    try:
+        return pinning_context(certificate)
+    except (OSError, ValueError) as error:
+        hint = "`meshctl up` writes it each time it opens the gateway"
+        raise GatewayError(f"{certificate}: the gateway's certificate cannot be read: {error}", hint=hint) from error
+
+
+def _is_about_the_certificate(error: BaseException | None) -> bool:
+    """The libraries between wrap the reason, each in an error of its own."""
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 _HINTS = {
     "invalid_api_key": "the key is in the cluster's state folder; `meshctl status` shows where",
     "context_length_exceeded": "start a new conversation (/reset in the chat) or send less text",
@@ -188,7 +216,7 @@ _HINTS = {
     "stopping": "`meshctl up` starts it again",
     "head_down": "wait a little and ask again; `meshctl status` says what the cluster does",
     "head_lost": "ask again; `meshctl status` and `meshctl logs HOST` say what happened",
-    "head_timeout": "`meshctl status` says whether the cluster still computes",
+    "deadline_exceeded": "`meshctl status` says how fast it computes; raise `gateway.deadline` for slow machines",
 }
 
 

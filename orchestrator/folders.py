@@ -46,6 +46,16 @@ class ClusterFolder:
         return self.path / "gateway.keys.json"
 
     @property
+    def gateway_certificate(self) -> Path:
+        """What the gateway shows, alone and without its key: what clients of this user trust."""
+        return self.path / "gateway.crt"
+
+    @property
+    def self_signed(self) -> Path:
+        """The certificate that meshctl made for the gateway, with its key."""
+        return self.path / "self-signed.pem"
+
+    @property
     def head_key(self) -> Path:
         return self.path / "head.key"
 

@@ -9,9 +9,9 @@ import json
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from orchestrator.errors import CommandError, DeadlineError, HostError, MeshctlError
 from orchestrator.shell.protocol import Finished, Process, Shell, Words
@@ -24,6 +24,9 @@ UNPACK_S = 600.0
 REAP_S = 5.0
 OLDEST_PYTHON = (3, 8)
 NOT_FOUND = 127
+
+T = TypeVar("T")
+Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 async def ensure_agent(shell: Shell) -> str:
@@ -58,7 +61,14 @@ async def ask_facts(shell: Shell, agent: str) -> HostFacts:
 async def free_ports(shell: Shell, agent: str, count: int) -> tuple[int, ...]:
     """Ports free on the host's loopback, below those of outgoing connections; they are not held."""
     answer = await _ask(shell, commands.ports_words(agent, count))
-    return tuple(int(port) for port in answer["ports"])
+    return read_ports(shell.host, answer, count)
+
+
+def read_ports(host: str, answer: dict[str, Any], count: int) -> tuple[int, ...]:
+    ports = read_part(host, _PORTS, answer.get("ports"))
+    if len(ports) < count:
+        raise HostError(host, f"the agent found {len(ports)} free ports instead of {count}", hint=_doctor_hint())
+    return ports
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,7 @@ class Listening:
 async def listening(shell: Shell, agent: str) -> tuple[Listening, ...]:
     """Every TCP socket of our user that listens on the host."""
     answer = await _ask(shell, commands.listen_words(agent))
-    return TypeAdapter(tuple[Listening, ...]).validate_python(answer["listening"])
+    return read_part(shell.host, _LISTENING, answer.get("listening"))
 
 
 async def unpack(shell: Shell, agent: str, archive: str, folder: str, sha256: str) -> None:
@@ -97,19 +107,24 @@ class FolderCheck:
 async def check_folder(shell: Shell, agent: str, folder: str) -> FolderCheck:
     """Compare every file of `folder`/manifest.json with its size and sha256, on the host."""
     answer = await _ask(shell, commands.check_words(agent, folder), UNPACK_S)
-    return FolderCheck(tuple(answer.get("wrong", ())), tuple(answer.get("missing", ())))
+    return read_folder_check(shell.host, answer)
+
+
+def read_folder_check(host: str, answer: dict[str, Any]) -> FolderCheck:
+    wrong, missing = (read_part(host, _PATHS, answer.get(name, ())) for name in ("wrong", "missing"))
+    return FolderCheck(wrong, missing)
 
 
 async def log_tail(shell: Shell, agent: str, log: str, lines: int = 20) -> str:
     """The last lines of a log that a leash wrote."""
     answer = await _ask(shell, commands.tail_words(agent, log, lines))
-    return str(answer["text"])
+    return read_part(shell.host, _TEXT, answer.get("text"))
 
 
 async def tidy(shell: Shell, agent: str) -> tuple[str, ...]:
     """Remove what unfinished transfers of more than a day ago left under the root; gives what was removed."""
     answer = await _ask(shell, commands.tidy_words(agent, shell.root))
-    return tuple(answer["removed"])
+    return read_part(shell.host, _PATHS, answer.get("removed"))
 
 
 class LinkServer:
@@ -137,7 +152,7 @@ async def start_link_server(shell: Shell, agent: str, *, deadline_s: float = QUE
     try:
         async with asyncio.timeout(deadline_s):
             async for line in process.lines():
-                return LinkServer(process, int(read_object(shell.host, line)["port"]))
+                return LinkServer(process, read_part(shell.host, _PORT, read_object(shell.host, line).get("port")))
         raise HostError(shell.host, "the measuring server did not start", details=process.stderr_tail())
     except TimeoutError as error:
         await process.kill()
@@ -187,7 +202,23 @@ def read_object(host: str, text: str) -> dict[str, Any]:
         ) from error
 
 
+def read_part(host: str, kind: TypeAdapter[T], part: object) -> T:
+    """One part of an answer; HostError when it is not of this kind."""
+    try:
+        return kind.validate_python(part)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(step) for step in first["loc"])
+        said = f"{place}: {first['msg']}" if place else first["msg"]
+        raise HostError(host, f"the agent's answer is not as it should be: {said}", hint=_doctor_hint()) from error
+
+
 _OBJECT = TypeAdapter(dict[str, Any])
+_PORT = TypeAdapter(Port)
+_PORTS = TypeAdapter(tuple[Port, ...])
+_PATHS = TypeAdapter(tuple[str, ...])
+_TEXT = TypeAdapter(str)
+_LISTENING = TypeAdapter(tuple[Listening, ...])
 
 
 async def _agent_digest(shell: Shell, path: str) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from workers.budget import MemoryCap
+from workers.budget import MIB, MemoryCap
 
 CONTROLLER = "controller"
 """The name of the machine where meshctl runs; no host of an inventory has it."""
@@ -31,12 +31,34 @@ class Host:
     run_with: tuple[str, ...] = ()  # words before every command of ours there
 
 
+SELF_SIGNED = "self-signed"
+
+
 @dataclass(frozen=True)
-class GatewayAddress:
-    """Where the gateway listens; port 0 is not allowed."""
+class TlsFiles:
+    """A certificate and the private key that belongs to it: absolute paths of PEM files."""
+
+    certificate: str
+    key: str
+
+
+@dataclass(frozen=True)
+class GatewaySettings:
+    """Where the gateway listens and what it allows; port 0 is not allowed.
+
+    `tls` None: without encryption; "self-signed": with a certificate that meshctl makes. `allowed_origins` are the web
+    pages whose scripts may ask. `waiting` requests may wait for a slot, each for `wait_s`.
+    """
 
     host: str = "127.0.0.1"
     port: int = 11435
+    tls: TlsFiles | Literal["self-signed"] | None = None
+    allowed_origins: tuple[str, ...] = ()
+    connections: int = 512  # open at once
+    waiting: int = 128
+    wait_s: int = 600
+    deadline_s: int = 3600  # from a request's arrival to the end of its answer
+    body_bytes: int = 8 * MIB  # of one request
 
 
 @dataclass(frozen=True)
@@ -50,6 +72,6 @@ class Inventory:
     context: int = 4096  # tokens one conversation may hold
     parallel: int = 1  # conversations at once
     goal: Literal["latency", "throughput"] = "latency"
-    gateway: GatewayAddress = GatewayAddress()
+    gateway: GatewaySettings = GatewaySettings()
     minimum_context: int | None = None  # the least tokens of a conversation where `context` does not fit
     survive: int = 0  # hosts that may be lost at a time

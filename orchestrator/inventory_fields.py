@@ -1,7 +1,7 @@
 """What each key of the inventory may hold, one function per key: the value as YAML gives it in, the checked value out.
 
-Every refusal is a `ValueError` in plain words: what is wrong, a semicolon, and what to write. Only `key` looks at the
-file system, because a path that leads nowhere is a mistake in the inventory.
+Every refusal is a `ValueError` in plain words: what is wrong, a semicolon, and what to write. Only `key` and the files
+of `tls` look at the file system, because a path that leads nowhere is a mistake in the inventory.
 """
 
 import re
@@ -12,21 +12,28 @@ from pathlib import Path
 
 from pydantic import ValidationInfo
 
-from orchestrator.inventory import CONTROLLER
-from orchestrator.sizes import EXAMPLES, parse_cap, shown
-from workers.budget import MemoryCap
+from orchestrator.inventory import CONTROLLER, SELF_SIGNED
+from orchestrator.sizes import EXAMPLES, parse_bytes, parse_cap, shown
+from workers.budget import MIB, MemoryCap
 
+KIB = 1024
 CONTEXT_RANGE = (256, 16 * 1024 * 1024)
 PARALLEL_RANGE = (1, 256)
 SURVIVE_RANGE = (0, 1)
 THREADS_RANGE = (1, 1024)
 PORT_RANGE = (1, 65535)
+CONNECTIONS_RANGE = (8, 65536)
+WAITING_RANGE = (1, 65536)
+WAIT_RANGE_S = (1, 86400)
+DEADLINE_RANGE_S = (1, 86400)
+BODY_RANGE_BYTES = (KIB, 64 * MIB)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _HOST_KEY = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 _ADDRESS = re.compile(r"[A-Za-z0-9_:\[][A-Za-z0-9_.:%\[\]-]*")
 _USER = re.compile(r"[^\s@:/-][^\s@:/]*")
 _JUMP = re.compile(r"[^\s,-][^\s,]*(,[^\s,-][^\s,]*)*")
+_ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
 _HUGGING_FACE = re.compile(r"hf:[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
 _MISSING = {
@@ -34,6 +41,8 @@ _MISSING = {
     "model": 'add "model: smollm2-135m", or the path of a .gguf file',
     "hosts": 'add "hosts:" and below it one "- name: ..." per machine',
     "name": 'add "name: " and a name of your choice',
+    "certificate": 'add "certificate: " and the path of a PEM file',
+    "key": 'add "key: " and the path of the private key that belongs to the certificate',
     "connection": 'add "connection: ssh", or "connection: local" for this machine',
 }
 
@@ -192,6 +201,78 @@ def survive(value: object) -> int:
 
 def parallel(value: object) -> int:
     return _whole(value, PARALLEL_RANGE)
+
+
+def tls(value: object) -> object:
+    """The word, or the two files, whose own checks follow."""
+    ask = 'write "self-signed", or "certificate: ..." and "key: ..." below it'
+    if value == SELF_SIGNED or isinstance(value, dict) or type(value).__module__ != "builtins":
+        return value
+    raise ValueError(f"is {kind(value)}; {ask}")
+
+
+def certificate(value: object, info: ValidationInfo) -> str:
+    """The absolute path of a PEM file that begins with the gateway's certificate."""
+    from orchestrator.certificates import read_certificate  # only inventories with TLS wait for the library
+
+    path = _path(_text(value, 'write the path of a PEM file such as "gateway.crt"'), info)
+    read_certificate(path)
+    return str(path)
+
+
+def certificate_key(value: object, info: ValidationInfo) -> str:
+    """The absolute path of the PEM file with the private key that belongs to the certificate."""
+    from orchestrator.certificates import check_key
+
+    path = _path(_text(value, 'write the path of a PEM file such as "gateway.key"'), info)
+    certificate = info.data.get("certificate")
+    check_key(path, Path(certificate) if certificate else None)
+    return str(path)
+
+
+def allowed_origins(value: object) -> tuple[str, ...]:
+    ask = 'write a list of origins such as ["https://chat.example"]'
+    if not isinstance(value, list):
+        raise ValueError(f"is {kind(value)}, not a list; {ask}")
+    for origin in value:
+        if origin == "*":
+            raise ValueError('"*" would let every web page ask with a key it has got; name the origins one by one')
+        if not isinstance(origin, str) or not _ORIGIN.fullmatch(origin):
+            said = shown(origin) if isinstance(origin, str) else kind(origin)
+            raise ValueError(
+                f"{said} is not an origin; write scheme, name and port as browsers send them, such as"
+                ' "https://chat.example", in small letters and without a path'
+            )
+    return tuple(dict.fromkeys(value))
+
+
+def connections(value: object) -> int:
+    return _whole(value, CONNECTIONS_RANGE)
+
+
+def waiting(value: object) -> int:
+    return _whole(value, WAITING_RANGE)
+
+
+def wait(value: object) -> int:
+    return _whole(value, WAIT_RANGE_S)
+
+
+def deadline(value: object) -> int:
+    return _whole(value, DEADLINE_RANGE_S)
+
+
+def body(value: object) -> int:
+    """The most bytes of one request's body."""
+    ask = 'write a size such as "8MiB", from "1KiB" to "64MiB"'
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise ValueError(f"the number {value:g} has no unit; {ask}")
+    text = _text(value, ask)
+    size_bytes = parse_bytes(text)
+    low, high = BODY_RANGE_BYTES
+    if not low <= size_bytes <= high:
+        raise ValueError(f"{shown(text)} is out of range; {ask}")
+    return size_bytes
 
 
 def mapping(ask: str) -> Callable[[object], object]:

@@ -1,7 +1,7 @@
 """Read inventory.yaml into an `Inventory`, or say everything that is wrong with it at once.
 
 This is the one place where text of the user's becomes inventory values, and the only one that knows pydantic for
-them. It opens the file, asks whether each `key` exists, and does nothing else: no host is touched here.
+them. It opens the file, looks at the keys and certificates that it names, and does nothing else: no host is touched.
 """
 
 import stat
@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Tag, ValidationError
 
 from orchestrator import inventory_fields as fields
 from orchestrator.errors import InventoryError
-from orchestrator.inventory import GatewayAddress, Host, Inventory
+from orchestrator.inventory import GatewaySettings, Host, Inventory, TlsFiles
 from orchestrator.inventory_rules import Problem, broken_rules, problem_of, spelled
 from orchestrator.inventory_yaml import Document, YamlError, read_yaml
 from workers.budget import MemoryCap
@@ -37,9 +37,13 @@ def load_inventory(path: Path) -> Inventory:
 
 def inventory_reference_keys() -> tuple[str, ...]:
     """Every key an inventory may have, as paths such as `context`, `gateway.port` and `hosts[].memory`."""
-    top = tuple(_InventoryKeys.model_fields)
-    gateway = tuple(f"gateway.{name}" for name in _GatewayKeys.model_fields)
-    return top + gateway + tuple(f"hosts[].{name}" for name in _HostKeys.model_fields)
+    groups: dict[str, type[_Keys]] = {
+        "": _InventoryKeys,
+        "gateway.": _GatewayKeys,
+        "gateway.tls.": _TlsKeys,
+        "hosts[].": _HostKeys,
+    }
+    return tuple(f"{group}{name}" for group, keys in groups.items() for name in keys.model_fields)
 
 
 class _Keys(BaseModel):
@@ -62,9 +66,30 @@ class _HostKeys(_Keys):
     run_with: Annotated[tuple[str, ...], BeforeValidator(fields.run_with)] = ()
 
 
+class _TlsKeys(_Keys):
+    certificate: Annotated[str, BeforeValidator(fields.certificate)]
+    key: Annotated[str, BeforeValidator(fields.certificate_key)]
+
+
+_WORD, _FILES = "\0word", "\0files"
+"""The two kinds of `tls`. The checking library puts them into paths; no key of a file can be one of them."""
+
+_Tls = Annotated[
+    Annotated[Literal["self-signed"], Tag(_WORD)] | Annotated[_TlsKeys, Tag(_FILES)],
+    Discriminator(lambda value: _WORD if isinstance(value, str) else _FILES),
+]
+
+
 class _GatewayKeys(_Keys):
-    host: Annotated[str, BeforeValidator(fields.address)] = GatewayAddress.host
-    port: Annotated[int, BeforeValidator(fields.port)] = GatewayAddress.port
+    host: Annotated[str, BeforeValidator(fields.address)] = GatewaySettings.host
+    port: Annotated[int, BeforeValidator(fields.port)] = GatewaySettings.port
+    tls: Annotated[_Tls | None, BeforeValidator(fields.tls)] = None
+    allowed_origins: Annotated[tuple[str, ...], BeforeValidator(fields.allowed_origins)] = ()
+    connections: Annotated[int, BeforeValidator(fields.connections)] = GatewaySettings.connections
+    waiting: Annotated[int, BeforeValidator(fields.waiting)] = GatewaySettings.waiting
+    wait: Annotated[int, BeforeValidator(fields.wait)] = GatewaySettings.wait_s
+    deadline: Annotated[int, BeforeValidator(fields.deadline)] = GatewaySettings.deadline_s
+    body: Annotated[int, BeforeValidator(fields.body)] = GatewaySettings.body_bytes
 
 
 class _InventoryKeys(_Keys):
@@ -131,7 +156,7 @@ def _checked(content: Mapping[str, Any], folder: Path) -> tuple[_InventoryKeys |
 
 def _problems(error: ValidationError) -> Iterator[Problem]:
     for one in error.errors(include_url=False):
-        where = tuple(one["loc"])
+        where = tuple(part for part in one["loc"] if part not in (_WORD, _FILES))
         match one["type"]:
             case "missing":
                 yield Problem(where, fields.missing(str(where[-1])), missing=True)
@@ -143,15 +168,36 @@ def _problems(error: ValidationError) -> Iterator[Problem]:
 
 
 def _known_keys(where: tuple[int | str, ...]) -> tuple[str, ...]:
-    """The keys of the group that `where` lies in: the file itself, `gateway`, or one of `hosts`."""
-    groups: tuple[type[BaseModel], ...] = (_InventoryKeys, _GatewayKeys, _HostKeys)
-    return tuple(groups[len(where) - 1].model_fields)
+    """The keys of the group that `where` lies in: the file itself, `gateway`, its `tls`, or one of `hosts`."""
+    match where[:-1]:
+        case ():
+            return tuple(_InventoryKeys.model_fields)
+        case ("gateway",):
+            return tuple(_GatewayKeys.model_fields)
+        case ("gateway", *_):
+            return tuple(_TlsKeys.model_fields)
+    return tuple(_HostKeys.model_fields)
 
 
 def _inventory(path: Path, checked: _InventoryKeys) -> Inventory:
-    gateway = GatewayAddress(host=checked.gateway.host, port=checked.gateway.port)
+    gateway = _gateway(checked.gateway)
     hosts = tuple(Host(**dict(host)) for host in checked.hosts)
     return Inventory(**{**dict(checked), "path": path, "gateway": gateway, "hosts": hosts})
+
+
+def _gateway(checked: _GatewayKeys) -> GatewaySettings:
+    tls = TlsFiles(checked.tls.certificate, checked.tls.key) if isinstance(checked.tls, _TlsKeys) else checked.tls
+    return GatewaySettings(
+        host=checked.host,
+        port=checked.port,
+        tls=tls,
+        allowed_origins=checked.allowed_origins,
+        connections=checked.connections,
+        waiting=checked.waiting,
+        wait_s=checked.wait,
+        deadline_s=checked.deadline,
+        body_bytes=checked.body,
+    )
 
 
 def _error(path: Path, problems: list[str]) -> InventoryError:

@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
 
 from orchestrator.errors import BringUpError, DeadlineError, HostError
-from orchestrator.host_agent import QUESTION_S, REAP_S, log_tail, read_object
+from orchestrator.host_agent import QUESTION_S, REAP_S, log_tail, read_object, read_part
 from orchestrator.shell.protocol import Finished, Process, Shell, Words
 from workers import commands
 
@@ -152,10 +154,10 @@ class Leashed:
     async def _read_events(self, lines: AsyncIterator[str]) -> Exit | None:
         """Take what the leash says; None when its stream closes without the program's end."""
         async for line in lines:
-            event = read_object(self.host, line)
+            event = read_event(self.host, line)
             self._silent_beats = 0
-            if event.get("event") == "exit" or "error" in event:
-                return _read_exit(event)
+            if isinstance(event, Exit):
+                return event
             self._take(event)
         return None
 
@@ -172,13 +174,14 @@ class Leashed:
         if not self.on_exit.done():
             self.on_exit.set_result(ended)
 
-    def _take(self, event: Mapping[str, Any]) -> None:
-        if event.get("event") == "started":
-            self.pid, self._leash_pid = int(event["pid"]), int(event["leash"])
-            self._started.set()
-        elif event.get("event") == "alive":
-            self.rss_bytes, self.anonymous_bytes = int(event["rss_bytes"]), int(event["anonymous_bytes"])
-            self.cpu_s, self.available_bytes = float(event["cpu_s"]), event["available_bytes"]
+    def _take(self, event: "Begun | Alive | None") -> None:
+        match event:
+            case Begun():
+                self.pid, self._leash_pid = event.pid, event.leash
+                self._started.set()
+            case Alive():
+                self.rss_bytes, self.anonymous_bytes = event.rss_bytes, event.anonymous_bytes
+                self.cpu_s, self.available_bytes = event.cpu_s, event.available_bytes
 
 
 async def start_leashed(
@@ -259,12 +262,36 @@ def _ended_at_once(host: str, name: str, ended: Exit, log: str) -> BringUpError:
     return BringUpError(f"{host}: {name} ended at once: {ended}", hint=hint, details=ended.tail)
 
 
-def _read_exit(event: Mapping[str, Any]) -> Exit:
-    if "error" in event:
-        return Exit(1, reason="the leash failed", tail=str(event["error"]))
-    return Exit(
-        status=event["status"],
-        reason=str(event["reason"]),
-        rss_peak_bytes=int(event["rss_peak_bytes"]),
-        tail=str(event["tail"]),
-    )
+@dataclass(frozen=True)
+class Begun:
+    """The program runs, held by the process `leash`."""
+
+    pid: Annotated[int, Field(ge=1)]
+    leash: Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Alive:
+    """A life sign: memory of the program and all it started, their time, and what the host has left."""
+
+    rss_bytes: int
+    anonymous_bytes: int
+    cpu_s: float
+    available_bytes: int | None
+
+
+_KINDS: Mapping[object, TypeAdapter[Any]] = {
+    "started": TypeAdapter(Begun),
+    "alive": TypeAdapter(Alive),
+    "exit": TypeAdapter(Exit),
+}
+
+
+def read_event(host: str, line: str) -> Begun | Alive | Exit | None:
+    """One line of the leash's; None for an event that says nothing to us. HostError when it cannot be read."""
+    told = read_object(host, line)
+    if "error" in told:
+        return Exit(1, reason="the leash failed", tail=str(told["error"]))
+    name = told.get("event")
+    kind = _KINDS.get(name) if isinstance(name, str) else None
+    return None if kind is None else read_part(host, kind, told)

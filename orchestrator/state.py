@@ -70,6 +70,8 @@ class ClusterState:
     requests_waiting: int = 0
     requests_finished: int = 0
     key_file: str = ""  # where the gateway's API key is kept
+    certificate: str = ""  # the file with what the gateway shows, "" where it is not encrypted
+    certificate_sha256: str = ""  # its fingerprint
     inventory_sha256: str = ""  # of the inventory file as it was at `up`
     supervised: bool = False  # a supervisor goes on with it: "failed" then means that it tries again by itself
 

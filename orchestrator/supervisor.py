@@ -25,12 +25,13 @@ from orchestrator.folders import ClusterFolder, Folders
 from orchestrator.gateway.api_error import unavailable
 from orchestrator.gateway.app import create_app
 from orchestrator.gateway.backends import Backends
-from orchestrator.gateway.head import Deadlines
+from orchestrator.gateway.door import connection_limits_of, deadlines_of, line_limits_of, warnings_of
 from orchestrator.gateway.keys import KeyFile, ensure_own_key
 from orchestrator.gateway.metrics import HostMemory
 from orchestrator.gateway.routing import HeadAddress
 from orchestrator.gateway.server import check_address, serve
 from orchestrator.gateway.state import READY, Counters, GatewayState, Situation
+from orchestrator.gateway.tls import Tls, prepare_tls
 from orchestrator.history import HistoryEvent, add_event
 from orchestrator.hosts import open_hosts
 from orchestrator.inventory import CONTROLLER, Inventory
@@ -137,9 +138,13 @@ async def _until_stopped(
 
 
 async def _work(inventory: Inventory, folders: Folders, report: Report, wishes: Wishes, keeper: StateKeeper) -> None:
-    check_address(inventory.gateway.host, inventory.gateway.port)
+    settings = inventory.gateway
+    check_address(settings.host, settings.port)
+    tls = prepare_tls(settings, folders.cluster(inventory.cluster), datetime.now(UTC))
+    for warning in warnings_of(settings, tls):
+        report.warn(warning)
     async with AsyncExitStack() as gateway:
-        await _Keeping(inventory, folders, report, wishes, keeper, gateway).go_on()
+        await _Keeping(inventory, folders, report, wishes, keeper, gateway, tls).go_on()
 
 
 class _Keeping:
@@ -156,6 +161,7 @@ class _Keeping:
         wishes: Wishes,
         keeper: StateKeeper,
         gateway: AsyncExitStack,
+        tls: Tls | None,
     ) -> None:
         self._inventory = inventory
         self._folders = folders
@@ -164,9 +170,11 @@ class _Keeping:
         self._keeper = keeper
         self._folder = folders.cluster(inventory.cluster)
         self._gateway = gateway
+        self._tls = tls
         self._cycle = Lifecycle()
         self._crews: list[Crew] = []
-        self._backends = Backends(Deadlines())
+        self._deadlines = deadlines_of(inventory.gateway)
+        self._backends = Backends(self._deadlines, line_limits_of(inventory.gateway))
         self._situation = GatewayState(READY)
         self._counters = Counters()
         self._memory: tuple[HostMemory, ...] = ()
@@ -312,10 +320,12 @@ class _Keeping:
             self._answer(moved=True, message=f"{name} answers again: {plan.mode} on {devices_text(plan)}")
             return
         url, key_file = await self._open_gateway()
+        if self._tls is not None:
+            figures |= {"certificate": str(self._tls.certificate), "certificate_sha256": self._tls.fingerprint}
         self._keeper.phase(
             self._cycle.state, self._cycle.reason, gateway=f"{url}/v1", key_file=str(key_file), **figures
         )
-        self._report.ready(ready_text(self._inventory.cluster, url, key_file))
+        self._report.ready(ready_text(self._inventory.cluster, url, key_file, self._tls))
 
     def _figures(self) -> dict[str, object]:
         """What the state file has of the groups that serve."""
@@ -333,6 +343,7 @@ class _Keeping:
         """Its address and where this user's key is."""
         self._report.step("Opening the gateway")
         inventory, folder = self._inventory, self._folders.cluster(self._inventory.cluster)
+        settings = inventory.gateway
         ensure_own_key(folder.gateway_keys, folder.gateway_key)
         app = create_app(
             self._backends,
@@ -343,9 +354,14 @@ class _Keeping:
             created=int(datetime.now(UTC).timestamp()),
             state=self._situation,
             counters=self._counters,
+            deadlines=self._deadlines,
             memory=lambda: self._memory,
+            body_bytes=settings.body_bytes,
+            allowed_origins=settings.allowed_origins,
         )
-        server = await self._gateway.enter_async_context(serve(app, inventory.gateway.host, inventory.gateway.port))
+        context = None if self._tls is None else self._tls.context
+        serving = serve(app, settings.host, settings.port, tls=context, limits=connection_limits_of(settings))
+        server = await self._gateway.enter_async_context(serving)
         return server.url, folder.gateway_key
 
     async def _until_lost(self, attempt: "asyncio.Task[_Came] | None") -> "_Loss | None":
@@ -533,9 +549,10 @@ def plan_lines(plan: Plan, survey: Survey) -> tuple[str, ...]:
     return tuple(line for line in lines if line)
 
 
-def ready_text(cluster: str, url: str, key_file: Path) -> str:
+def ready_text(cluster: str, url: str, key_file: Path, tls: Tls | None) -> str:
     """What the user sees when the cluster answers. Events are kept in a file, so the key itself is never in here."""
-    return f"{cluster} answers at {url}/v1\nAPI key: in {key_file}\nTalk to it: meshctl chat"
+    shown = "" if tls is None else f"Certificate: in {tls.certificate}, SHA-256 {tls.fingerprint}\n"
+    return f"{cluster} answers at {url}/v1\nAPI key: in {key_file}\n{shown}Talk to it: meshctl chat"
 
 
 def _now() -> str:

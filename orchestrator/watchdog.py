@@ -30,8 +30,8 @@ LEARNING = 0.2
 
 @dataclass(frozen=True)
 class Look:
-    """What a head says of itself: whether it works on requests, its decode calls since its start, and how many tokens of
-    prompts it still has to read."""
+    """What a head says of itself: whether it works on requests, its decode calls since its start, and how many tokens
+    of prompts it still has to read."""
 
     working: bool
     decodes: int

@@ -13,11 +13,25 @@ from orchestrator.engine.store import Engine, find_engine
 from orchestrator.folders import user_folders
 from quant.fetch import fetch_model
 from tests.end_to_end.fault_table import Row, as_markdown
+from tests.fuzzing import TRIED
 from tests.lab_fixture import make_lab  # noqa: F401 # a fixture
 from tests.program import Meshctl
 
 USER_CACHE = user_folders().cache
 """Where `scripts/test` built the engine and put the model, before any test changes the environment."""
+
+
+FAULT_ROWS = pytest.StashKey[list[Row]]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say how many inputs were made up, and what became of faults."""
+    if TRIED:
+        tried = ", ".join(f"{count} {kind}" for kind, count in sorted(TRIED.items()))
+        terminalreporter.write_line(f"made-up inputs tried: {tried}")
+    if rows := config.stash.get(FAULT_ROWS, []):
+        terminalreporter.section("faults")
+        terminalreporter.write(as_markdown(rows))
 
 
 @pytest.fixture(scope="session")
@@ -60,17 +74,7 @@ def meshctl(shared_cache: Path, tmp_path: Path) -> Iterator[Meshctl]:
     assert not left, f"the test left a cluster running: {left}"
 
 
-FAULT_ROWS = pytest.StashKey[list[Row]]()
-
-
 @pytest.fixture(scope="session")
 def fault_rows(request: pytest.FixtureRequest) -> list[Row]:
     """What the tests of faults measured; printed as a table at the end of the run."""
     return request.config.stash.setdefault(FAULT_ROWS, [])
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    rows = config.stash.get(FAULT_ROWS, [])
-    if rows:
-        terminalreporter.section("faults")
-        terminalreporter.write(as_markdown(rows))

@@ -24,6 +24,8 @@ def chat(
 
     meshctl chat "Why is the sky blue?"      cat notes.txt | meshctl chat "Sum this up"
     """
+    from pathlib import Path
+
     from orchestrator.chat import chat_loop, chat_once
     from orchestrator.cli.run import answer, run, talk
     from orchestrator.client import GatewayClient
@@ -46,7 +48,8 @@ def chat(
     folders.state.mkdir(parents=True, exist_ok=True)
 
     async def talk_with_it() -> None:
-        async with GatewayClient(state.gateway.removesuffix("/v1"), key) as client:
+        certificate = Path(state.certificate) if state.certificate else None
+        async with GatewayClient(state.gateway.removesuffix("/v1"), key, certificate=certificate) as client:
             options = {"system": system, "temperature": temperature, "max_tokens": max_tokens}
             if text:
                 await chat_once(client, text, out=sys.stdout, console=talk(), **options)  # type: ignore[arg-type]

@@ -3,25 +3,28 @@
 It holds no model and no conversation; what it lets through goes to the head and back as it comes (`relay`).
 """
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from orchestrator.errors import GatewayError
 from orchestrator.gateway.api_error import ApiError, unavailable
 from orchestrator.gateway.backends import Backends
+from orchestrator.gateway.bodies import Bodies
 from orchestrator.gateway.fields import BODY_LIMIT_BYTES, Body, chat_body, completion_body, read_body
 from orchestrator.gateway.head import Deadlines
 from orchestrator.gateway.keys import ApiKeys
 from orchestrator.gateway.metrics import CONTENT_TYPE, HostMemory, Metrics
-from orchestrator.gateway.relay import Relay
+from orchestrator.gateway.openapi import api_document
+from orchestrator.gateway.relay import ANSWERED_BY, Relay
 from orchestrator.gateway.state import READY, Counters, GatewayState
 
 _LOG = logging.getLogger(__name__)
@@ -41,27 +44,46 @@ def create_app(
     counters: Counters | None = None,
     deadlines: Deadlines | None = None,
     memory: Callable[[], Iterable[HostMemory]] = tuple,
+    body_bytes: int = BODY_LIMIT_BYTES,
+    allowed_origins: Collection[str] = (),
 ) -> Starlette:
     """The application for these heads, which the supervisor may replace while it runs.
 
     `keys` is asked at each request: a key may be revoked meanwhile. `context` is the tokens of one conversation,
     `parallel` the most choices of one request while no head is there to say so, and `created` the Unix time at which
     the cluster started, for /v1/models. `state` is read at each request; without one the heads are taken to be ready.
-    `counters` are counted up. Requests beyond the heads' slots wait in line. `memory` is for the metrics.
+    `counters` are counted up. Requests beyond the heads' slots wait in line. `memory` is for the metrics. A body has
+    at most `body_bytes`. Scripts of web pages from `allowed_origins` may ask, those of others not.
     """
     waits, state, counters = deadlines or Deadlines(), state or GatewayState(READY), counters or Counters()
     model = _model_entry(model_name, context, created)
-    gateway = _Gateway(backends, keys, model, parallel, state, counters, Metrics(counters, state, memory), waits)
+    metrics = Metrics(counters, state, memory)
+    bodies = Bodies(body_bytes, waits.body_s)
+    gateway = _Gateway(backends, keys, model, parallel, state, counters, metrics, bodies, waits)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
         await backends.close()
 
-    return Starlette(
+    app = Starlette(
         routes=gateway.routes(),
+        middleware=[_cross_origin(allowed_origins)] if allowed_origins else [],
         exception_handlers={ApiError: _answer_api_error, HTTPException: _answer_http, Exception: _answer_defect},
         lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def _cross_origin(origins: Collection[str]) -> Middleware:
+    """Keys come in a header of the request's own, never as cookies, so browsers send none by themselves."""
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=tuple(origins),
+        allow_methods=("GET", "POST"),
+        allow_headers=("*",),
+        expose_headers=(ANSWERED_BY, "retry-after"),
     )
 
 
@@ -75,6 +97,7 @@ class _Gateway:
         state: GatewayState,
         counters: Counters,
         metrics: Metrics,
+        bodies: Bodies,
         waits: Deadlines,
     ) -> None:
         self._backends = backends
@@ -84,11 +107,14 @@ class _Gateway:
         self._state = state
         self._counters = counters
         self._metrics = metrics
+        self._bodies = bodies
+        self._document = api_document(bodies.limit_bytes)
         self._waits = waits
 
     def routes(self) -> list[Route]:
         return [
             Route("/health", self._health, methods=["GET"]),
+            Route("/openapi.json", self._describe, methods=["GET"]),
             Route("/metrics", self._keyed(self._tell_metrics), methods=["GET"]),
             Route("/v1/models", self._keyed(self._models), methods=["GET"]),
             Route("/v1/models/{name:path}", self._keyed(self._one_model), methods=["GET"]),
@@ -121,6 +147,10 @@ class _Gateway:
         problem = unavailable("", code=now.state)
         return JSONResponse({"status": now.state, "fraction": now.fraction}, 503, problem.headers)
 
+    async def _describe(self, request: Request) -> Response:
+        """Open to everybody: it says how to ask any gateway, and nothing of this cluster."""
+        return JSONResponse(self._document)
+
     async def _tell_metrics(self, request: Request) -> Response:
         return Response(self._metrics.text(), media_type=CONTENT_TYPE)
 
@@ -141,7 +171,7 @@ class _Gateway:
         return await self._relay(request, "/v1/completions", completion_body)
 
     async def _relay(self, request: Request, path: str, shape: Callable[..., Body]) -> Response:
-        raw = await _receive(request, self._waits.body_s)
+        raw = await self._bodies.receive(request)
         passed = shape(read_body(raw), model=str(self._model["id"]), parallel=self._most_choices)
         self._check_ready()
         return Relay(
@@ -151,7 +181,7 @@ class _Gateway:
             self._counters,
             client=f"{request.state.key_name} {request.client.host if request.client else ''}",
             body_bytes=len(raw),
-            reader_s=self._waits.reader_s,
+            answer_s=self._waits.answer_s,
         )
 
     @property
@@ -172,29 +202,6 @@ def _model_entry(name: str, context: int | None, created: int) -> dict[str, obje
     return entry if context is None else {**entry, "context_length": context}
 
 
-async def _receive(request: Request, deadline_s: float) -> bytes:
-    """The request's body; ApiError 413 as soon as it is known to be too large, 408 when it does not arrive."""
-    announced = request.headers.get("content-length", "0")
-    if announced.isdecimal() and int(announced) > BODY_LIMIT_BYTES:
-        raise _too_large()
-    raw = bytearray()
-    try:
-        async with asyncio.timeout(deadline_s):
-            async for chunk in request.stream():
-                raw += chunk
-                if len(raw) > BODY_LIMIT_BYTES:
-                    raise _too_large()
-    except TimeoutError as error:
-        raise ApiError(408, f"the body did not arrive within {deadline_s:.0f} s", code="request_timeout") from error
-    except ClientDisconnect as error:
-        raise ApiError(400, "the client left before its body was complete") from error
-    return bytes(raw)
-
-
-def _too_large() -> ApiError:
-    return ApiError(413, f"the body is larger than {BODY_LIMIT_BYTES // 2**20} MiB", code="request_too_large")
-
-
 async def _answer_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return JSONResponse(error.body, error.status, error.headers)
@@ -209,5 +216,5 @@ async def _answer_http(request: Request, error: Exception) -> Response:
 
 async def _answer_defect(request: Request, error: Exception) -> Response:
     """A defect of the gateway's own; the traceback goes to the log, not to the client."""
-    problem = ApiError(500, "the gateway failed; its log says why", kind="server_error")
+    problem = ApiError(500, "the gateway failed; its log says why", kind="server_error", code="defect")
     return JSONResponse(problem.body, problem.status)

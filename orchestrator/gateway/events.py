@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from orchestrator.gateway.api_error import ApiError
 
 DONE = b"data: [DONE]\n\n"
@@ -18,6 +20,42 @@ async def whole_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         for event in events:
             if event:
                 yield event + b"\n\n"
+
+
+class _Delta(BaseModel):
+    content: str | None = None
+
+
+class _Choice(BaseModel):
+    index: int = 0
+    text: str | None = None
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _Timings(BaseModel):
+    prompt_n: int = 0
+    predicted_n: int = 0
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _Chunk(BaseModel):
+    choices: list[_Choice] | None = None
+    timings: _Timings | None = None
+    usage: _Usage | None = None
+
+
+def is_answer(chunk: object) -> bool:
+    """Whether all that is looked at here is of its kind, in a whole answer of a head or in a piece of one."""
+    try:
+        _Chunk.model_validate(chunk)
+    except ValidationError:
+        return False
+    return True
 
 
 def error_event(problem: ApiError) -> bytes:
@@ -82,7 +120,8 @@ class Answer:
         return _event({**self._same, "choices": [choice], "model": self._model})
 
     def see(self, event: bytes) -> bytes | None:
-        """What to send on for this event; None for the head's empty `data: null`, which breaks clients."""
+        """What to send on for this event; None for what is no piece of an answer, which would break clients: some heads
+        send `data: null`."""
         if event == DONE:
             self.ended = True
             return event
@@ -93,7 +132,7 @@ class Answer:
             chunk = json.loads(payload)
         except ValueError:
             return None
-        return self._see_chunk(chunk, event) if isinstance(chunk, dict) else None
+        return self._see_chunk(chunk, event) if is_answer(chunk) else None
 
     def _see_chunk(self, chunk: dict[str, Any], event: bytes) -> bytes:
         if "error" in chunk:

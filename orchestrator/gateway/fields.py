@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
 
 from orchestrator.gateway.api_error import ApiError, bad_field
 
@@ -60,7 +60,8 @@ Positive = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 TokenCount = Annotated[int, Field(ge=0, lt=2**31)]
 LastTokens = Annotated[int, Field(ge=0, le=LAST_TOKENS_LIMIT)]
-Prompts = Annotated[list[str] | list[list[TokenId]] | list[TokenId], Field(min_length=1, max_length=2**17)]
+_Some = Field(min_length=1, max_length=2**17)
+Prompts = Annotated[list[str], _Some] | Annotated[list[list[TokenId]], _Some] | Annotated[list[TokenId], _Some]
 StopWord = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 
 
@@ -169,22 +170,29 @@ class ChatRequest(Sampling):
     add_generation_prompt: bool | None = None
 
 
+def _no_number(value: object) -> object:
+    """To Python 0 is False; to a sender it is not."""
+    if value is not False:
+        raise ValueError("must be false")
+    return value
+
+
 class CompletionRequest(Sampling):
     """The body of /v1/completions. `echo` may only be false."""
 
     prompt: str | Prompts
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    echo: Literal[False] | None = None
+    echo: Annotated[Literal[False], BeforeValidator(_no_number)] | None = None
 
 
 def read_body(raw: bytes) -> Body:
     """Read a request body as a JSON object; an ApiError (400) says what else it is."""
     try:
         body = json.loads(raw, parse_constant=_refuse_constant)
-        json.dumps(body, ensure_ascii=False).encode()
+        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
     except RecursionError as error:
         raise _too_nested() from error
-    except ValueError as error:  # not JSON, not UTF-8, or half of a surrogate pair
+    except ValueError as error:  # not JSON, not UTF-8, half of a surrogate pair, or a number beyond all floats
         raise ApiError(400, f"the body is not JSON: {error}") from error
     if not isinstance(body, dict):
         raise ApiError(400, f"the body must be a JSON object, not {_json_kind(body)}")
@@ -267,7 +275,7 @@ def _first_problem(error: ValidationError) -> ApiError:
             return bad_field(path, f"`{path}` is missing")
         case "literal_error" if path.endswith(".type") and path.startswith("messages"):
             return bad_field(path, f'`{path}` must be "text": this cluster reads text only')
-        case "literal_error" if path == "echo":
+        case "literal_error" | "value_error" if path == "echo":
             return bad_field(path, "`echo` must be false: the engine does not repeat prompts")
         case "literal_error" if path == "tool_choice":
             return bad_field(

@@ -14,7 +14,7 @@ from typing import Literal
 
 import httpx
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from orchestrator.gateway.api_error import ApiError, bad_field, unavailable
 from orchestrator.gateway.backends import Backends
@@ -49,7 +49,8 @@ class Relay(Response):
 
     It waits in the line for its turn; then the router chooses the head, and one that cannot be reached at all is passed
     over for the next best. When the head is lost before any of its answer has been passed on, the request goes back to
-    the line and is asked again: the client notices nothing but the time. `body_bytes` is the body's size as it came.
+    the line and is asked again: the client notices nothing but the time. `body_bytes` is the body's size as it came;
+    whatever happens the answer has ended, or it is said why not, after `answer_s`.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Relay(Response):
         *,
         client: str,
         body_bytes: int,
-        reader_s: float,
+        answer_s: float,
     ) -> None:
         super().__init__()
         self._backends = backends
@@ -71,12 +72,12 @@ class Relay(Response):
         self._counters = counters
         self._client = client
         self._body_bytes = body_bytes
-        self._reader_s = reader_s
+        self._answer_s = answer_s
         self._arrived_s = monotonic()
         self._begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        work = asyncio.create_task(self._run(_Out(send, self._reader_s)))
+        work = asyncio.create_task(self._run(_Out(send)))
         leaving = asyncio.create_task(_client_leaves(receive))
         # A cancelled request is one whose gateway stops: `work` tells the client so, and nothing is left to cancel.
         with suppress(asyncio.CancelledError):
@@ -91,12 +92,10 @@ class Relay(Response):
         end: Literal["finished", "failed", "cancelled"] = "failed"
         self._counters.arrive()
         try:
-            async with _telling(out):
+            async with _telling(out), _in_time(self._answer_s):
                 await self._until_answered(out, answer)
                 end = "failed" if answer.failed else "finished"
                 self._counters.request_s.observe(monotonic() - self._arrived_s)
-        except ReaderGoneError:
-            end = "cancelled"
         except asyncio.CancelledError:
             end = "cancelled"
             await _say_farewell(out)
@@ -182,9 +181,9 @@ class Relay(Response):
                     raise bad_field("n", f"no head takes more than {serving.most_choices} choices at once now")
                 stack.callback(router.release, ticket)
                 head = serving.heads[ticket.head]
-                asking = head.ask(self._path, self._asking)
+                stack.enter_context(self._backends.using(head))
                 try:
-                    response = await stack.enter_async_context(asking)
+                    response = await stack.enter_async_context(head.ask(self._path, self._asking))
                 except ApiError as problem:
                     tried.append(ticket.head)
                     if problem.code == HEAD_DOWN:
@@ -257,6 +256,16 @@ async def _telling(out: "_Out") -> AsyncIterator[None]:
         await out.fail(problem)
 
 
+@asynccontextmanager
+async def _in_time(seconds: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        message = f"the answer was not complete within {seconds:g} s (`gateway.deadline` in the inventory)"
+        raise ApiError(504, message, kind="server_error", code="deadline_exceeded") from error
+
+
 async def _client_leaves(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -269,19 +278,15 @@ async def _say_farewell(out: "_Out") -> None:
             await out.fail(unavailable("the gateway stops", code="stopping"))
 
 
-class ReaderGoneError(Exception):
-    """The client has taken nothing for too long: its answer is given up, and its slot is free for others."""
-
-
 class _Out:
     """The response to the client, which remembers how far it is.
 
-    What is not read yet is held in buffers of a bounded size; then nothing more is taken from the head either.
+    What is not read yet is held in buffers of a bounded size; then nothing more is taken from the head either. A client
+    that reads nothing for long is disconnected (`connections`).
     """
 
-    def __init__(self, send: Send, reader_s: float) -> None:
-        self._to_client = send
-        self._reader_s = reader_s
+    def __init__(self, send: Send) -> None:
+        self._send = send
         self.begun = False
         self._ended = False
 
@@ -318,10 +323,3 @@ class _Out:
     async def _body(self, payload: bytes, *, more: bool) -> None:
         self._ended = not more
         await self._send({"type": "http.response.body", "body": payload, "more_body": more})
-
-    async def _send(self, message: Message) -> None:
-        try:
-            async with asyncio.timeout(self._reader_s):
-                await self._to_client(message)
-        except TimeoutError as error:
-            raise ReaderGoneError from error

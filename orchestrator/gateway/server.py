@@ -7,14 +7,17 @@ import asyncio
 import errno
 import math
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from orchestrator.errors import BringUpError
+from orchestrator.gateway.connections import Connection, ConnectionLimits, bounded_headers
 
 BACKLOG = 512
 CLOSE_S = 5.0
@@ -27,25 +30,34 @@ class Listening:
 
     host: str
     port: int
+    scheme: str = "http"
 
     @property
     def url(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return f"{self.scheme}://{host}:{self.port}"
 
 
 @asynccontextmanager
-async def serve(app: ASGIApp, host: str, port: int, *, drain_s: float = 10.0) -> AsyncIterator[Listening]:
+async def serve(
+    app: ASGIApp,
+    host: str,
+    port: int,
+    *,
+    tls: ssl.SSLContext | None = None,
+    limits: ConnectionLimits | None = None,
+    drain_s: float = 10.0,
+) -> AsyncIterator[Listening]:
     """Serve `app` until the block ends; then take no new connection and give running answers `drain_s` to finish.
 
     BringUpError when the address cannot be had.
     """
     listener = _bind(host, port)
-    server = _Server(_config(app, drain_s))
+    server = _Server(_config(app, tls, limits or ConnectionLimits(), drain_s))
     task = asyncio.create_task(server.serve(sockets=[listener]), name="gateway server")
     try:
         await _until_ready(server, task)
-        yield Listening(host, listener.getsockname()[1])
+        yield Listening(host, listener.getsockname()[1], "http" if tls is None else "https")
     finally:
         await _stop(server, task, drain_s)
         listener.close()
@@ -72,9 +84,14 @@ class _Server(uvicorn.Server):
         self.ready.set()
 
 
-def _config(app: ASGIApp, drain_s: float) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
+def _config(app: ASGIApp, tls: ssl.SSLContext | None, limits: ConnectionLimits, drain_s: float) -> uvicorn.Config:
+    """Headers that proxies add are not believed: anybody can add them, and clients are told apart by address."""
+    config = uvicorn.Config(
+        bounded_headers(app, limits),
+        http=partial(Connection, limits),  # type: ignore[arg-type] # is called as a class is
+        h11_max_incomplete_event_size=limits.header_bytes,
+        interface="asgi3",
+        proxy_headers=False,
         lifespan="on",
         ws="none",
         log_config=None,
@@ -82,12 +99,19 @@ def _config(app: ASGIApp, drain_s: float) -> uvicorn.Config:
         server_header=False,
         timeout_graceful_shutdown=math.ceil(drain_s),
     )
+    config.load()
+    config.ssl = tls
+    return config
 
 
 def _bind(host: str, port: int) -> socket.socket:
+    """Connections inherit that small pieces are sent at once: asyncio asks for it only where a socket says that it is
+    TCP's, which this one does not. Without it each token may wait 40 ms for the one before it to be acknowledged."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except OSError as error:
         raise _bind_error(host, port, error) from error
 

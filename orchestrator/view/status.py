@@ -32,6 +32,8 @@ def status_view(state: ClusterState) -> RenderableType:
         parts.append(Text("it tries again by itself; end it with `meshctl down`"))
     if state.phase in (*SERVING, "recovering"):
         parts.append(Text(f"gateway {state.gateway}, API key in {state.key_file}"))
+        if state.certificate:
+            parts.append(Text(f"certificate {state.certificate}, SHA-256 {state.certificate_sha256}"))
         counts = (state.requests_running, state.requests_waiting, state.requests_finished)
         parts.append(Text("requests running {}, waiting {}, finished {}".format(*counts)))
     if state.plan is not None:

@@ -162,8 +162,8 @@ def row_of(
     """Strike while four streams and a whole answer are made and another one waits for a slot; see it through, and judge
     every answer.
 
-    `after` is done when the fault has been noticed, such as putting a link back. Afterwards nothing may be lost, nothing
-    may be there twice, and what followed a seam is compared with what a fresh request is given.
+    `after` is done when the fault has been noticed, such as putting a link back. Afterwards nothing may be lost or be
+    there twice, and what followed a seam is compared with what a fresh request is given.
     """
     requests = [Asked(prompt) for prompt in PROMPTS] + [Asked(PROMPTS[0], stream=False) for _ in range(waiting)]
     watch = Watch(cluster.folder / "state.json")
@@ -178,7 +178,7 @@ def row_of(
             wait()
     finally:
         watch.close()
-    outcomes = Counter(one.outcome(fault_s) for one in requests)
+    outcomes = Counter[str](one.outcome(fault_s) for one in requests)
     assert outcomes["lost"] == 0, requests
     resumed = [one for one in requests if one.outcome(fault_s) == "resumed" and one.stream]
     for one in resumed:

@@ -23,7 +23,7 @@ PROMPTS = (
     "List the numbers from one to thirty.",
     "Tell me a long story about a dog.",
 )
-"""Of answers that the model is sure of: several at once are computed together, and what is nearly a tie may tip over."""
+"""Of answers that the model is sure of: several at once are computed together, and what is nearly a tie may tip."""
 
 
 @dataclass

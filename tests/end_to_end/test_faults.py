@@ -13,7 +13,7 @@ import pytest
 from lab_folder import LabHost
 from lab_hosts import Lab
 from lab_running import RunningHost
-from tests.end_to_end.fault_table import Cluster, Row, as_markdown, kill, parent_of, row_of
+from tests.end_to_end.fault_table import Cluster, Row, kill, parent_of, row_of
 from tests.end_to_end.inventories import free_port, write_local
 from tests.end_to_end.load import PROMPTS, Asked, asking
 from tests.end_to_end.refusals import wait_idle
@@ -77,7 +77,6 @@ def see_through(
 ) -> None:
     row = row_of(cluster, fault, strike, after=after)
     rows.append(row)
-    print(as_markdown([row]))
     assert row.noticed_s is not None
     assert row.noticed_s < bound_s, row
     assert row.outcomes["failed"] == 0, row
@@ -93,8 +92,8 @@ def test_local_processes_that_end_or_stop(local: Cluster, fault_rows: list[Row])
 
 
 def test_a_supervisor_that_was_stopped_goes_on_with_a_new_cluster(local: Cluster, fault_rows: list[Row]) -> None:
-    """Meanwhile every program of the cluster ends for want of heartbeats. The supervisor holds the gateway: streams stand
-    still as long as it does, and go on when it does."""
+    """Meanwhile every program of the cluster ends for want of heartbeats. The supervisor holds the gateway: streams
+    stand still as long as it does, and go on when it does."""
     pid = local.state["pid"]
 
     pids = [one["pid"] for one in local.state["processes"]]

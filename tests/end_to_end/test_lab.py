@@ -193,7 +193,7 @@ def test_a_host_without_forwarding_refuses_tunnels(make_lab: MakeLab) -> None:
 
 
 def test_the_inventory_of_a_lab_is_one_that_meshctl_reads(make_lab: MakeLab) -> None:
-    from orchestrator.inventory import GatewayAddress, Host, Inventory
+    from orchestrator.inventory import GatewaySettings, Host, Inventory
     from orchestrator.inventory_file import load_inventory
     from workers.budget import MemoryCap
 
@@ -215,7 +215,7 @@ def test_the_inventory_of_a_lab_is_one_that_meshctl_reads(make_lab: MakeLab) -> 
             ),
         ),
         context=2048,
-        gateway=GatewayAddress(port=20080),
+        gateway=GatewaySettings(port=20080),
     )
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import InventoryError
-from orchestrator.inventory import GatewayAddress, Host, Inventory
+from orchestrator.inventory import GatewaySettings, Host, Inventory, TlsFiles
 from orchestrator.inventory_file import inventory_reference_keys, load_inventory
+from tests.orchestrator.certificate_files import write_locked_key, write_pair
 from workers.budget import MIB, MemoryCap
 
 ROOT_INVENTORY = Path(__file__).parents[2] / "inventory.yaml"
@@ -26,6 +27,15 @@ ADDRESS = 'write a name or an address such as "192.168.1.20"'
 ASK_FINGERPRINT = (
     'write the fingerprint that "ssh-keygen -lf" shows on the host, "SHA256:" and 43 characters'  # as on the host
 )
+
+
+TLS = 'write "self-signed", or "certificate: ..." and "key: ..." below it'
+ORIGINS = 'write a list of origins such as ["https://chat.example"]'
+ORIGIN = (
+    "is not an origin; write scheme, name and port as browsers send them, such as"
+    ' "https://chat.example", in small letters and without a path'
+)
+BODY = 'write a size such as "8MiB", from "1KiB" to "64MiB"'
 
 
 def in_host(line: str, host: str = LOCAL) -> str:
@@ -100,14 +110,16 @@ BAD: list[tuple[str, str, list[str]]] = [
         "unknown at the top",
         f"{WHOLE}zzz: 1\n",
         [
-            "zzz: unknown key; the keys here are cluster, model, context, parallel, minimum_context, goal, survive, gateway, hosts"
+            "zzz: unknown key; the keys here are cluster, model, context, parallel, minimum_context, goal, survive,"
+            " gateway, hosts"
         ],
     ),
     (
         "a number as key",
         f"{WHOLE}7: 1\n",
         [
-            "7: unknown key; the keys here are cluster, model, context, parallel, minimum_context, goal, survive, gateway, hosts"
+            "7: unknown key; the keys here are cluster, model, context, parallel, minimum_context, goal, survive, gateway,"
+            " hosts"
         ],
     ),
     ("unknown in gateway", f"{WHOLE}gateway:\n  prt: 80\n", ['gateway.prt: unknown key; did you mean "port"?']),
@@ -120,6 +132,39 @@ BAD: list[tuple[str, str, list[str]]] = [
         "gateway port 0",
         f"{WHOLE}gateway:\n  port: 0\n",
         ["gateway.port: the number 0 is out of range; write a whole number from 1 to 65535"],
+    ),
+    *(
+        (f"gateway {line}", f"{WHOLE}gateway:\n  {line}\n", [f"gateway.{problem}"])
+        for line, problem in (
+            ("tls: yes", f'tls: is the text "yes"; {TLS}'),
+            ("tls: true", f"tls: is the truth value true; {TLS}"),
+            ("tls: []", f"tls: is a list; {TLS}"),
+            ("allowed_origins: x", f'allowed_origins: is the text "x", not a list; {ORIGINS}'),
+            (
+                'allowed_origins: ["*"]',
+                'allowed_origins: "*" would let every web page ask with a key it has got; name the origins one by one',
+            ),
+            ("allowed_origins: [https://a.example/]", f'allowed_origins: "https://a.example/" {ORIGIN}'),
+            ("allowed_origins: [null]", f"allowed_origins: empty {ORIGIN}"),
+            ("allowed_origins: ['null']", f'allowed_origins: "null" {ORIGIN}'),
+            ("allowed_origins: [https://A.example]", f'allowed_origins: "https://A.example" {ORIGIN}'),
+            ("connections: 7", "connections: the number 7 is out of range; write a whole number from 8 to 65536"),
+            ("waiting: 0", "waiting: the number 0 is out of range; write a whole number from 1 to 65536"),
+            ("wait: 10m", 'wait: is the text "10m", not a whole number; write a whole number from 1 to 86400'),
+            ("deadline: 0", "deadline: the number 0 is out of range; write a whole number from 1 to 86400"),
+            ("body: 8", f"body: the number 8 has no unit; {BODY}"),
+            ("body: 1GiB", f'body: "1GiB" is out of range; {BODY}'),
+            ("body: 50%", 'body: "50%" is a share where a size is needed; write a size such as "12GiB" or "800MiB"'),
+        )
+    ),
+    (
+        "unknown in tls",
+        f"{WHOLE}gateway:\n  tls:\n    certificat: x\n",
+        [
+            'gateway.tls.certificate: missing; add "certificate: " and the path of a PEM file',
+            'gateway.tls.key: missing; add "key: " and the path of the private key that belongs to the certificate',
+            'gateway.tls.certificat: unknown key; did you mean "certificate"?',
+        ],
     ),
     (
         "no connection",
@@ -495,7 +540,7 @@ def test_a_short_inventory_gets_every_default(tmp_path: Path) -> None:
         context=4096,
         parallel=1,
         goal="latency",
-        gateway=GatewayAddress("127.0.0.1", 11435),
+        gateway=GatewaySettings("127.0.0.1", 11435),
     )
 
 
@@ -571,8 +616,93 @@ hosts:
         context=512,
         parallel=256,
         goal="throughput",
-        gateway=GatewayAddress("0.0.0.0", 9000),
+        gateway=GatewaySettings("0.0.0.0", 9000),
     )
+
+
+def test_the_gateways_settings_are_read(tmp_path: Path) -> None:
+    certificate, key = write_pair(tmp_path)
+    path = tmp_path / "inventory.yaml"
+    path.write_text(
+        WHOLE
+        + """gateway:
+  tls: {certificate: gateway.crt, key: gateway.pem}
+  allowed_origins: ["https://a.example", "http://[::1]:8080", "https://a.example"]
+  connections: 8
+  waiting: 2
+  wait: 3
+  deadline: 4
+  body: 1KiB
+"""
+    )
+    assert load_inventory(path).gateway == GatewaySettings(
+        tls=TlsFiles(str(certificate), str(key)),
+        allowed_origins=("https://a.example", "http://[::1]:8080"),
+        connections=8,
+        waiting=2,
+        wait_s=3,
+        deadline_s=4,
+        body_bytes=1024,
+    )
+
+
+CERTIFICATE = "name a PEM file that begins with the gateway's certificate"
+PRIVATE_KEY = "name the PEM file of the certificate's private key"
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "problems"),
+    [
+        (
+            "none.crt",
+            "none.pem",
+            [
+                "certificate: {}/none.crt does not exist; " + CERTIFICATE,
+                "key: {}/none.pem does not exist; " + PRIVATE_KEY,
+            ],
+        ),
+        (
+            "folder",
+            "pipe",
+            ["certificate: {}/folder is not a file; " + CERTIFICATE, "key: {}/pipe is not a file; " + PRIVATE_KEY],
+        ),
+        (
+            "gateway.pem",
+            "gateway.pem",
+            ["certificate: {}/gateway.pem holds no certificate that can be read; " + CERTIFICATE],
+        ),
+        ("gateway.crt", "gateway.crt", ["key: {}/gateway.crt holds no private key that can be read; " + PRIVATE_KEY]),
+        (
+            "gateway.crt",
+            "other.pem",
+            ["key: {}/other.pem does not belong to {}/gateway.crt; name the key that the certificate was made with"],
+        ),
+        (
+            "gateway.crt",
+            "locked.pem",
+            [
+                "key: {}/locked.pem is protected by a password; name a key without one,"
+                " as nobody is there to type it when the gateway starts"
+            ],
+        ),
+        ("7", "gateway.pem", ["certificate: is the number 7 where text is needed; write it in quotes"]),
+    ],
+    ids=["missing", "no files", "a key as certificate", "a certificate as key", "of another", "locked", "a number"],
+)
+def test_every_wrong_thing_about_a_certificate_is_one_clear_line(
+    tmp_path: Path, certificate: str, key: str, problems: list[str]
+) -> None:
+    write_pair(tmp_path)
+    write_pair(tmp_path, "other")
+    write_locked_key(tmp_path / "locked.pem")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    path = tmp_path / "inventory.yaml"
+    path.write_text(f"{WHOLE}gateway:\n  tls:\n    certificate: {certificate}\n    key: {key}\n")
+    with pytest.raises(InventoryError) as caught:
+        load_inventory(path)
+    expected = (problem.format(tmp_path, tmp_path) for problem in problems)
+    assert str(caught.value) == "\n".join(f"{path}: gateway.tls.{problem}" for problem in expected)
 
 
 @pytest.mark.parametrize(
@@ -628,4 +758,4 @@ def test_the_example_host_in_the_root_inventory_is_valid_when_the_comment_signs_
     path.write_text(gateway + lines)
     inventory = load_inventory(path)
     assert inventory.hosts[2].address == "192.168.1.20"
-    assert inventory.gateway == GatewayAddress()
+    assert inventory.gateway == GatewaySettings()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from orchestrator.gateway.app import create_app
 from orchestrator.gateway.backends import Backends
+from orchestrator.gateway.connections import ConnectionLimits
 from orchestrator.gateway.head import Deadlines
 from orchestrator.gateway.keys import ApiKeys, known_key
 from orchestrator.gateway.line import LineLimits
@@ -124,12 +126,25 @@ async def gateway_for(
     keys: Callable[[], ApiKeys] | None = None,
     limits: LineLimits | None = None,
     memory: Callable[[], Iterable[HostMemory]] = tuple,
+    connections: ConnectionLimits | None = None,
+    tls: ssl.SSLContext | None = None,
+    allowed_origins: Sequence[str] = (),
 ) -> AsyncIterator[Gateway]:
     """A gateway before `head`, both on real sockets."""
     async with AsyncExitStack() as stack:
         upstream = await stack.enter_async_context(serve(head.app(), "127.0.0.1", 0, drain_s=1))
         yield await stack.enter_async_context(
-            gateway_at(upstream.url, parallel=parallel, deadlines=deadlines, keys=keys, limits=limits, memory=memory)
+            gateway_at(
+                upstream.url,
+                parallel=parallel,
+                deadlines=deadlines,
+                keys=keys,
+                limits=limits,
+                memory=memory,
+                connections=connections,
+                tls=tls,
+                allowed_origins=allowed_origins,
+            )
         )
 
 
@@ -145,6 +160,9 @@ async def gateway_at(
     keys: Callable[[], ApiKeys] | None = None,
     limits: LineLimits | None = None,
     memory: Callable[[], Iterable[HostMemory]] = tuple,
+    connections: ConnectionLimits | None = None,
+    tls: ssl.SSLContext | None = None,
+    allowed_origins: Sequence[str] = (),
 ) -> AsyncIterator[Gateway]:
     state, counters = GatewayState(Situation("ready")), Counters()
     backends = Backends(deadlines or Deadlines(), limits)
@@ -159,8 +177,9 @@ async def gateway_at(
         counters=counters,
         deadlines=deadlines,
         memory=memory,
+        allowed_origins=allowed_origins,
     )
-    async with serve(app, "127.0.0.1", 0, drain_s=drain_s) as listening:
+    async with serve(app, "127.0.0.1", 0, tls=tls, limits=connections, drain_s=drain_s) as listening:
         headers = {"authorization": f"Bearer {KEY}"}
         async with httpx.AsyncClient(base_url=listening.url, headers=headers, timeout=20, trust_env=False) as http:
             yield Gateway(http, listening.url, state, counters, backends)

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.gateway import relay
 from orchestrator.gateway.api_error import unavailable
+from orchestrator.gateway.connections import ConnectionLimits
 from orchestrator.gateway.fields import BODY_LIMIT_BYTES
 from orchestrator.gateway.head import Deadlines
 from orchestrator.gateway.keys import KeyFile, add_key, revoke_key
@@ -319,7 +320,7 @@ async def test_a_client_that_takes_nothing_keeps_no_slot_and_no_memory() -> None
     """32 MiB are on their way to it; far less may lie in buffers, and after a while its answer is given up."""
     part = chunk("x" * 2**16)
     head = FakeHead(parts=(part,) * 512)
-    async with gateway_for(head, parallel=1, deadlines=Deadlines(reader_s=0.5)) as gateway:
+    async with gateway_for(head, parallel=1, connections=ConnectionLimits(reader_s=0.5)) as gateway:
         url = httpx.URL(gateway.url)
         body = json.dumps(STREAMED).encode()
         _, lazy = await asyncio.open_connection(url.host, url.port, limit=1024)
@@ -343,10 +344,10 @@ async def test_a_head_silent_in_a_stream_is_given_up() -> None:
         await asyncio.wait_for(head.left.wait(), 5)
 
 
-async def test_a_head_that_gives_no_answer_in_time_is_a_504() -> None:
+async def test_an_answer_that_does_not_come_in_time_is_a_504() -> None:
     async with gateway_for(FakeHead(), deadlines=Deadlines(answer_s=0.2)) as gateway:
         response = await gateway.http.post(CHAT, json=QUESTION)
-    assert (response.status_code, response.json()["error"]["code"]) == (504, "head_timeout")
+    assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
 
 
 async def test_a_head_that_cannot_be_reached_is_a_503_that_says_when_to_ask_again(closed_port: int) -> None:
@@ -390,7 +391,7 @@ async def test_a_full_context_is_told_as_openai_does_with_the_numbers_and_the_fi
     ("status", "error", "expected"),
     [
         (400, {"message": "bad grammar", "type": "invalid_request_error"}, (400, "bad grammar", None)),
-        (500, {"message": "oh", "type": "server_error"}, (500, "oh", None)),
+        (500, {"message": "oh", "type": "server_error"}, (502, "oh", "head_error")),
         (
             503,
             {"message": "Loading", "type": "unavailable_error"},
@@ -501,6 +502,62 @@ async def test_there_is_nothing_else(method: str, path: str, status: int) -> Non
     async with gateway_for(FakeHead()) as gateway:
         response = await gateway.http.request(method, path)
     assert (response.status_code, response.json()["error"]["type"]) == (status, "invalid_request_error")
+
+
+PREFLIGHT = {
+    "authorization": "",
+    "access-control-request-method": "POST",
+    "access-control-request-headers": "authorization,content-type,x-stainless-lang",
+}
+
+
+async def test_web_pages_may_ask_only_from_origins_that_are_named() -> None:
+    named, other = "https://chat.example", "https://evil.example"
+    async with gateway_for(FakeHead(whole=json_answer({"choices": []})), allowed_origins=(named,)) as gateway:
+        allowed = await gateway.http.options(CHAT, headers={**PREFLIGHT, "origin": named})
+        refused = await gateway.http.options(CHAT, headers={**PREFLIGHT, "origin": other})
+        answers = [await gateway.http.post(CHAT, json=QUESTION, headers={"origin": one}) for one in (named, other)]
+        nobody = await gateway.http.post(CHAT, headers={"authorization": "", "origin": named})
+    assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, named)
+    assert "authorization" in allowed.headers["access-control-allow-headers"]
+    assert "access-control-allow-credentials" not in allowed.headers
+    assert (refused.status_code, refused.headers.get("access-control-allow-origin")) == (400, None)
+    assert [one.headers.get("access-control-allow-origin") for one in answers] == [named, None]
+    assert (nobody.status_code, nobody.headers["access-control-allow-origin"]) == (401, named)
+
+
+async def test_without_named_origins_no_web_page_may_ask() -> None:
+    async with gateway_for(FakeHead()) as gateway:
+        answer = await gateway.http.options(CHAT, headers={**PREFLIGHT, "origin": "https://chat.example"})
+    assert answer.status_code == 405
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+async def test_a_stream_that_takes_too_long_ends_with_the_reason() -> None:
+    head = FakeHead(parts=(chunk("half"),), hang=True)
+    async with gateway_for(head, parallel=1, deadlines=Deadlines(answer_s=0.3)) as gateway:
+        text = (await gateway.http.post(CHAT, json=STREAMED)).text
+        assert "half" in text
+        assert json.loads(text.strip().split("\n\n")[-1][6:])["error"]["code"] == "deadline_exceeded"
+        await asyncio.wait_for(head.left.wait(), 5)
+        await _until(lambda: gateway.counters.now == Counts(failed=1, tokens=1))
+
+
+async def test_who_waits_too_long_in_line_is_told_so_at_the_deadline() -> None:
+    head = FakeHead(parts=(chunk("first"),), hang=True)
+    async with gateway_for(head, parallel=1, deadlines=Deadlines(answer_s=0.5)) as gateway:
+        first = asyncio.create_task(_read_all(gateway, STREAMED))
+        await _until(lambda: gateway.counters.now.running == 1)
+        second = await gateway.http.post(CHAT, json=QUESTION)
+        assert (second.status_code, second.json()["error"]["code"]) == (504, "deadline_exceeded")
+        await first
+        await _until(lambda: gateway.counters.now == Counts(failed=2, tokens=1))
+
+
+async def test_paths_with_a_slash_too_many_lead_nowhere_else() -> None:
+    """A redirect would be made of the header `host`, which is the client's word."""
+    async with gateway_for(FakeHead()) as gateway:
+        assert (await gateway.http.get("/health/")).status_code == 404
 
 
 async def _read_all(gateway: Gateway, question: dict[str, object]) -> None:

@@ -165,6 +165,7 @@ def test_completions_take_texts_and_token_ids(prompt: Any) -> None:
         ({"prompt": {"prompt_string": "x", "multimodal_data": ["x"]}}, "prompt"),
         ({"prompt": [-1]}, "prompt[0]"),
         ({"prompt": "x", "echo": True}, "echo"),
+        ({"prompt": "x", "echo": 0}, "echo"),
         ({"prompt": "x", "suffix": "y"}, "suffix"),
         ({"prompt": "x", "messages": HELLO}, "messages"),
         ({"prompt": "x", "logprobs": True}, "logprobs"),

@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 import socket
+from time import monotonic
 
 import httpx
 import pytest
@@ -45,6 +46,15 @@ async def test_an_address_of_another_machine_is_refused_with_its_key_in_the_inve
         async with serve(FakeHead().app(), "192.0.2.1", 0):
             pass
     assert "`gateway.host` in the inventory" in caught.value.hint
+
+
+async def test_small_pieces_are_sent_at_once() -> None:
+    """An answer is its header and its body: held back for the acknowledgement of the first, it would take 40 ms."""
+    async with serve(FakeHead().app(), "127.0.0.1", 0) as listening, httpx.AsyncClient(trust_env=False) as http:
+        began_s = monotonic()
+        for _ in range(50):
+            await http.get(listening.url)
+        assert monotonic() - began_s < 50 * 0.04 / 2
 
 
 async def test_an_ipv6_address_is_served() -> None:

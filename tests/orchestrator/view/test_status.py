@@ -1,5 +1,7 @@
 """The state of a cluster as a person reads it."""
 
+from dataclasses import replace
+
 from orchestrator.state import ClusterState, GroupSpeed, ProcessState
 from orchestrator.view.status import status_view
 from tests.orchestrator.groups import make_group, make_plan_of, make_share
@@ -45,6 +47,13 @@ c (single)           decode                   8.0       8.0    +0%
 host  process      pid   memory
 c     head2-20000    7  100 MiB
 """
+
+
+def test_a_certificate_is_shown_with_its_fingerprint() -> None:
+    encrypted = replace(STATE, certificate="/c.crt", certificate_sha256="AB:CD")
+    assert rendered(status_view(encrypted)) == TEXT.replace(
+        "API key in /key\n", "API key in /key\ncertificate /c.crt, SHA-256 AB:CD\n"
+    )
 
 
 def test_every_group_is_shown_with_what_was_predicted_and_measured() -> None:
