@@ -49,7 +49,8 @@ class Leashed:
     """A program that runs on a host under the agent's leash; made by `start_leashed`.
 
     Two tasks belong to it until it ends: one sends heartbeats, one reads the leash's lines. `on_exit` is a future of
-    the `Exit`; the numbers are those of the last life sign, None before the first (one comes every 2 s).
+    the `Exit`; the numbers are those of the last life sign, None before the first (one comes every 2 s). `cores_used`:
+    processors that it kept busy between the last two.
     """
 
     def __init__(self, shell: Shell, agent: str, process: Process, *, name: str, log: str, heartbeat_s: float) -> None:
@@ -60,12 +61,14 @@ class Leashed:
         self.rss_bytes: int | None = None
         self.anonymous_bytes: int | None = None
         self.cpu_s: float | None = None
+        self.cores_used: float | None = None
         self.available_bytes: int | None = None
         self.on_exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._shell = shell
         self._agent = agent
         self._process = process
         self._started = asyncio.Event()
+        self._told_s = 0.0
         self._heart = asyncio.create_task(self._beat(heartbeat_s / 4))
         self._reader = asyncio.create_task(self._read(process.lines()))
 
@@ -159,7 +162,14 @@ class Leashed:
             self._started.set()
         elif event.get("event") == "alive":
             self.rss_bytes, self.anonymous_bytes = int(event["rss_bytes"]), int(event["anonymous_bytes"])
-            self.cpu_s, self.available_bytes = float(event["cpu_s"]), event["available_bytes"]
+            self.available_bytes = event["available_bytes"]
+            self._take_cpu(float(event["cpu_s"]), asyncio.get_running_loop().time())
+
+    def _take_cpu(self, cpu_s: float, now_s: float) -> None:
+        """What a child that has ended took is not in the sum any more: that is no use below zero."""
+        if self.cpu_s is not None:
+            self.cores_used = max(0.0, (cpu_s - self.cpu_s) / max(now_s - self._told_s, 0.001))
+        self.cpu_s, self._told_s = cpu_s, now_s
 
 
 async def start_leashed(
