@@ -5,7 +5,6 @@ Foreground and `--detach` are this same function; only who listens to the report
 
 import asyncio
 import os
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -18,6 +17,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
+from orchestrator.chronicle import Chronicle
 from orchestrator.cluster import Running, RunningGroup, bring_up
 from orchestrator.errors import BringUpError, HostError, HostsError, MeshctlError, PlanError
 from orchestrator.folders import ClusterFolder, Folders
@@ -26,20 +26,22 @@ from orchestrator.gateway.app import create_app
 from orchestrator.gateway.backends import Backends
 from orchestrator.gateway.head import Deadlines
 from orchestrator.gateway.keys import KeyFile, ensure_own_key
-from orchestrator.gateway.metrics import HostMemory
 from orchestrator.gateway.routing import HeadAddress
 from orchestrator.gateway.server import check_address, serve
 from orchestrator.gateway.state import READY, Counters, GatewayState, Situation
-from orchestrator.history import HistoryEvent, add_event
+from orchestrator.history import EventKind, HistoryEvent, add_event
+from orchestrator.host_state import StepState
+from orchestrator.host_view import HostView, process_states
 from orchestrator.hosts import OpenHosts, open_hosts
-from orchestrator.inventory import CONTROLLER, Inventory
-from orchestrator.leash import Exit, Leashed
+from orchestrator.inventory import Inventory
+from orchestrator.leash import Exit
 from orchestrator.lifecycle import CannotStart, Event, Lifecycle, Lost, NothingFits, Up
 from orchestrator.plan.values import Plan
 from orchestrator.prepare import display_name, prepare_ranking
 from orchestrator.processes import Started, ended_by_itself
-from orchestrator.report import Report
-from orchestrator.state import ClusterState, GroupSpeed, Phase, ProcessState, hold, inventory_digest, write_state
+from orchestrator.report import Report, both
+from orchestrator.state import ClusterState, GroupSpeed, Phase, hold, inventory_digest, write_state
+from orchestrator.steps import StepListener
 from orchestrator.survey.values import Survey
 from orchestrator.view.plan import plan_view
 from orchestrator.watchdog import until_stuck
@@ -68,9 +70,14 @@ class StateKeeper:
 
     def phase(self, phase: Phase, message: str, **changes: object) -> None:
         """Enter a phase and write it down."""
+        changes = {"step": None, **changes}
         self.state = replace(self.state, phase=phase, message=message, since=_now(), **changes)  # type: ignore[arg-type]
         write_state(self._folder, self.state)
         add_event(self._folder, HistoryEvent(self.state.since, phase, message))
+
+    def note(self, kind: EventKind, phase: Phase, message: str, host: str = "", seconds: float | None = None) -> None:
+        """Write down what happened beside the phases."""
+        add_event(self._folder, HistoryEvent(_now(), phase, message, kind, host, seconds))
 
     def update(self, **changes: object) -> None:
         """Write changed figures within the same phase, only when something did change."""
@@ -143,21 +150,21 @@ class _Lives:
     ) -> None:
         self._inventory = inventory
         self._folders = folders
-        self._report = report
+        self._report = Report(both(report.listen, StepListener(self._reach).listen))
         self._wishes = wishes
         self._keeper = keeper
         self._gateway = gateway
         self._cycle = Lifecycle()
-        self._backends = Backends(Deadlines())
         self._situation = GatewayState(READY)
+        self._backends = Backends(Deadlines(), situation=self._situation.told)
         self._counters = Counters()
-        self._memory: tuple[HostMemory, ...] = ()
+        self._view = HostView(inventory, self._counters, monotonic(), datetime.now(UTC))
+        self._chronicle = Chronicle(keeper.note, self._counters)
 
     async def go_on(self) -> NoReturn:
         """Until it is cancelled. What goes wrong before the cluster has answered once is raised."""
         while True:
-            event = await self._live()
-            self._cycle = self._cycle.after(event, monotonic())
+            self._turn(await self._live())
             self._tell()
             await asyncio.sleep(self._cycle.wait_s(random()))
 
@@ -165,7 +172,7 @@ class _Lives:
         """One life, up to the event that ended it; nothing of it is left then."""
         first = self._cycle.state == "starting"
         started = Started()
-        self._report.step(f"Connecting to {_hosts_text(self._inventory)}")
+        self._report.step(f"Connecting to {_hosts_text(self._inventory)}", "connecting")
         try:
             async with open_hosts(
                 self._inventory,
@@ -176,7 +183,7 @@ class _Lives:
             ) as hosts:
                 try:
                     running = await self._bring_up(hosts, started, measure=first)
-                    self._cycle = self._cycle.after(Up(hosts.missing), monotonic())
+                    self._turn(Up(hosts.missing))
                     await self._serve(running, started)
                     return await self._until_lost(running, started)
                 finally:
@@ -191,7 +198,36 @@ class _Lives:
                 raise
             return CannotStart(str(error), blamed(error))
 
+    def _turn(self, event: Event) -> None:
+        """The event happens to the cluster."""
+        before, now_s = self._cycle, monotonic()
+        self._cycle = before.after(event, now_s)
+        self._chronicle.turn(before, self._cycle, event, now_s)
+
+    def _reach(self, step: StepState | None) -> None:
+        """The bring-up is at this step."""
+        self._keeper.update(step=step)
+        if step is not None:
+            self._situation.reach(step.stage, step.fraction)
+
+    def _figures(self, running: Running, started: Started) -> dict[str, object]:
+        """What changes while the cluster serves, for its state; the metrics have it then, too."""
+        self._view.look(self._cycle, monotonic(), running.plan, started.processes)
+        now = self._counters.now
+        return {
+            "processes": process_states(started.processes),
+            "hosts": self._view.hosts,
+            "heads": self._view.heads,
+            "requests_running": now.running,
+            "requests_waiting": now.waiting,
+            "requests_finished": now.finished,
+            "tokens_per_s": round(sum(head.tokens_per_s for head in self._view.heads), 1),
+        }
+
     async def _bring_up(self, hosts: OpenHosts, started: Started, *, measure: bool) -> Running:
+        self._view.meet(hosts)
+        self._view.look(self._cycle, monotonic())
+        self._keeper.update(hosts=self._view.hosts)
         there = replace(
             self._inventory, hosts=tuple(host for host in self._inventory.hosts if host.name in hosts.by_name)
         )
@@ -205,12 +241,8 @@ class _Lives:
 
     async def _serve(self, running: Running, started: Started) -> None:
         """Let the gateway have the heads; it is opened if it is not open yet."""
-        figures: dict[str, object] = {
-            "speeds": tuple(group_speed(one) for one in running.heads),
-            "processes": process_states(started.processes),
-        }
-        self._memory = host_memory(running.plan, started.processes)
-        self._situation.become(READY)
+        figures = {"speeds": tuple(map(group_speed, running.heads)), **self._figures(running, started)}
+        self._situation.become(Situation("ready" if self._cycle.state == "ready" else "degraded"))
         self._backends.replace(head_addresses(running.heads))
         if self._keeper.state.gateway:
             self._keeper.phase(self._cycle.state, self._cycle.reason, **figures)
@@ -224,7 +256,7 @@ class _Lives:
 
     async def _open_gateway(self) -> tuple[str, Path]:
         """Its address and where this user's key is."""
-        self._report.step("Opening the gateway")
+        self._report.step("Opening the gateway", "opening")
         inventory, folder = self._inventory, self._folders.cluster(self._inventory.cluster)
         ensure_own_key(folder.gateway_keys, folder.gateway_key)
         app = create_app(
@@ -236,7 +268,7 @@ class _Lives:
             created=int(datetime.now(UTC).timestamp()),
             state=self._situation,
             counters=self._counters,
-            memory=lambda: self._memory,
+            hosts=lambda: self._view.hosts,
         )
         server = await self._gateway.enter_async_context(serve(app, inventory.gateway.host, inventory.gateway.port))
         return server.url, folder.gateway_key
@@ -254,16 +286,11 @@ class _Lives:
                 )
                 if done:
                     self._backends.take_away()
+                    self._chronicle.interrupted(monotonic())
                     lost = await self._what_is_lost(started, exits, stuck)
                     self._report.warn(lost.what)
                     return lost
-                self._memory = host_memory(running.plan, started.processes)
-                self._keeper.update(
-                    processes=process_states(started.processes),
-                    requests_running=self._counters.now.running,
-                    requests_waiting=self._counters.now.waiting,
-                    requests_finished=self._counters.now.finished,
-                )
+                self._keeper.update(**self._figures(running, started))
         finally:
             for waiting in (*exits, *stuck):
                 waiting.cancel()
@@ -288,8 +315,12 @@ class _Lives:
             self._backends.give_up(unavailable(cycle.reason, code="failed"))
         else:
             self._situation.become(Situation("recovering", cycle.reason))
-        self._keeper.phase(cycle.state, cycle.reason, processes=())
-        self._report.step(f"Recovering: {cycle.reason}" if cycle.state == "recovering" else "Waiting for more memory")
+        self._view.look(cycle, monotonic())
+        self._keeper.phase(
+            cycle.state, cycle.reason, processes=(), hosts=self._view.hosts, heads=self._view.heads, tokens_per_s=0.0
+        )
+        title = f"Recovering: {cycle.reason}" if cycle.state == "recovering" else "Waiting for more memory"
+        self._report.step(title, "waiting")
 
 
 def blamed(error: MeshctlError) -> tuple[str, ...]:
@@ -299,24 +330,6 @@ def blamed(error: MeshctlError) -> tuple[str, ...]:
     if isinstance(error, HostError | BringUpError):
         return (error.host,) if error.host else ()
     return ()
-
-
-def host_memory(plan: Plan, processes: Iterable[Leashed]) -> tuple[HostMemory, ...]:
-    """The plan's budget on each host, with what a head there takes, and what its processes hold now (0: not known)."""
-    budgets = Counter[str]()
-    for group in plan.groups:
-        budgets[group.head or CONTROLLER] += group.head_bytes
-        for share in group.shares:
-            budgets[share.device.partition("/")[0]] += share.budget_bytes
-    used = Counter[str]()
-    for process in processes:
-        used[process.host] += process.rss_bytes or 0
-    return tuple(HostMemory(host, size, used[host]) for host, size in budgets.items() if size)
-
-
-def process_states(processes: Iterable[Leashed]) -> tuple[ProcessState, ...]:
-    """The processes as the state file shows them."""
-    return tuple(ProcessState(process.host, process.name, process.pid, process.rss_bytes) for process in processes)
 
 
 def head_addresses(heads: Iterable[RunningGroup]) -> tuple[HeadAddress, ...]:

@@ -20,9 +20,10 @@ from orchestrator.gateway.backends import Backends
 from orchestrator.gateway.fields import BODY_LIMIT_BYTES, Body, chat_body, completion_body, read_body
 from orchestrator.gateway.head import Deadlines
 from orchestrator.gateway.keys import ApiKeys
-from orchestrator.gateway.metrics import CONTENT_TYPE, HostMemory, Metrics
+from orchestrator.gateway.metrics import CONTENT_TYPE, Metrics
 from orchestrator.gateway.relay import Relay
 from orchestrator.gateway.state import READY, Counters, GatewayState
+from orchestrator.host_state import HostState
 
 _LOG = logging.getLogger(__name__)
 
@@ -40,18 +41,19 @@ def create_app(
     state: GatewayState | None = None,
     counters: Counters | None = None,
     deadlines: Deadlines | None = None,
-    memory: Callable[[], Iterable[HostMemory]] = tuple,
+    hosts: Callable[[], Iterable[HostState]] = tuple,
 ) -> Starlette:
     """The application for these heads, which the supervisor may replace while it runs.
 
     `keys` is asked at each request: a key may be revoked meanwhile. `context` is the tokens of one conversation,
     `parallel` the most choices of one request while no head is there to say so, and `created` the Unix time at which
     the cluster started, for /v1/models. `state` is read at each request; without one the heads are taken to be ready.
-    `counters` are counted up. Requests beyond the heads' slots wait in line. `memory` is for the metrics.
+    `counters` are counted up. Requests beyond the heads' slots wait in line. `hosts` are for the metrics.
     """
     waits, state, counters = deadlines or Deadlines(), state or GatewayState(READY), counters or Counters()
     model = _model_entry(model_name, context, created)
-    gateway = _Gateway(backends, keys, model, parallel, state, counters, Metrics(counters, state, memory), waits)
+    metrics = Metrics(counters, state, hosts, lambda: backends.serving.heads if backends.serving else ())
+    gateway = _Gateway(backends, keys, model, parallel, state, counters, metrics, waits)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -116,10 +118,11 @@ class _Gateway:
     async def _health(self, request: Request) -> Response:
         """Open to everybody, so it tells no more than whether to come back."""
         now = self._state.now
-        if now.state == "ready":
+        if now.serves:
             return JSONResponse({"status": "ok"})
         problem = unavailable("", code=now.state)
-        return JSONResponse({"status": now.state, "fraction": now.fraction}, 503, problem.headers)
+        body = {"status": now.state, "step": now.step, "fraction": now.fraction}
+        return JSONResponse(body, 503, problem.headers)
 
     async def _tell_metrics(self, request: Request) -> Response:
         return Response(self._metrics.text(), media_type=CONTENT_TYPE)
@@ -162,9 +165,9 @@ class _Gateway:
     def _check_ready(self) -> None:
         """While the cluster recovers, requests wait in line for it."""
         now = self._state.now
-        if now.state not in ("ready", "recovering"):
+        if not now.serves and now.state != "recovering":
             message = now.message or f"the cluster is {now.state}"
-            raise unavailable(message, code=now.state, more={"fraction": now.fraction})
+            raise unavailable(message, code=now.state, more=self._state.told())
 
 
 def _model_entry(name: str, context: int | None, created: int) -> dict[str, object]:

@@ -1,7 +1,7 @@
 """The heads behind the gateway, as they are now. A cluster that has been brought up anew has others, and may have fewer
 slots; requests that wait in line wait on meanwhile, as long as nothing says that it is in vain."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.gateway.api_error import ApiError
@@ -26,11 +26,16 @@ class Serving:
 class Backends:
     """What the supervisor changes and every request looks at."""
 
-    def __init__(self, deadlines: Deadlines, limits: LineLimits | None = None) -> None:
+    def __init__(
+        self,
+        deadlines: Deadlines,
+        limits: LineLimits | None = None,
+        situation: Callable[[], Mapping[str, object]] = dict,
+    ) -> None:
         self._deadlines = deadlines
         self._serving: Serving | None = None
         self._closing: list[Head] = []
-        self.line = Line(0, limits)
+        self.line = Line(0, limits, situation=situation)
 
     @property
     def serving(self) -> Serving | None:

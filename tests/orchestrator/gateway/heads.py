@@ -19,10 +19,10 @@ from orchestrator.gateway.backends import Backends
 from orchestrator.gateway.head import Deadlines
 from orchestrator.gateway.keys import ApiKeys, known_key
 from orchestrator.gateway.line import LineLimits
-from orchestrator.gateway.metrics import HostMemory
 from orchestrator.gateway.routing import HeadAddress
 from orchestrator.gateway.server import serve
 from orchestrator.gateway.state import Counters, GatewayState, Situation
+from orchestrator.host_state import HostState
 
 KEY = "mesh-test"
 HEAD_KEY = "head-test"
@@ -123,13 +123,13 @@ async def gateway_for(
     deadlines: Deadlines | None = None,
     keys: Callable[[], ApiKeys] | None = None,
     limits: LineLimits | None = None,
-    memory: Callable[[], Iterable[HostMemory]] = tuple,
+    hosts: Callable[[], Iterable[HostState]] = tuple,
 ) -> AsyncIterator[Gateway]:
     """A gateway before `head`, both on real sockets."""
     async with AsyncExitStack() as stack:
         upstream = await stack.enter_async_context(serve(head.app(), "127.0.0.1", 0, drain_s=1))
         yield await stack.enter_async_context(
-            gateway_at(upstream.url, parallel=parallel, deadlines=deadlines, keys=keys, limits=limits, memory=memory)
+            gateway_at(upstream.url, parallel=parallel, deadlines=deadlines, keys=keys, limits=limits, hosts=hosts)
         )
 
 
@@ -144,10 +144,10 @@ async def gateway_at(
     others: Sequence[HeadAddress] = (),
     keys: Callable[[], ApiKeys] | None = None,
     limits: LineLimits | None = None,
-    memory: Callable[[], Iterable[HostMemory]] = tuple,
+    hosts: Callable[[], Iterable[HostState]] = tuple,
 ) -> AsyncIterator[Gateway]:
     state, counters = GatewayState(Situation("ready")), Counters()
-    backends = Backends(deadlines or Deadlines(), limits)
+    backends = Backends(deadlines or Deadlines(), limits, state.told)
     backends.replace([HeadAddress("head", head_url, head_key, parallel), *others])
     app = create_app(
         backends,
@@ -158,7 +158,7 @@ async def gateway_at(
         state=state,
         counters=counters,
         deadlines=deadlines,
-        memory=memory,
+        hosts=hosts,
     )
     async with serve(app, "127.0.0.1", 0, drain_s=drain_s) as listening:
         headers = {"authorization": f"Bearer {KEY}"}
