@@ -172,6 +172,8 @@ def logs(
         return
     for host, texts in run(host_logs(wanted, folders, names, lines, since_s)).items():
         for file, text in texts.items():
+            if since_s is not None and not text:
+                continue
             typer.echo(f"==> {file} <==" if len(names) == 1 else f"==> {host}: {file} <==")
             typer.echo(text)
 

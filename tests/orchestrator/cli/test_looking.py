@@ -101,10 +101,12 @@ def test_logs_are_followed_with_the_names_in_front_until_somebody_ends_it(tmp_pa
 
 
 def test_logs_of_one_host_or_of_all_are_shown_with_their_names(tmp_path: Path) -> None:
-    write_logs(tmp_path)
+    log = write_logs(tmp_path)
     assert meshctl(tmp_path, "logs", "a").stdout == "==> head.log <==\nof a\n"
     everything = "==> a: head.log <==\nof a\n==> b-2: head.log <==\nof b-2\n"
     assert meshctl(tmp_path, "logs", "--since", "10m").stdout == everything
+    os.utime(log, (0, 0))
+    assert meshctl(tmp_path, "logs", "--since", "10m").stdout == "==> b-2: head.log <==\nof b-2\n"
     wrong = meshctl(tmp_path, "logs", "--since", "yesterday")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr == "error: --since yesterday: not a time\nhint: write it as 90s, 10m, 2h or 1d\n"
