@@ -118,19 +118,19 @@ async def bring_up(
     that run already.
     """
     if any(group.workers for group in plan.groups):
-        report.step("Starting workers and links")
+        report.step("Starting workers and links", "loading")
     workers = await start_workers(prepared, plan.groups, hosts, started)
-    report.step("Starting the head and loading the model" if len(plan.groups) == 1 else _HEADS_STEP)
+    report.step("Starting the head and loading the model" if len(plan.groups) == 1 else _HEADS_STEP, "loading")
     names = head_names(plan, taken)
     loading = await _start_heads(prepared, plan, names, hosts, folders, started, workers, report)
     await _load(prepared, loading, started, report)
-    report.step("Checking an answer and the memory")
+    report.step("Checking an answer and the memory", "checking")
     answers = await _check_answers(loading, started)
     for one in loading:
         await compare_memory(one.group, one.head, one.workers, report)
     if not measure:
         return Running(plan, tuple(_as_planned(one, answers[one.place.name]) for one in loading))
-    report.step("Measuring its speed")
+    report.step("Measuring its speed", "checking")
     heads = [await _measured(one, answers[one.place.name], plan, started, report) for one in loading]
     _remember(prepared, folders, heads)
     return Running(plan, tuple(heads))

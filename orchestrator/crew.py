@@ -71,6 +71,7 @@ class Muster:
     tolerant: bool = False
     measure: bool = True
     taken: Collection[str] = ()
+    on_hosts: Callable[[OpenHosts], None] = field(default=lambda hosts: None)
     on_plan: Callable[[Prepared, Plan], None] = field(default=lambda prepared, plan: None)
 
     async def crew(self) -> Crew:
@@ -80,6 +81,7 @@ class Muster:
             hosts = await stack.enter_async_context(
                 open_hosts(self.inventory, self.folders, self.report, without=self.without, tolerant=self.tolerant)
             )
+            self.on_hosts(hosts)
             stack.push_async_callback(started.stop)
             return await self._bring_up(hosts, started, stack)
         except BaseException:

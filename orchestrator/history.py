@@ -1,10 +1,13 @@
-"""What has happened to a cluster, phase by phase with the reasons, kept beyond its end: `meshctl events`.
+"""What has happened to a cluster, with the reasons, kept beyond its end: `meshctl events`.
 
 A file with a JSON line for each event, written by the cluster's supervisor alone; the oldest go when it grows large.
 """
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from time import sleep
+from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -12,15 +15,31 @@ from orchestrator.folders import ClusterFolder
 from orchestrator.state import Phase, write_private
 
 LARGEST_BYTES = 256 * 1024
+LOOK_EVERY_S = 0.25
+
+EventKind = Literal["phase", "fault", "missing", "set_aside", "taken_back", "recovery"]
 
 
 @dataclass(frozen=True)
 class HistoryEvent:
-    """The cluster entered a phase; `message` says why."""
+    """Something happened; `message` says what or why, `phase` is the cluster's after it.
+
+    "phase": the cluster entered it. "fault": something on `host` ended or failed. "missing": `host` could not be used
+    when the cluster was brought up again. "set_aside": `host` is not used for `seconds`. "taken_back": it can be used
+    again. "recovery": the cluster serves again, `seconds` after it had stopped to.
+    """
 
     at: str  # ISO 8601, UTC
     phase: Phase
     message: str
+    kind: EventKind = "phase"
+    host: str = ""
+    seconds: float | None = None
+
+    @property
+    def what(self) -> str:
+        """The phase that was entered, or the kind of event."""
+        return self.phase if self.kind == "phase" else self.kind.replace("_", " ")
 
 
 _EVENT = TypeAdapter(HistoryEvent)
@@ -39,19 +58,53 @@ def add_event(folder: ClusterFolder, event: HistoryEvent) -> None:
 
 def read_events(folder: ClusterFolder, last: int) -> tuple[HistoryEvent, ...]:
     """The last events, oldest first; lines that cannot be read are passed over."""
-    try:
-        lines = folder.history.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return ()
-    events = []
-    for line in lines[-last:]:
-        try:
-            events.append(_EVENT.validate_json(line))
-        except ValidationError:
-            continue
-    return tuple(events)
+    return _events(_lines(folder)[-last:])
+
+
+def follow_events(folder: ClusterFolder, last: int) -> Iterator[HistoryEvent | None]:
+    """The last events, and those to come, without an end; None from time to time, when nothing has happened.
+
+    The file is read whole each time it has changed: it is small, and at its size limit another one takes its place.
+    """
+    seen = _lines(folder)
+    yield from _events(seen[-last:] if last else ())
+    while True:
+        lines = _lines(folder)
+        fresh = lines[_known(seen, lines) :]
+        seen = lines
+        yield from _events(fresh)
+        yield None
+        if not fresh:
+            sleep(LOOK_EVERY_S)
 
 
 def event_json(event: HistoryEvent) -> str:
     """One line of JSON, as in the file and with `--json`."""
     return _EVENT.dump_json(event).decode()
+
+
+def _known(seen: list[str], lines: list[str]) -> int:
+    """How many of the lines were there before; the oldest of those seen may be gone."""
+    if lines[: len(seen)] == seen:
+        return len(seen)
+    gone = (start for start in range(1, len(seen)) if lines[: len(seen) - start] == seen[start:])
+    return len(seen) - next(gone, len(seen))
+
+
+def _lines(folder: ClusterFolder) -> list[str]:
+    """The whole lines; one that is being written is left for the next time."""
+    try:
+        text = folder.history.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _events(lines: list[str] | tuple[()]) -> tuple[HistoryEvent, ...]:
+    events = []
+    for line in lines:
+        try:
+            events.append(_EVENT.validate_json(line))
+        except ValidationError:
+            continue
+    return tuple(events)

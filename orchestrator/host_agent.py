@@ -115,9 +115,9 @@ def read_folder_check(host: str, answer: dict[str, Any]) -> FolderCheck:
     return FolderCheck(wrong, missing)
 
 
-async def log_tail(shell: Shell, agent: str, log: str, lines: int = 20) -> str:
-    """The last lines of a log that a leash wrote."""
-    answer = await _ask(shell, commands.tail_words(agent, log, lines))
+async def log_tail(shell: Shell, agent: str, log: str, lines: int = 20, since_s: float | None = None) -> str:
+    """The last lines of a log that a leash wrote, of those of the last `since_s` seconds if that is said."""
+    answer = await _ask(shell, commands.tail_words(agent, log, lines, since_s))
     return read_part(shell.host, _TEXT, answer.get("text"))
 
 

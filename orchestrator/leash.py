@@ -18,9 +18,9 @@ from orchestrator.shell.protocol import Finished, Process, Shell, Words
 from workers import commands
 
 HEARTBEAT_S = 10.0
-SILENT_BEATS = 7
-"""So many heartbeats of ours (2.5 s each) without a life sign, of which one should come every 2 s: it is lost. Counted
-in beats and not by the clock, so that a controller that was busy or asleep itself blames nobody."""
+SILENCE_S = 17.0
+"""Without a life sign for so long, of which one should come every 2 s, it is lost. Counted in heartbeats of ours and not
+by the clock, so that a controller that was busy or asleep itself blames nobody."""
 
 REACH_S = 3.0
 LOG_BYTES = 8 * 1024 * 1024
@@ -56,7 +56,8 @@ class Leashed:
     """A program that runs on a host under the agent's leash; made by `start_leashed`.
 
     Two tasks belong to it until it ends: one sends heartbeats, one reads the leash's lines. `on_exit` is a future of
-    the `Exit`; the numbers are those of the last life sign, None before the first (one comes every 2 s).
+    the `Exit`; the numbers are those of the last life sign, None before the first (one comes every 2 s). `cores_used`:
+    processors that it kept busy between the last two.
     """
 
     def __init__(self, shell: Shell, agent: str, process: Process, *, name: str, log: str, heartbeat_s: float) -> None:
@@ -67,14 +68,16 @@ class Leashed:
         self.rss_bytes: int | None = None
         self.anonymous_bytes: int | None = None
         self.cpu_s: float | None = None
+        self.cores_used: float | None = None
         self.available_bytes: int | None = None
         self.on_exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._leash_pid = 0
-        self._silent_beats = 0
+        self._silent_s = 0.0
         self._shell = shell
         self._agent = agent
         self._process = process
         self._started = asyncio.Event()
+        self._told_s = 0.0
         self._heart = asyncio.create_task(self._beat(heartbeat_s / 4))
         self._reader = asyncio.create_task(self._read(process.lines()))
 
@@ -123,11 +126,11 @@ class Leashed:
                 started.cancel()
 
     async def _beat(self, every_s: float) -> None:
-        while self._silent_beats < SILENT_BEATS:
-            self._silent_beats += 1
+        while self._silent_s < SILENCE_S:
+            self._silent_s += every_s
             await self._process.write(b"\n")
             await asyncio.sleep(every_s)
-        self._settle(Exit(None, lost=True, reason=f"no life sign of it for {SILENT_BEATS * every_s:.0f} s"))
+        self._settle(Exit(None, lost=True, reason=f"no life sign of it for {self._silent_s:.0f} s"))
         await self._kill_from_outside()
         self._reader.cancel()
 
@@ -155,7 +158,7 @@ class Leashed:
         """Take what the leash says; None when its stream closes without the program's end."""
         async for line in lines:
             event = read_event(self.host, line)
-            self._silent_beats = 0
+            self._silent_s = 0.0
             if isinstance(event, Exit):
                 return event
             self._take(event)
@@ -181,7 +184,14 @@ class Leashed:
                 self._started.set()
             case Alive():
                 self.rss_bytes, self.anonymous_bytes = event.rss_bytes, event.anonymous_bytes
-                self.cpu_s, self.available_bytes = event.cpu_s, event.available_bytes
+                self.available_bytes = event.available_bytes
+                self._take_cpu(event.cpu_s, asyncio.get_running_loop().time())
+
+    def _take_cpu(self, cpu_s: float, now_s: float) -> None:
+        """What a child that has ended took is not in the sum any more: that is no use below zero."""
+        if self.cpu_s is not None:
+            self.cores_used = max(0.0, (cpu_s - self.cpu_s) / max(now_s - self._told_s, 0.001))
+        self.cpu_s, self._told_s = cpu_s, now_s
 
 
 async def start_leashed(

@@ -43,6 +43,7 @@ class Fault:
 
     host: str
     at_s: float
+    what: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,8 @@ class Lifecycle:
     up_at_s: float | None = None
     faults: tuple[Fault, ...] = ()
     aside: Mapping[str, Aside] = field(default_factory=dict)
+    last_faults: Mapping[str, Fault] = field(default_factory=dict)
+    """Of each host the last one, however long ago; `faults` are those that still count."""
 
     @property
     def serves(self) -> bool:
@@ -129,11 +132,11 @@ class Lifecycle:
                 attempts = 0 if steady else self.attempts
                 state: State = "degraded" if others else "recovering"
                 lost = replace(self, state=state, reason=what, attempts=attempts, fits=True, up_at_s=None)
-                return lost._blame((host,), now_s)
+                return lost._blame((host,), now_s, what)
             case CannotStart(why, hosts, others):
                 state = "degraded" if others else "recovering"
                 again = replace(self, state=state, reason=why, attempts=self.attempts + 1, fits=True)
-                return again._blame(hosts, now_s)
+                return again._blame(hosts, now_s, why)
             case NothingFits(why, others):
                 state = "degraded" if others else "failed"
                 return replace(self, state=state, reason=why, attempts=self.attempts + 1, fits=False)
@@ -166,9 +169,10 @@ class Lifecycle:
             up_at_s=now_s,
         )
 
-    def _blame(self, hosts: tuple[str, ...], now_s: float) -> "Lifecycle":
+    def _blame(self, hosts: tuple[str, ...], now_s: float, what: str) -> "Lifecycle":
         recent = tuple(fault for fault in self.faults if now_s - fault.at_s < WITHIN_S)
-        faults = (*recent, *(Fault(host, now_s) for host in hosts))
+        new = {host: Fault(host, now_s, what) for host in hosts}
+        faults = (*recent, *(new[host] for host in hosts))
         aside = dict(self.aside)
         for host in dict.fromkeys(hosts):
             count = sum(fault.host == host for fault in faults)
@@ -178,4 +182,4 @@ class Lifecycle:
                 reason = f"it failed {count} times within {WITHIN_S / 60:.0f} minutes; set aside for {seconds / 60:.0f}"
                 aside[host] = Aside(now_s + seconds, reason, times)
                 faults = tuple(fault for fault in faults if fault.host != host)
-        return replace(self, faults=faults, aside=aside)
+        return replace(self, faults=faults, aside=aside, last_faults={**self.last_faults, **new})

@@ -92,7 +92,7 @@ async def prepare_ranking(
     """Measure, then rank every way to run the model, a tuned winner first. PlanError with every shortfall when there is
     no way."""
     prepared = await prepare(inventory, hosts, folders, report, wishes)
-    report.step("Planning")
+    report.step("Planning", "planning")
     asked = _but_busy(asked_of(wishes, inventory), prepared.survey, wishes.busy)
     tuned = None if wishes.recalibrate else await _tuned(prepared, folders, asked)
     if tuned is not None:
@@ -142,11 +142,11 @@ async def prepare(inventory: Inventory, hosts: OpenHosts, folders: Folders, repo
 
     Each step checks all hosts before it fails.
     """
-    report.step("Reading the model")
+    report.step("Reading the model", "preparing")
     model = await prepare_model(inventory.model, inventory.path.parent, folders, report)
     engine, engine_folders = await prepare_engine(hosts, folders, report)
     memories = await prepare_memories(inventory, engine, model, folders)
-    report.step("Measuring links and speeds")
+    report.step("Measuring links and speeds", "preparing")
     measuring = Measuring(
         cluster=inventory.cluster,
         hosts=hosts,
@@ -184,10 +184,10 @@ async def _with_tensor(
 
 async def prepare_engine(hosts: OpenHosts, folders: Folders, report: Report) -> tuple[Engine, dict[str, str]]:
     """The controller's engine, built when it is not there yet, and a copy on every host; each smoke-tested there."""
-    report.step("Checking the engine")
+    report.step("Checking the engine", "preparing")
     engine = await local_engine(folders, report)
     engine = await prove_here(hosts.controller.shell, hosts.controller.facts, engine)
-    report.step("Putting the engine on every host")
+    report.step("Putting the engine on every host", "preparing")
     answers = await each_host(
         {
             name: ensure_on_host(host.shell, host.facts, host.agent, engine, report.bytes_of(name))
@@ -201,7 +201,7 @@ async def local_engine(folders: Folders, report: Report) -> Engine:
     """The controller's own engine, built when it is not there yet."""
     engine = find_engine(folders.cache, "cpu", local_platform())
     if engine is None:
-        report.step("Building the engine (once, several minutes)")
+        report.step("Building the engine (once, several minutes)", "preparing")
         engine = await build_engine(folders.cache, "cpu", report.progress)
     return engine
 

@@ -11,6 +11,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
+Stage = Literal["connecting", "preparing", "planning", "loading", "checking", "opening", "waiting"]
+"""What a step of a bring-up is part of, for programs: the titles are for people. "waiting": until it is tried again."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -18,6 +21,7 @@ class Step:
 
     title: str
     kind: Literal["step"] = "step"
+    stage: Stage | None = None
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,8 @@ class Report:
     def __init__(self, listen: Callable[[Event], None]) -> None:
         self.listen = listen
 
-    def step(self, title: str) -> None:
-        self.listen(Step(title))
+    def step(self, title: str, stage: Stage | None = None) -> None:
+        self.listen(Step(title, stage=stage))
 
     def say(self, text: str) -> None:
         self.listen(Remark(text))

@@ -23,6 +23,7 @@ import platform
 import pwd
 import re
 import resource
+import select
 import selectors
 import shutil
 import signal
@@ -51,6 +52,9 @@ LARGEST_ECHO_BYTES = 16 * MIB
 LINK_CONNECTIONS = 8
 LINK_IDLE_S = 60.0
 LOCK_WAIT_S = 300.0
+LOG_TIMES_S = 1.0
+FOLLOW_EVERY_S = 0.25
+FOLLOW_BYTES = 256 * KIB
 STALE_S = 24 * 3600.0
 TEMPORARY_NAMES = ("*.tmp-*", "*.old-*", "*.part", ".*.part", "*.part-*")
 
@@ -112,7 +116,17 @@ def parser() -> argparse.ArgumentParser:
     verb("ports", answer_ports, ("--count", {"type": int, "default": 1}))
     verb("unpack", answer_unpack, ("archive", {}), ("folder", {}), ("sha256", {}))
     verb("check", answer_check, ("folder", {}))
-    verb("tail", answer_tail, ("file", {}), ("--lines", {"type": int, "default": 20}))
+    since: dict[str, Any] = {"type": float, "default": None}
+    verb("tail", answer_tail, ("file", {}), ("--lines", {"type": int, "default": 20}), ("--since-s", since))
+    verb(
+        "follow",
+        follow_logs,
+        ("folder", {}),
+        ("--lines", {"type": int, "default": 0}),
+        ("--since-s", since),
+        ("--from-clock-s", since),
+        ("--heartbeat-s", {"type": float, "default": 10.0}),
+    )
     verb("tidy", answer_tidy, ("--root", needed))
     verb("listen", answer_listen)
     return result
@@ -707,7 +721,8 @@ class BoundedLog:
     """A log of at most `limit_bytes` in FILE, the older FILE.1 and FILE.old; also the last bytes in memory.
 
     What a run before wrote goes to FILE.old, so that no line of it is taken for one of this run. A disk that refuses is
-    no reason to hold the program up: what cannot be written is dropped.
+    no reason to hold the program up: what cannot be written is dropped. The programs do not say when they wrote a line:
+    FILE.times has, at most once a second, the time and the size that FILE had then (`written_since`).
     """
 
     def __init__(self, path: str, limit_bytes: int) -> None:
@@ -718,12 +733,14 @@ class BoundedLog:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         if os.path.exists(path) and os.path.getsize(path) > 0:
             os.replace(path, path + ".old")
-        remove(path + ".1")
-        self.file = self.open()
-        self.size_bytes = 0
+        for ending in (".1", ".1.times"):
+            remove(path + ending)
+        self.open()
 
-    def open(self) -> BinaryIO:
-        return os.fdopen(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", buffering=0)
+    def open(self) -> None:
+        self.file, self.times = (open_new(path) for path in (self.path, self.path + ".times"))
+        self.size_bytes = 0
+        self.timed_s = 0.0
 
     def write(self, data: bytes) -> None:
         self.remember(data)
@@ -731,14 +748,21 @@ class BoundedLog:
             if self.size_bytes + len(data) > self.part_bytes:
                 self.rotate()
             data = data[-self.part_bytes :]
+            self.note_time(time.time())
             self.file.write(data)
             self.size_bytes += len(data)
 
+    def note_time(self, now_s: float) -> None:
+        if not 0 <= now_s - self.timed_s < LOG_TIMES_S:
+            self.times.write(b"%.1f %d\n" % (now_s, self.size_bytes))
+            self.timed_s = now_s
+
     def rotate(self) -> None:
-        os.replace(self.path, self.path + ".1")
+        for name in (self.path, self.path + ".times"):
+            os.replace(name, self.path + ".1" + name[len(self.path) :])
         self.file.close()
-        self.file = self.open()
-        self.size_bytes = 0
+        self.times.close()
+        self.open()
 
     def remember(self, data: bytes) -> None:
         self.memory.append(data[-16 * KIB :])
@@ -750,8 +774,13 @@ class BoundedLog:
         return last_lines(b"".join(self.memory)[-8 * KIB :], lines)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self.file.close()
+        for file in (self.file, self.times):
+            with contextlib.suppress(OSError):
+                file.close()
+
+
+def open_new(path: str) -> BinaryIO:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", buffering=0)
 
 
 def last_lines(data: bytes, lines: int) -> str:
@@ -1306,7 +1335,10 @@ def is_intact(folder: str, path: str, digest: str, size: int) -> bool:
 
 
 def answer_tail(options: argparse.Namespace, words: list[str]) -> None:
-    parts = [last_bytes(path) for path in (options.file + ".1", options.file)]
+    if options.since_s is None:
+        parts = [last_bytes(path) for path in (options.file + ".1", options.file)]
+    else:
+        parts = [written_since(path, time.time() - options.since_s) for path in (options.file + ".1", options.file)]
     if all(part is None for part in parts):
         raise AgentError(f"{options.file}: there is no such log")
     say({"text": last_lines(b"".join(part or b"" for part in parts), options.lines)})
@@ -1319,6 +1351,148 @@ def last_bytes(path: str, limit_bytes: int = 256 * KIB) -> bytes | None:
             return file.read(limit_bytes)
     except FileNotFoundError:
         return None
+
+
+def written_since(path: str, moment_s: float) -> bytes | None:
+    """What was written to a log from that moment on, or up to a second before; None when there is no such log."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(size_at(path, moment_s))
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
+def size_at(path: str, moment_s: float) -> int:
+    """How large a log was then, by its times; one without them has all of its lines from when it was changed last."""
+    whole, earliest_s = os.path.getsize(path), moment_s - LOG_TIMES_S
+    times = [pair for pair in (line.split() for line in read_text(path + ".times").splitlines()) if len(pair) == 2]
+    if not times:
+        return 0 if os.path.getmtime(path) >= earliest_s else whole
+    later = (int(size) for written_s, size in times if float(written_s) >= earliest_s)
+    return min(whole, next(later, whole))
+
+
+# logs that are followed
+
+
+def follow_logs(options: argparse.Namespace, words: list[str]) -> int:
+    ago = None if options.since_s is None else time.time() - options.since_s
+    since_s = ago if options.from_clock_s is None else options.from_clock_s
+    Follower(options.folder, options.heartbeat_s).run(options.lines, since_s)
+    return 0
+
+
+class FollowedLog:
+    """One log as it grows, on through its rotations and the runs that start it anew.
+
+    A file that was replaced is read to its end first. A line that is not whole yet is held back.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.file: BinaryIO | None = None
+        self.rest = b""
+
+    def first(self, lines: int, since_s: float | None) -> list[str]:
+        """The last lines that are there already, of those written since then if that is said."""
+        older = last_bytes(self.path + ".1") if since_s is None else written_since(self.path + ".1", since_s)
+        start = 0 if since_s is None else size_at(self.path, since_s)
+        self.open()
+        if self.file is None:
+            return []
+        self.file.seek(start)
+        found = self.whole_lines((older or b"") + self.file.read())
+        return found[-lines:] if lines > 0 else []
+
+    def more(self) -> list[str]:
+        """The whole lines that have come since the last time."""
+        data = self.file.read(FOLLOW_BYTES) if self.file is not None else b""
+        if len(data) < FOLLOW_BYTES and self.is_replaced():
+            data += self.go_on()
+        return self.whole_lines(data)
+
+    def is_replaced(self) -> bool:
+        try:
+            return self.file is None or not os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno()))
+        except FileNotFoundError:
+            return False
+
+    def go_on(self) -> bytes:
+        """The end of the file that was followed, one that came and went meanwhile, and the beginning of the new one."""
+        data = b""
+        if self.file is not None:
+            held = os.fstat(self.file.fileno())
+            data = self.file.read()
+            self.file.close()
+            older = self.path + ".1"
+            with contextlib.suppress(FileNotFoundError):
+                if not os.path.samestat(os.stat(older), held):
+                    data += last_bytes(older) or b""
+            if not os.path.exists(older) and (self.rest + data)[-1:] not in (b"", b"\n"):
+                data += b"\n"  # a new run: what the one before did not finish is a line
+        self.open()
+        return data + (self.file.read(FOLLOW_BYTES) if self.file is not None else b"")
+
+    def open(self) -> None:
+        try:
+            self.file = os.fdopen(os.open(self.path, os.O_RDONLY), "rb")
+        except FileNotFoundError:
+            self.file = None
+
+    def whole_lines(self, data: bytes) -> list[str]:
+        *lines, self.rest = (self.rest + data).split(b"\n")
+        if len(self.rest) > FOLLOW_BYTES:
+            lines, self.rest = [*lines, self.rest], b""
+        return [line.decode(errors="replace") for line in lines]
+
+
+class Follower:
+    """Every log of a folder, followed as long as somebody asks for it: a heartbeat is any input.
+
+    Nothing more is read while what was read before is not taken: a slow reader fills no memory here.
+    """
+
+    def __init__(self, folder: str, heartbeat_s: float) -> None:
+        self.folder = folder
+        self.heartbeat_s = heartbeat_s
+        self.heard = time.monotonic()
+        self.logs: dict[str, FollowedLog] = {}
+        self.events = EventWriter(1)
+
+    def run(self, lines: int, since_s: float | None) -> None:
+        for log in self.fresh_logs():
+            self.say_lines(log, log.first(lines, since_s))
+        self.events.send({"event": "following", "clock_s": time.time()})
+        while self.is_wanted():
+            self.events.flush()
+            if not self.events.waiting:
+                self.look()
+
+    def look(self) -> None:
+        self.fresh_logs()
+        for log in self.logs.values():
+            self.say_lines(log, log.more())
+
+    def fresh_logs(self) -> list[FollowedLog]:
+        paths = sorted(glob.glob(os.path.join(glob.escape(self.folder), "*.log")))
+        fresh = [FollowedLog(path) for path in paths if path not in self.logs]
+        self.logs.update({log.path: log for log in fresh})
+        return fresh
+
+    def say_lines(self, log: FollowedLog, lines: list[str]) -> None:
+        if lines:
+            name = os.path.basename(log.path)
+            self.events.send({"event": "lines", "log": name, "lines": lines, "clock_s": time.time()})
+
+    def is_wanted(self) -> bool:
+        """Waits a moment for heartbeats; False when they have stopped, or nobody reads any more."""
+        readable, _, _ = select.select([0], [], [], FOLLOW_EVERY_S)
+        if readable:
+            if not os.read(0, 64 * KIB):
+                return False
+            self.heard = time.monotonic()
+        return not self.events.broken and time.monotonic() - self.heard <= self.heartbeat_s
 
 
 def answer_tidy(options: argparse.Namespace, words: list[str]) -> None:

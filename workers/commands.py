@@ -56,8 +56,27 @@ def check_words(agent: str, folder: str) -> Words:
     return agent_words(agent, "check", folder)
 
 
-def tail_words(agent: str, log: str, lines: int) -> Words:
-    return agent_words(agent, "tail", log, "--lines", str(lines))
+def tail_words(agent: str, log: str, lines: int, since_s: float | None = None) -> Words:
+    """`since_s`: only what was written within so many seconds, by the host's own clock."""
+    return agent_words(agent, "tail", log, "--lines", str(lines), *_since(since_s))
+
+
+def follow_words(
+    agent: str,
+    folder: str,
+    *,
+    lines: int,
+    since_s: float | None = None,
+    from_clock_s: float | None = None,
+    heartbeat_s: float,
+) -> Words:
+    """Follow every log of `folder` from its last `lines` on; `heartbeat_s`: how long silence is borne.
+
+    Only of what was written in the last `since_s` seconds, or since the host's clock said `from_clock_s`.
+    """
+    clock = () if from_clock_s is None else ("--from-clock-s", f"{from_clock_s:.3f}")
+    start = ("--lines", str(lines), *_since(since_s), *clock)
+    return agent_words(agent, "follow", folder, *start, "--heartbeat-s", f"{heartbeat_s:g}")
 
 
 def tidy_words(agent: str, root: str) -> Words:
@@ -66,3 +85,7 @@ def tidy_words(agent: str, root: str) -> Words:
 
 def listen_words(agent: str) -> Words:
     return agent_words(agent, "listen")
+
+
+def _since(since_s: float | None) -> Words:
+    return () if since_s is None else ("--since-s", f"{since_s:.1f}")

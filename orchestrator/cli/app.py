@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from orchestrator import __version__
-from orchestrator.cli import bench, chat, cluster, engine, hosts, key, models, planning, tuning
+from orchestrator.cli import bench, chat, cluster, engine, hosts, key, looking, models, planning, tuning
 
 app = typer.Typer(
     name="meshctl",
@@ -39,9 +39,9 @@ app.command("chat", rich_help_panel=RUN)(chat.chat)
 app.command("rebalance", rich_help_panel=RUN)(cluster.rebalance)
 app.command("bench", rich_help_panel=RUN)(bench.bench)
 app.command("tune", rich_help_panel=RUN)(tuning.tune)
-app.command("status", rich_help_panel=LOOK)(cluster.status)
-app.command("logs", rich_help_panel=LOOK)(cluster.logs)
-app.command("events", rich_help_panel=LOOK)(cluster.events)
+app.command("status", rich_help_panel=LOOK)(looking.status)
+app.command("logs", rich_help_panel=LOOK)(looking.logs)
+app.command("events", rich_help_panel=LOOK)(looking.events)
 app.command("survey", rich_help_panel=LOOK)(planning.survey)
 app.command("plan", rich_help_panel=LOOK)(planning.plan)
 app.command("doctor", rich_help_panel=LOOK)(hosts.doctor)

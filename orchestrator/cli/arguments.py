@@ -31,8 +31,12 @@ Goal = Annotated[
     typer.Option("--goal", help="Plan for one conversation's speed or for all of them; else as the inventory says."),
 ]
 
+Since = Annotated[str | None, typer.Option("--since", help="Only what was written within this time: 90s, 10m, 2h, 1d.")]
+
 DEFAULT_INVENTORY = Path("inventory.yaml")
 
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
+_UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DEVICE = re.compile(r"[^/]+/(cpu|(cuda|metal|vulkan)[0-9]+)")
 
 
@@ -112,6 +116,18 @@ def device_layers(split: str, hosts: KnownHosts) -> dict[str, int]:
         raise UsageError(f'--split "{split}" names no device', hint=hint)
     _check_devices("--split", list(layers), hosts)
     return layers
+
+
+def read_duration_s(option: str, text: str | None) -> float | None:
+    """Seconds of a time such as 90s, 10m, 2h or 1d (a bare number: seconds); UsageError for what is none."""
+    from orchestrator.errors import UsageError
+
+    if text is None:
+        return None
+    found = _DURATION.fullmatch(text.strip())
+    if found is None:
+        raise UsageError(f"{option} {text}: not a time", hint="write it as 90s, 10m, 2h or 1d")
+    return float(found[1]) * _UNITS_S[found[2]]
 
 
 def _check_split(mode: str | None, devices: frozenset[str] | None, layers: Collection[str]) -> None:

@@ -1,4 +1,4 @@
-"""`meshctl up`, `down`, `status`, `logs` and the hidden `supervise` that `up --detach` starts."""
+"""`meshctl up`, `down` and the hidden `supervise` that `up --detach` starts."""
 
 import asyncio
 from pathlib import Path
@@ -8,7 +8,6 @@ import typer
 
 from orchestrator.cli.arguments import (
     DEFAULT_INVENTORY,
-    AsJson,
     Cluster,
     Devices,
     Goal,
@@ -29,9 +28,6 @@ if TYPE_CHECKING:
     from orchestrator.report import Report
     from orchestrator.state import ClusterState
     from orchestrator.wishes import Wishes
-
-
-WATCH_EVERY_S = 1.0
 
 
 def up(
@@ -156,96 +152,6 @@ def rebalance(
     talk().print(outcome.message, markup=False, soft_wrap=True)
     if not outcome.moved:
         raise SystemExit(1 if outcome.failed else 0)
-
-
-def status(
-    cluster: Cluster = None,
-    json: AsJson = False,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again and again, until Ctrl-C.")] = False,
-) -> None:
-    """Show the state of a cluster: phase, gateway, plan, processes and their memory."""
-    from orchestrator.cli.run import answer
-    from orchestrator.errors import UsageError
-    from orchestrator.folders import user_folders
-    from orchestrator.state import state_json
-    from orchestrator.status import last_state
-    from orchestrator.view.status import status_view
-
-    if watch:
-        if json:
-            raise UsageError("--watch and --json exclude each other", hint="programs read `status --json` repeatedly")
-        _watch(cluster)
-        return
-    state = last_state(user_folders(), cluster)
-    if json:
-        typer.echo(state_json(state))
-    else:
-        answer().print(status_view(state))
-
-
-def _watch(cluster: str | None) -> None:
-    """Until Ctrl-C; a cluster that ends meanwhile is shown as what it became."""
-    from time import sleep
-
-    from rich.live import Live
-
-    from orchestrator.cli.run import answer
-    from orchestrator.folders import user_folders
-    from orchestrator.status import last_state
-    from orchestrator.view.status import status_view
-
-    folders = user_folders()
-    state = last_state(folders, cluster)
-    try:
-        with Live(status_view(state), console=answer(), screen=True, auto_refresh=False) as live:
-            while True:
-                sleep(WATCH_EVERY_S)
-                state = last_state(folders, state.cluster)
-                live.update(status_view(state), refresh=True)
-    except KeyboardInterrupt:
-        answer().print(status_view(state))
-
-
-def events(
-    cluster: Cluster = None,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many of the last events.")] = 50,
-    json: Annotated[bool, typer.Option("--json", help="Print a JSON object per line.")] = False,
-) -> None:
-    """Show what has happened to a cluster, with the reasons; also after it has ended."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from orchestrator.cli.run import answer
-    from orchestrator.folders import user_folders
-    from orchestrator.history import event_json, read_events
-    from orchestrator.status import last_state
-
-    folders = user_folders()
-    happened = read_events(folders.cluster(last_state(folders, cluster).cluster), lines)
-    if json:
-        for event in happened:
-            typer.echo(event_json(event))
-        return
-    table = Table("at", "state", "why", box=None, pad_edge=False)
-    for event in happened:
-        table.add_row(event.at, event.phase, Text(event.message))
-    answer().print(table)
-
-
-def logs(
-    host: Annotated[str, typer.Argument(help="A host of the inventory, or `controller`.")],
-    inventory: Annotated[Path, typer.Option("--inventory", help="The inventory file.")] = DEFAULT_INVENTORY,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many of the last lines of each log.")] = 50,
-) -> None:
-    """Show the last lines of what a cluster's processes on a host wrote."""
-    from orchestrator.cli.run import run
-    from orchestrator.folders import user_folders
-    from orchestrator.host_logs import host_logs
-    from orchestrator.inventory_file import load_inventory
-
-    for name, text in run(host_logs(load_inventory(inventory), user_folders(), host, lines)).items():
-        typer.echo(f"==> {name} <==")
-        typer.echo(text)
 
 
 def supervise(

@@ -1,6 +1,8 @@
 """What all commands share: consoles, running a workflow with its progress shown, and errors turned into exit codes."""
 
 import asyncio
+import os
+import select
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
@@ -26,11 +28,28 @@ def talk() -> Console:
     return Console(stderr=True, highlight=False)
 
 
-def answer() -> Console:
+def answer(least_columns: int = LEAST_COLUMNS) -> Console:
     """Where answers go: stdout. Never narrower than tables are: a terminal wraps lines, but would lose their ends."""
     console = Console(highlight=False)
-    console.width = max(console.width, LEAST_COLUMNS)
+    console.width = max(console.width, least_columns)
     return console
+
+
+def answer_is_gone() -> bool:
+    """Whether nobody reads stdout any more: a pipe says so also while nothing is written to it."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return bool(poll.poll(0))
+
+
+def until_stopped(follow: Callable[[], None]) -> None:
+    """Run what has no end of its own: Ctrl-C ends it in order, and so does whoever closes stdout."""
+    try:
+        follow()
+    except KeyboardInterrupt:
+        return
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is flushed at the end goes there
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

@@ -22,10 +22,11 @@ from orchestrator.gateway.bodies import Bodies
 from orchestrator.gateway.fields import BODY_LIMIT_BYTES, Body, chat_body, completion_body, read_body
 from orchestrator.gateway.head import Deadlines
 from orchestrator.gateway.keys import ApiKeys
-from orchestrator.gateway.metrics import CONTENT_TYPE, HostMemory, Metrics
+from orchestrator.gateway.metrics import CONTENT_TYPE, Metrics
 from orchestrator.gateway.openapi import api_document
 from orchestrator.gateway.relay import ANSWERED_BY, Relay
 from orchestrator.gateway.state import READY, Counters, GatewayState
+from orchestrator.host_state import HostState
 
 _LOG = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def create_app(
     state: GatewayState | None = None,
     counters: Counters | None = None,
     deadlines: Deadlines | None = None,
-    memory: Callable[[], Iterable[HostMemory]] = tuple,
+    hosts: Callable[[], Iterable[HostState]] = tuple,
     body_bytes: int = BODY_LIMIT_BYTES,
     allowed_origins: Collection[str] = (),
 ) -> Starlette:
@@ -52,12 +53,12 @@ def create_app(
     `keys` is asked at each request: a key may be revoked meanwhile. `context` is the tokens of one conversation,
     `parallel` the most choices of one request while no head is there to say so, and `created` the Unix time at which
     the cluster started, for /v1/models. `state` is read at each request; without one the heads are taken to be ready.
-    `counters` are counted up. Requests beyond the heads' slots wait in line. `memory` is for the metrics. A body has
+    `counters` are counted up. Requests beyond the heads' slots wait in line. `hosts` are for the metrics. A body has
     at most `body_bytes`. Scripts of web pages from `allowed_origins` may ask, those of others not.
     """
     waits, state, counters = deadlines or Deadlines(), state or GatewayState(READY), counters or Counters()
     model = _model_entry(model_name, context, created)
-    metrics = Metrics(counters, state, memory)
+    metrics = Metrics(counters, state, hosts, lambda: backends.serving.heads if backends.serving else ())
     bodies = Bodies(body_bytes, waits.body_s)
     gateway = _Gateway(backends, keys, model, parallel, state, counters, metrics, bodies, waits)
 
@@ -142,10 +143,11 @@ class _Gateway:
     async def _health(self, request: Request) -> Response:
         """Open to everybody, so it tells no more than whether to come back."""
         now = self._state.now
-        if now.state == "ready":
+        if now.serves:
             return JSONResponse({"status": "ok"})
         problem = unavailable("", code=now.state)
-        return JSONResponse({"status": now.state, "fraction": now.fraction}, 503, problem.headers)
+        body = {"status": now.state, "step": now.step, "fraction": now.fraction}
+        return JSONResponse(body, 503, problem.headers)
 
     async def _describe(self, request: Request) -> Response:
         """Open to everybody: it says how to ask any gateway, and nothing of this cluster."""
@@ -192,9 +194,9 @@ class _Gateway:
     def _check_ready(self) -> None:
         """While the cluster recovers, requests wait in line for it."""
         now = self._state.now
-        if now.state not in ("ready", "recovering"):
+        if not now.serves and now.state != "recovering":
             message = now.message or f"the cluster is {now.state}"
-            raise unavailable(message, code=now.state, more={"fraction": now.fraction})
+            raise unavailable(message, code=now.state, more=self._state.told())
 
 
 def _model_entry(name: str, context: int | None, created: int) -> dict[str, object]:

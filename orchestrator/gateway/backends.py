@@ -2,7 +2,7 @@
 up anew; requests that wait in line wait on meanwhile, as long as nothing says that it is in vain."""
 
 import asyncio
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -28,12 +28,17 @@ class Serving:
 class Backends:
     """What the supervisor changes and every request looks at."""
 
-    def __init__(self, deadlines: Deadlines, limits: LineLimits | None = None) -> None:
+    def __init__(
+        self,
+        deadlines: Deadlines,
+        limits: LineLimits | None = None,
+        situation: Callable[[], Mapping[str, object]] = dict,
+    ) -> None:
         self._deadlines = deadlines
         self._serving: Serving | None = None
         self._users: dict[Head, int] = {}  # requests with each, those that are taken away included
         self._closing = set[asyncio.Task[None]]()
-        self.line = Line(0, limits)
+        self.line = Line(0, limits, situation=situation)
 
     @property
     def serving(self) -> Serving | None:

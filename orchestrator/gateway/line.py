@@ -8,7 +8,7 @@ more slots than are free, the others wait with it.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from time import monotonic
@@ -56,13 +56,16 @@ class Line:
         *,
         usual_s: float = 10.0,
         clock: Callable[[], float] = monotonic,
+        situation: Callable[[], Mapping[str, object]] = dict,
     ) -> None:
-        """`usual_s`: how long an answer is taken to need before any has been timed."""
+        """`usual_s`: how long an answer is taken to need before any has been timed; `situation`: of the cluster, for
+        those who are turned away."""
         self._slots = slots
         self._free = slots
         self._limits = limits or LineLimits()
         self._usual_s = usual_s
         self._clock = clock
+        self._situation = situation
         self._waiting: dict[str, deque[_Place]] = {}  # by client, the next one in turn first
         self._body_bytes = 0
 
@@ -180,7 +183,7 @@ class Line:
         )
 
     def _figures(self) -> dict[str, object]:
-        return {"state": "ready", "waiting": self.waiting, "expected_s": round(self.expected_s(), 1)}
+        return {**self._situation(), "waiting": self.waiting, "expected_s": round(self.expected_s(), 1)}
 
     def _retry_after_s(self) -> int:
         return min(MOST_RETRY_S, max(1, round(self.expected_s())))

@@ -118,6 +118,8 @@ class Relay(Response):
                     raise
                 if answer.tokens.generated and await self._is_over(out, answer, problem):
                     return
+                if problem.code == HEAD_LOST and not answer.tokens.generated:
+                    self._counters.replay()
                 self._counters.wait_again()
                 self._begun = False
                 await asyncio.sleep(NOTICED_S)
@@ -136,6 +138,7 @@ class Relay(Response):
                 raise problem
             if not is_complete(asking):
                 answer.go_on()
+                self._counters.resume()
                 self._asking = asking
                 return False
             await out.event(answer.stop("length"))
@@ -155,12 +158,15 @@ class Relay(Response):
             await self._answer(out, answer)
 
     async def _answer(self, out: "_Out", answer: Answer) -> None:
+        asked_s = monotonic()
         async with self._asked(answer) as (name, head, response):
-            if self._question.get("stream"):
-                await self._stream(head, name, response, out, answer)
-                return
-            whole = read_answer(await head.read(response))
+            with self._counters.at_head(name):
+                if self._question.get("stream"):
+                    await self._stream(head, name, response, out, answer)
+                    return
+                whole = read_answer(await head.read(response))
         answer.tokens.see(whole)
+        self._counters.generate(name, answer.tokens.generated, monotonic() - asked_s)
         await out.json(200, {**whole, "model": self._question["model"]}, {ANSWERED_BY: name})
 
     @asynccontextmanager
@@ -203,7 +209,9 @@ class Relay(Response):
         await out.begin_stream({ANSWERED_BY: name})
         held, silent, before = list[bytes](), True, answer.tokens.generated
         async for event in whole_events(head.chunks(response)):
+            told = answer.tokens.generated
             passed = answer.see(event)
+            self._counters.generate(name, answer.tokens.generated - told)
             if passed is None:
                 continue
             if silent and answer.tokens.generated == before and not (answer.ended or answer.stopped):

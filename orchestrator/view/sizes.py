@@ -51,6 +51,21 @@ def duration_text(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def age_text(seconds: float) -> str:
+    """Whole and short, for what goes on: "12 s", "3 min 5 s", "2 h 5 min" or "3 d 4 h"."""
+    whole = max(0, int(seconds))
+    for unit, smaller, factor, part in (("d", "h", 86400, 3600), ("h", "min", 3600, 60), ("min", "s", 60, 1)):
+        if whole >= factor:
+            return f"{whole // factor} {unit} {whole % factor // part} {smaller}"
+    return f"{whole} s"
+
+
+def of_text(part_bytes: float, whole_bytes: float) -> str:
+    """A part and the whole in the whole's unit, such as "95.7/160 MiB"."""
+    unit, factor = unit_for(whole_bytes)
+    return f"{in_unit(part_bytes, factor)}/{in_unit(whole_bytes, factor)} {unit}"
+
+
 def milliseconds_text(seconds: float) -> str:
     """Milliseconds with three figures and no unit, such as "0.06", "1.23", "12.3" or "123"."""
     return f"{seconds * 1e3:.{_decimals(seconds * 1e3)}f}"

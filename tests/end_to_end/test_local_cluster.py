@@ -27,6 +27,10 @@ def key_of(meshctl: Meshctl, cluster: str = "test") -> str:
     return (meshctl.folder / "state/meshctl/clusters" / cluster / "gateway.key").read_text().strip()
 
 
+def events_of(meshctl: Meshctl) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in meshctl.ok("events", "--json").stdout.splitlines()]
+
+
 def worker_pid(state: dict[str, Any]) -> int:
     """A worker of a cluster in this state."""
     pids: list[int] = [process["pid"] for process in state["processes"] if process["name"].startswith("worker")]
@@ -53,7 +57,7 @@ def test_a_model_that_fits_no_single_device_answers_as_on_one_machine(
     assert told.startswith("1. 1\n2. 2\n")
     assert meshctl.ok("chat", "--temperature", "0", stdin="Count from one to ten.").stdout == told
     assert meshctl.ok("down", inventory).stderr.strip() == "test is stopped"
-    happened = [json.loads(line) for line in meshctl.ok("events", "--json").stdout.splitlines()]
+    happened = events_of(meshctl)
     assert [event["phase"] for event in happened] == ["starting", "ready", "stopping", "stopped"]
     assert happened[-1]["message"] == "stopped on request"
     assert processes_with(str(meshctl.folder)) == []
@@ -130,9 +134,16 @@ def test_after_a_worker_has_died_the_cluster_answers_again(meshctl: Meshctl) -> 
     pids = [{process["pid"] for process in state["processes"]} for state in (before, after)]
     assert pids[1]
     assert not pids[0] & pids[1]
-    happened = [json.loads(line) for line in meshctl.ok("events", "--json").stdout.splitlines()]
-    assert [event["phase"] for event in happened] == ["starting", "ready", "recovering", "ready"]
-    assert "ended by itself (ended by signal 9)" in happened[2]["message"]
+    happened = events_of(meshctl)
+    phases = [event["phase"] for event in happened if event["kind"] == "phase"]
+    assert phases == ["starting", "ready", "recovering", "ready"]
+    fault, recovering, recovery = happened[2:5]
+    assert (fault["kind"], recovery["kind"]) == ("fault", "recovery")
+    assert "ended by itself (ended by signal 9)" in recovering["message"]
+    assert 0 < recovery["seconds"] < 120
+    (host,) = [process["host"] for process in before["processes"] if process["pid"] == worker_pid(before)]
+    last_faults = {one["name"]: one["last_fault"]["what"] for one in after["hosts"] if one["last_fault"]}
+    assert (fault["host"], last_faults) == (host, {host: recovering["message"]})
     meshctl.ok("down")
     assert processes_with(str(meshctl.folder)) == []
 

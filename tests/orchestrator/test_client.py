@@ -75,7 +75,7 @@ async def test_a_wrong_key_is_said_with_where_the_right_one_is() -> None:
 
 async def test_a_cluster_that_starts_says_how_far_it_is() -> None:
     async with gateway_for(FakeHead()) as gateway, GatewayClient(gateway.url, KEY) as client:
-        gateway.state.become(Situation("starting", "loading the model", 0.4))
+        gateway.state.become(Situation("starting", "loading the model", fraction=0.4))
         with pytest.raises(GatewayError) as caught:
             await anext(client.chat(HELLO))
     assert str(caught.value) == "loading the model (40%)"

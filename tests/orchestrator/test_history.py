@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator import history
 from orchestrator.folders import ClusterFolder
-from orchestrator.history import HistoryEvent, add_event, read_events
+from orchestrator.history import HistoryEvent, add_event, follow_events, read_events
 
 
 @pytest.fixture
@@ -45,3 +45,29 @@ def test_the_oldest_go_when_the_file_grows_large(folder: ClusterFolder, monkeypa
     kept = read_events(folder, 1000)
     assert kept[-1] == event(199)
     assert [one.message for one in kept] == [event(number).message for number in range(200 - len(kept), 200)]
+
+
+def test_events_are_followed_as_they_happen_also_when_the_oldest_go(
+    folder: ClusterFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "LARGEST_BYTES", 2000)
+    for number in range(3):
+        add_event(folder, event(number))
+    following = follow_events(folder, 2)
+    assert [next(following), next(following), next(following)] == [event(1), event(2), None]
+    for number in range(3, 60):
+        add_event(folder, event(number))
+        assert (next(following), next(following)) == (event(number), None)
+
+
+def test_events_that_happen_again_are_told_again(folder: ClusterFolder) -> None:
+    following = follow_events(folder, 0)
+    for _ in range(3):
+        assert next(following) is None
+        add_event(folder, event(1))
+        assert next(following) == event(1)
+
+
+def test_a_line_of_an_earlier_version_is_a_phase(folder: ClusterFolder) -> None:
+    folder.history.write_text('{"at":"2026-11-26T12:00:00+00:00","phase":"ready","message":"answers"}\n')
+    assert read_events(folder, 1) == (HistoryEvent("2026-11-26T12:00:00+00:00", "ready", "answers", "phase"),)

@@ -118,8 +118,8 @@ BAD: list[tuple[str, str, list[str]]] = [
         "a number as key",
         f"{WHOLE}7: 1\n",
         [
-            "7: unknown key; the keys here are cluster, model, context, parallel, minimum_context, goal, survive, gateway,"
-            " hosts"
+            "7: unknown key; the keys here are cluster, model, context, parallel, minimum_context, goal, survive,"
+            " gateway, hosts"
         ],
     ),
     ("unknown in gateway", f"{WHOLE}gateway:\n  prt: 80\n", ['gateway.prt: unknown key; did you mean "port"?']),

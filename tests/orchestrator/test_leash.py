@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.errors import DeadlineError
 from orchestrator.host_agent import ensure_agent
-from orchestrator.leash import run_leashed
+from orchestrator.leash import run_leashed, start_leashed
 from orchestrator.shell.local import LocalShell
 from orchestrator.shell.protocol import Finished
 from workers import agent as agent_program
@@ -30,7 +30,7 @@ async def run(shell: LocalShell, script: str, *, deadline_s: float = 30) -> Fini
 
 
 def left_over(shell: LocalShell) -> list[str]:
-    return [path.name for path in Path(shell.root, "logs").iterdir()]
+    return [path.name for path in Path(shell.root, "logs").iterdir() if path.suffix != ".times"]
 
 
 async def test_what_it_answers_and_what_it_says_are_kept_apart(shell: LocalShell) -> None:
@@ -66,3 +66,15 @@ asyncio.run(run(shell, "echo $$ > {tmp_path}/pid; exec sleep 99", deadline_s=99)
         await controller.wait()
         while int((tmp_path / "pid").read_text()) in agent_program.running_processes():
             await asyncio.sleep(0.05)
+
+
+async def test_how_much_of_the_processors_it_takes_is_known(shell: LocalShell) -> None:
+    agent, log = await ensure_agent(shell), f"{shell.root}/logs/busy.log"
+    held = await start_leashed(shell, agent, ("sh", "-c", "while :; do :; done"), log=log, name="busy")
+    try:
+        async with asyncio.timeout(30):
+            while held.cores_used is None:
+                await asyncio.sleep(0.05)
+        assert 0.05 < held.cores_used < 1.5
+    finally:
+        await held.stop()

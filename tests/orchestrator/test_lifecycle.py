@@ -15,6 +15,7 @@ from orchestrator.lifecycle import (
     WITHIN_S,
     CannotStart,
     Event,
+    Fault,
     Lifecycle,
     Lost,
     Moving,
@@ -78,6 +79,13 @@ def test_a_host_that_fails_again_and_again_is_set_aside_and_comes_back() -> None
     assert cycle.state == "degraded"
     assert "it failed 3 times within 10 minutes" in cycle.reason
     assert cycle.without(now_s + ASIDE_S) == {}
+
+
+def test_the_last_fault_of_each_host_is_kept_however_long_ago() -> None:
+    cycle = run((0, Up()), (1, Lost("a", "its worker ended")), (2, CannotStart("no route", ("b",))), (3, Up()))
+    later = run((5 * WITHIN_S, Lost("b", "gone")), cycle=cycle)
+    assert later.last_faults == {"a": Fault("a", 1, "its worker ended"), "b": Fault("b", 5 * WITHIN_S, "gone")}
+    assert later.faults == (Fault("b", 5 * WITHIN_S, "gone"),)
 
 
 def test_whoever_was_set_aside_before_is_set_aside_for_longer() -> None:

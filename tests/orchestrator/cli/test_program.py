@@ -69,7 +69,22 @@ def test_down_without_a_cluster_is_no_failure(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["up", "down", "status", "plan", "survey", "chat", "bench", "tune", "doctor", "trust", "logs", "engine", "pull"],
+    [
+        "up",
+        "down",
+        "status",
+        "plan",
+        "survey",
+        "chat",
+        "bench",
+        "tune",
+        "doctor",
+        "trust",
+        "logs",
+        "events",
+        "engine",
+        "pull",
+    ],
 )
 def test_every_command_has_a_help_text(tmp_path: Path, command: str) -> None:
     done = meshctl(tmp_path, command, "--help")

@@ -21,10 +21,10 @@ from orchestrator.gateway.connections import ConnectionLimits
 from orchestrator.gateway.head import Deadlines
 from orchestrator.gateway.keys import ApiKeys, known_key
 from orchestrator.gateway.line import LineLimits
-from orchestrator.gateway.metrics import HostMemory
 from orchestrator.gateway.routing import HeadAddress
 from orchestrator.gateway.server import serve
 from orchestrator.gateway.state import Counters, GatewayState, Situation
+from orchestrator.host_state import HostState
 
 KEY = "mesh-test"
 HEAD_KEY = "head-test"
@@ -125,7 +125,7 @@ async def gateway_for(
     deadlines: Deadlines | None = None,
     keys: Callable[[], ApiKeys] | None = None,
     limits: LineLimits | None = None,
-    memory: Callable[[], Iterable[HostMemory]] = tuple,
+    hosts: Callable[[], Iterable[HostState]] = tuple,
     connections: ConnectionLimits | None = None,
     tls: ssl.SSLContext | None = None,
     allowed_origins: Sequence[str] = (),
@@ -140,7 +140,7 @@ async def gateway_for(
                 deadlines=deadlines,
                 keys=keys,
                 limits=limits,
-                memory=memory,
+                hosts=hosts,
                 connections=connections,
                 tls=tls,
                 allowed_origins=allowed_origins,
@@ -159,13 +159,13 @@ async def gateway_at(
     others: Sequence[HeadAddress] = (),
     keys: Callable[[], ApiKeys] | None = None,
     limits: LineLimits | None = None,
-    memory: Callable[[], Iterable[HostMemory]] = tuple,
+    hosts: Callable[[], Iterable[HostState]] = tuple,
     connections: ConnectionLimits | None = None,
     tls: ssl.SSLContext | None = None,
     allowed_origins: Sequence[str] = (),
 ) -> AsyncIterator[Gateway]:
     state, counters = GatewayState(Situation("ready")), Counters()
-    backends = Backends(deadlines or Deadlines(), limits)
+    backends = Backends(deadlines or Deadlines(), limits, state.told)
     backends.replace([HeadAddress("head", head_url, head_key, parallel), *others])
     app = create_app(
         backends,
@@ -176,7 +176,7 @@ async def gateway_at(
         state=state,
         counters=counters,
         deadlines=deadlines,
-        memory=memory,
+        hosts=hosts,
         allowed_origins=allowed_origins,
     )
     async with serve(app, "127.0.0.1", 0, tls=tls, limits=connections, drain_s=drain_s) as listening:

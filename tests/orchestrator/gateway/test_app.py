@@ -16,10 +16,10 @@ from orchestrator.gateway.fields import BODY_LIMIT_BYTES
 from orchestrator.gateway.head import Deadlines
 from orchestrator.gateway.keys import KeyFile, add_key, revoke_key
 from orchestrator.gateway.line import LineLimits
-from orchestrator.gateway.metrics import HostMemory
 from orchestrator.gateway.routing import HeadAddress
 from orchestrator.gateway.server import serve
-from orchestrator.gateway.state import Counts, Situation
+from orchestrator.gateway.state import Counts, HeadCounts, Situation
+from orchestrator.host_state import HostAside, HostState
 from tests.orchestrator.gateway.heads import (
     DONE,
     HEAD_KEY,
@@ -130,6 +130,7 @@ async def test_a_head_lost_before_the_first_text_is_replaced_and_nobody_notices(
         text = (await asking).text
         assert (text.count('"role"'), text.count('"a"'), text.count("[DONE]"), text.count("error")) == (1, 1, 1, 0)
         await _until(lambda: gateway.counters.now == Counts(finished=1, prompt_tokens=7, tokens=1))
+        assert (gateway.counters.replayed, gateway.counters.resumed) == (1, 0)
 
 
 def numbered(head: str, text: str) -> bytes:
@@ -149,6 +150,7 @@ async def test_a_stream_that_has_begun_goes_on_with_another_head() -> None:
         gateway.backends.replace([HeadAddress("other", upstream.url, HEAD_KEY, 1)])
         events = [line[6:] for line in (await asking).text.splitlines() if line.startswith("data: ")]
         await _until(lambda: (gateway.counters.now.finished, gateway.counters.now.tokens) == (1, 4))
+        assert (gateway.counters.replayed, gateway.counters.resumed) == (0, 1)
     assert events[-1] == "[DONE]"
     chunks = [json.loads(event) for event in events[:-1]]
     deltas = [one["choices"][0]["delta"] for one in chunks if one["choices"]]
@@ -261,8 +263,10 @@ async def test_while_the_cluster_recovers_requests_wait_and_when_it_has_failed_t
 
 async def test_metrics_tell_what_was_done_to_whoever_has_a_key() -> None:
     head = FakeHead(parts=(chunk("a"), last_chunk(1), DONE))
-    memory = (HostMemory("nuc", 4096, 1024),)
-    async with gateway_for(head, memory=lambda: memory) as gateway:
+    aside = HostAside("2026-11-26T12:00:00+00:00", "it failed 3 times")
+    hosts = (HostState("nuc", 4096, 1024, 512), HostState("pi", aside=aside))
+    async with gateway_for(head, hosts=lambda: hosts) as gateway:
+        gateway.counters.recover("degraded", 7.0)
         await gateway.http.post(CHAT, json=STREAMED)
         await _until(lambda: gateway.counters.now.finished == 1)
         answer = await gateway.http.get("/metrics")
@@ -280,6 +284,13 @@ async def test_metrics_tell_what_was_done_to_whoever_has_a_key() -> None:
         assert (told["meshctl_state", "ready"], told["meshctl_state", "recovering"]) == (1, 0)
         assert told["meshctl_memory_budget_bytes", "nuc"] == 4096
         assert told["meshctl_memory_used_bytes", "nuc"] == 1024
+        assert told["meshctl_host_available_bytes", "nuc"] == 512
+        assert (told["meshctl_host_set_aside", "nuc"], told["meshctl_host_set_aside", "pi"]) == (0, 1)
+        assert ("meshctl_memory_budget_bytes", "pi") not in told
+        assert (told["meshctl_recoveries_total", "degraded"], told["meshctl_recoveries_total", "failed"]) == (1, 0)
+        assert (told["meshctl_recovery_seconds_count",], told["meshctl_recovery_seconds_sum",]) == (1, 7)
+        assert told["meshctl_streams_resumed_total",] == told["meshctl_requests_replayed_total",] == 0
+        assert told["meshctl_head_requests_running", "head"] == 0
         nobody = await gateway.http.get("/metrics", headers={"authorization": "Bearer no"})
         assert nobody.status_code == 401
 
@@ -468,18 +479,51 @@ async def test_a_bad_request_never_reaches_the_head(content: bytes, status: int,
 
 async def test_while_the_cluster_starts_requests_are_told_what_is_going_on() -> None:
     async with gateway_for(FakeHead()) as gateway:
-        gateway.state.become(Situation("starting", "loading layers 3 of 30", 0.1))
+        gateway.state.become(Situation("starting", "a moment"))
+        gateway.state.reach("loading", 0.1)
         response = await gateway.http.post(CHAT, json=QUESTION)
         health = await gateway.http.get("/health", headers={"authorization": ""})
     assert (response.status_code, response.headers["retry-after"]) == (503, "5")
     assert response.json()["error"] == {
-        "message": "loading layers 3 of 30",
+        "message": "a moment",
         "type": "service_unavailable",
         "param": None,
         "code": "starting",
+        "state": "starting",
+        "step": "loading",
         "fraction": 0.1,
     }
-    assert (health.status_code, health.json()) == (503, {"status": "starting", "fraction": 0.1})
+    assert (health.status_code, health.json()) == (503, {"status": "starting", "step": "loading", "fraction": 0.1})
+
+
+async def test_with_fewer_hosts_it_serves_and_says_so_in_its_metrics() -> None:
+    async with gateway_for(FakeHead(whole=json_answer({"choices": []}))) as gateway:
+        gateway.state.become(Situation("degraded"))
+        gateway.state.reach("loading", 0.5)
+        health = await gateway.http.get("/health")
+        assert (health.status_code, health.json()) == (200, {"status": "ok"})
+        assert (await gateway.http.post(CHAT, json=QUESTION)).status_code == 200
+        assert 'meshctl_state{state="degraded"} 1.0' in (await gateway.http.get("/metrics")).text
+        assert gateway.state.told() == {"state": "degraded"}
+
+
+async def test_what_a_head_generates_now_is_known_while_its_answer_is_under_way() -> None:
+    head = FakeHead(parts=tuple(chunk(str(number)) for number in range(5)), hang=True)
+    async with gateway_for(head) as gateway:
+        asking = asyncio.create_task(_read_all(gateway, STREAMED))
+        await _until(lambda: gateway.counters.of_head("head") == HeadCounts(1, 5.0))
+        assert 'meshctl_head_requests_running{head="head"} 1.0' in (await gateway.http.get("/metrics")).text
+        head.release((last_chunk(5), DONE))
+        await asking
+        await _until(lambda: gateway.counters.of_head("head").running == 0)
+        assert gateway.counters.of_head("other") == HeadCounts()
+
+
+async def test_a_whole_answer_counts_for_the_time_that_it_took() -> None:
+    timings = {"prompt_n": 7, "predicted_n": 12}
+    async with gateway_for(FakeHead(whole=json_answer({"choices": [], "timings": timings}))) as gateway:
+        await gateway.http.post(CHAT, json=QUESTION)
+        assert 6 <= gateway.counters.of_head("head").tokens_per_s <= 12
 
 
 async def test_health_is_open_and_models_are_listed_with_their_context() -> None:

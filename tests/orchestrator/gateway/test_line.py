@@ -52,7 +52,7 @@ async def settle() -> None:
 
 @asynccontextmanager
 async def guests(slots: int, limits: LineLimits | None = None) -> AsyncIterator[Guests]:
-    there = Guests(Line(slots, limits))
+    there = Guests(Line(slots, limits, situation=lambda: {"state": "ready"}))
     try:
         yield there
     finally:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.announce import ready_text
 from orchestrator.errors import GatewayError
 from orchestrator.folders import ClusterFolder
 from orchestrator.gateway.keys import KeyFile, add_key, ensure_own_key
@@ -15,7 +16,7 @@ from orchestrator.history import HistoryEvent, add_event
 from orchestrator.inventory import GatewaySettings, Host, Inventory
 from orchestrator.report import Report, to_file
 from orchestrator.state import state_json
-from orchestrator.supervisor import StateKeeper, ready_text
+from orchestrator.state_keeper import StateKeeper
 from tests.orchestrator.gateway.heads import DONE, HEAD_KEY, KEY, FakeHead, chunk, gateway_for
 from tests.orchestrator.gateway.wire import CHAT, HELLO, request_bytes, wire
 

@@ -2,7 +2,16 @@
 
 import pytest
 
-from orchestrator.view.sizes import bytes_text, duration_text, milliseconds_text, parts_text, rate_text, tokens_text
+from orchestrator.view.sizes import (
+    age_text,
+    bytes_text,
+    duration_text,
+    milliseconds_text,
+    of_text,
+    parts_text,
+    rate_text,
+    tokens_text,
+)
 
 MIB = 1024**2
 GIB = 1024**3
@@ -68,3 +77,16 @@ def test_milliseconds_show_three_figures() -> None:
         "12.3",
         "123",
     ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-1, "0 s"), (59.9, "59 s"), (60, "1 min 0 s"), (3725, "1 h 2 min"), (3 * 86400 + 4 * 3600 + 59, "3 d 4 h")],
+)
+def test_ages_are_whole_and_have_two_units(seconds: float, text: str) -> None:
+    assert age_text(seconds) == text
+
+
+def test_a_part_is_shown_in_the_unit_of_the_whole() -> None:
+    assert of_text(95.7 * MIB, 160 * MIB) == "95.7/160 MiB"
+    assert of_text(512 * MIB, 24 * GIB) == "0.5/24.0 GiB"

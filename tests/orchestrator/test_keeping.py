@@ -6,11 +6,9 @@ from typing import cast
 import pytest
 
 from orchestrator.errors import BringUpError, ConnectError, EngineError, HostsError, MeshctlError
-from orchestrator.gateway.metrics import HostMemory
+from orchestrator.keeping import blamed
 from orchestrator.leash import Leashed
 from orchestrator.processes import host_of
-from orchestrator.supervisor import blamed, host_memory
-from tests.orchestrator.groups import make_group, make_plan_of, make_share
 
 
 @dataclass
@@ -19,11 +17,10 @@ class Running:
 
     host: str
     name: str
-    rss_bytes: int | None = None
 
 
-def leashed(host: str, name: str, rss_bytes: int | None = None) -> Leashed:
-    return cast(Leashed, Running(host, name, rss_bytes))
+def leashed(host: str, name: str) -> Leashed:
+    return cast(Leashed, Running(host, name))
 
 
 @pytest.mark.parametrize(
@@ -50,14 +47,3 @@ def test_an_error_blames_the_hosts_that_it_is_about(error: MeshctlError, hosts: 
 )
 def test_a_tunnel_is_of_the_host_at_its_far_end(host: str, name: str, of: str) -> None:
     assert host_of(leashed(host, name)) == of
-
-
-def test_memory_is_told_per_host_against_its_budgets() -> None:
-    group = make_group(make_share("a/cpu"), make_share("b/cpu"))
-    budget_bytes = group.shares[0].budget_bytes
-    processes = [leashed("a", "worker-cpu-1", 5), leashed("b", "worker-cpu-1"), leashed("controller", "head-1", 7)]
-    assert host_memory(make_plan_of(group), processes) == (
-        HostMemory("controller", group.head_bytes, 7),
-        HostMemory("a", budget_bytes, 5),
-        HostMemory("b", budget_bytes, 0),
-    )

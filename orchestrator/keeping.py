@@ -1,0 +1,405 @@
+"""Keeps a cluster true to its plan: brings it up, watches it, and replaces what is lost while the rest serves on."""
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from random import random
+from time import monotonic
+from typing import Any, NoReturn
+
+from orchestrator.announce import group_speed, head_addresses, plan_lines, ready_text
+from orchestrator.better_plan import better_plan
+from orchestrator.chronicle import Chronicle
+from orchestrator.cluster import RunningGroup
+from orchestrator.crew import Crew, Muster, busy_devices, groups_of, taken_hosts, until_done
+from orchestrator.errors import BringUpError, ConnectError, HostError, HostsError, MeshctlError, PlanError
+from orchestrator.folders import Folders
+from orchestrator.gateway.api_error import unavailable
+from orchestrator.gateway.app import create_app
+from orchestrator.gateway.backends import Backends
+from orchestrator.gateway.door import connection_limits_of, deadlines_of, line_limits_of
+from orchestrator.gateway.keys import KeyFile, ensure_own_key
+from orchestrator.gateway.server import serve
+from orchestrator.gateway.state import READY, Counters, GatewayState, Situation
+from orchestrator.gateway.tls import Tls
+from orchestrator.host_state import StepState
+from orchestrator.host_view import HostView, process_states
+from orchestrator.hosts import OpenHosts
+from orchestrator.inventory import CONTROLLER, Inventory
+from orchestrator.leash import Leashed
+from orchestrator.lifecycle import CannotStart, Event, Lifecycle, Lost, Moving, NothingFits, Up
+from orchestrator.memory_watch import MemoryWatch
+from orchestrator.plan.values import Group, Plan, PlanMode
+from orchestrator.prepare import Prepared, display_name
+from orchestrator.processes import ended_by_itself
+from orchestrator.rebalance import WORTH, Outcome, Request, devices_text, take_request, tell
+from orchestrator.report import Report, both
+from orchestrator.state_keeper import StateKeeper
+from orchestrator.steps import StepListener
+from orchestrator.view.sizes import bytes_text
+from orchestrator.wishes import Wishes
+
+STATE_EVERY_S = 2.0
+QUIET_WAIT_S, QUIET_LOOK_S = 60.0, 0.1
+
+
+class Keeping:
+    """One cluster from its first bring-up on.
+
+    The gateway is opened when the cluster answers for the first time, and stays open.
+    """
+
+    def __init__(
+        self,
+        inventory: Inventory,
+        folders: Folders,
+        report: Report,
+        wishes: Wishes,
+        keeper: StateKeeper,
+        gateway: AsyncExitStack,
+        tls: Tls | None,
+    ) -> None:
+        self._inventory = inventory
+        self._folders = folders
+        self._report = Report(both(report.listen, StepListener(self._reach).listen))
+        self._wishes = wishes
+        self._keeper = keeper
+        self._folder = folders.cluster(inventory.cluster)
+        self._gateway = gateway
+        self._tls = tls
+        self._cycle = Lifecycle()
+        self._crews: list[Crew] = []
+        self._situation = GatewayState(READY)
+        self._deadlines = deadlines_of(inventory.gateway)
+        self._backends = Backends(self._deadlines, line_limits_of(inventory.gateway), self._situation.told)
+        self._counters = Counters()
+        self._view = HostView(inventory, self._counters, monotonic(), datetime.now(UTC))
+        self._chronicle = Chronicle(keeper.note, self._counters)
+        self._request: Request | None = None
+
+    async def go_on(self) -> NoReturn:
+        """Until it is cancelled. What goes wrong before the cluster has answered once is raised."""
+        try:
+            await self._take(await self._muster(first=True).crew())
+            while True:
+                await self._turn()
+        finally:
+            self._backends.take_away()
+            await until_done(self._end(self._crews))
+
+    async def _turn(self) -> None:
+        """Watch, and meanwhile try to replace what is missing, or work out a better plan, until there is news."""
+        beside = self._beside()
+        lost = None
+        try:
+            lost = await self._until_lost(beside)
+        finally:
+            if beside is not None:
+                beside.cancel()
+                await asyncio.wait((beside,))
+                if not beside.cancelled():
+                    await self._came(beside.result())
+        if lost:
+            await self._lose(lost)
+
+    def _happen(self, event: Event) -> None:
+        """The event happens to the cluster."""
+        before, now_s = self._cycle, monotonic()
+        self._cycle = before.after(event, now_s)
+        self._chronicle.turn(before, self._cycle, event, now_s)
+
+    def _reach(self, step: StepState | None) -> None:
+        """A bring-up is at this step."""
+        self._keeper.update(step=step)
+        if step is not None:
+            self._situation.reach(step.stage, step.fraction)
+
+    # what is done beside watching
+
+    def _beside(self) -> "asyncio.Task[_Came] | None":
+        if self._cycle.wants_more:
+            return asyncio.create_task(self._attempt())
+        return None if self._request is None else asyncio.create_task(self._consider(self._request))
+
+    async def _attempt(self) -> Crew | NothingFits | CannotStart:
+        """After the wait that is due: a crew that takes the place of what is lost, or why there is none."""
+        title = f"Recovering: {self._cycle.reason}" if self._cycle.fits else "Waiting for more memory"
+        self._report.step(title, "waiting")
+        await asyncio.sleep(self._cycle.wait_s(random()))
+        others = bool(self._crews)
+        muster = self._muster(first=False)
+        if {host.name for host in self._inventory.hosts} <= set(muster.without):
+            return NothingFits("every other host is in use or set aside", others)
+        try:
+            return await muster.crew()
+        except PlanError as error:
+            return NothingFits(str(error), others)
+        except MeshctlError as error:
+            return CannotStart(str(error), blamed(error), others)
+
+    def _muster(self, *, first: bool) -> Muster:
+        """What the next crew is to be made of: whatever is not in use, for the conversations that are left."""
+        count = len(self._inventory.hosts)
+        self._report.step(f"Connecting to {count} host{'s' if count != 1 else ''}", "connecting")
+        hurried = replace(self._wishes, recalibrate=False, hurry=True, busy=busy_devices(self._crews))
+        serving = sum(one.group.parallel for one in groups_of(self._crews).values())
+        return Muster(
+            replace(self._inventory, parallel=max(1, self._inventory.parallel - serving)),
+            self._folders,
+            self._report,
+            wishes=self._wishes if first else hurried,
+            without={*self._cycle.without(monotonic()), *taken_hosts(self._crews)},
+            tolerant=not first,
+            measure=first,
+            taken=tuple(groups_of(self._crews)),
+            on_hosts=self._met,
+            on_plan=self._planned,
+        )
+
+    def _met(self, hosts: OpenHosts) -> None:
+        self._view.meet(hosts)
+        if not self._crews:
+            self._view.look(self._cycle, monotonic())
+            self._keeper.update(hosts=self._view.hosts)
+
+    def _planned(self, prepared: Prepared, plan: Plan) -> None:
+        for line in plan_lines(plan, prepared.survey):
+            self._report.say(line)
+        if not self._crews:
+            self._keeper.update(plan=plan)
+
+    async def _consider(self, request: Request) -> Moving | None:
+        """Whether it is worth to move to a plan with what is not in use, and then a quiet moment for that."""
+        try:
+            groups = [one.group for one in groups_of(self._crews).values()]
+            present = plan_of([crew.plan for crew in self._crews], groups)
+            worth = await better_plan(self._inventory, self._crews, present, self._folders, self._report, self._wishes)
+        except MeshctlError as error:
+            self._answer(moved=False, message=str(error), failed=True)
+            return None
+        if not worth.gain > WORTH:
+            self._answer(moved=False, message=f"{self._inventory.cluster} stays as it is: {worth}")
+            return None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0 if request.now else QUIET_WAIT_S):
+                while self._counters.now.running:
+                    await asyncio.sleep(QUIET_LOOK_S)
+        self._inventory = worth.inventory
+        return Moving(f"rebalancing: {worth}")
+
+    def _answer(self, *, moved: bool, message: str, failed: bool = False) -> None:
+        """Tell whoever asked to rebalance, if somebody does."""
+        if self._request is not None:
+            tell(self._folder, Outcome(self._request.number, moved, message, failed))
+            self._request = None
+
+    # what comes of it
+
+    async def _came(self, came: "_Came") -> None:
+        if isinstance(came, Crew):
+            await self._take(came)
+            return
+        if came is None:
+            return
+        if isinstance(came, Moving):
+            self._backends.take_away()
+            await until_done(self._end(self._crews))
+            self._crews = []
+        else:
+            self._answer(moved=False, message=f"it does not come up: {came.why}", failed=True)
+        self._happen(came)
+        self._tell()
+
+    async def _take(self, crew: Crew) -> None:
+        """Let the gateway have its heads; it is opened if it is not open yet."""
+        self._crews.append(crew)
+        self._happen(Up(crew.hosts.missing))
+        self._situation.become(Situation("ready" if self._cycle.state == "ready" else "degraded", self._cycle.reason))
+        self._backends.add(head_addresses(crew.groups.values()))
+        figures = self._figures()
+        if self._keeper.state.gateway:
+            self._keeper.phase(self._cycle.state, self._cycle.reason, **figures)
+            name, plan = self._inventory.cluster, crew.plan
+            self._report.say(f"{name} answers again")
+            self._answer(moved=True, message=f"{name} answers again: {plan.mode} on {devices_text(plan)}")
+            return
+        url, key_file = await self._open_gateway()
+        if self._tls is not None:
+            figures |= {"certificate": str(self._tls.certificate), "certificate_sha256": self._tls.fingerprint}
+        self._keeper.phase(
+            self._cycle.state, self._cycle.reason, gateway=f"{url}/v1", key_file=str(key_file), **figures
+        )
+        self._report.ready(ready_text(self._inventory.cluster, url, key_file, self._tls))
+
+    async def _open_gateway(self) -> tuple[str, Path]:
+        """Its address and where this user's key is."""
+        self._report.step("Opening the gateway", "opening")
+        inventory, folder, settings = self._inventory, self._folder, self._inventory.gateway
+        ensure_own_key(folder.gateway_keys, folder.gateway_key)
+        app = create_app(
+            self._backends,
+            KeyFile(folder.gateway_keys).now,
+            display_name(inventory),
+            context=inventory.context,
+            parallel=inventory.parallel,
+            created=int(datetime.now(UTC).timestamp()),
+            state=self._situation,
+            counters=self._counters,
+            deadlines=self._deadlines,
+            hosts=lambda: self._view.hosts,
+            body_bytes=settings.body_bytes,
+            allowed_origins=settings.allowed_origins,
+        )
+        context = None if self._tls is None else self._tls.context
+        serving = serve(app, settings.host, settings.port, tls=context, limits=connection_limits_of(settings))
+        server = await self._gateway.enter_async_context(serving)
+        return server.url, folder.gateway_key
+
+    # watching
+
+    async def _until_lost(self, beside: "asyncio.Task[_Came] | None") -> "_Loss | None":
+        """Refresh the state file until groups are lost, `beside` has ended, or somebody asks to rebalance."""
+        ends = [process.on_exit for one in groups_of(self._crews).values() for process in one.processes]
+        hangs = [watch for crew in self._crews for watch in crew.watches.values()]
+        waiting: set[asyncio.Future[Any]] = {*ends, *hangs, *((beside,) if beside else ())}
+        memory = MemoryWatch(memory_of_hosts(self._crews))
+        while True:
+            if waiting:
+                done, _ = await asyncio.wait(waiting, timeout=STATE_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+                if done:
+                    return await self._what_is_lost()
+            if self._crews:
+                self._keeper.update(**self._figures())
+            if self._request is None and (request := take_request(self._folder)) is not None:
+                self._request = request
+                if beside is None:
+                    return None
+                self._answer(moved=False, message=f"{self._inventory.cluster} is being brought up again already")
+            if short := memory.short(self._processes):
+                return self._short_of_memory(short)
+
+    async def _what_is_lost(self) -> "_Loss | None":
+        """None: nothing."""
+        groups = groups_of(self._crews)
+        if names := ended(groups):
+            self._backends.remove(names)
+            self._chronicle.interrupted(monotonic())
+            error = await ended_by_itself(
+                [process for name in names for process in groups[name].processes], "while the cluster served"
+            )
+            return _Loss(error.host, str(error), ended(groups))
+        for name, watch in ((name, watch) for crew in self._crews for name, watch in crew.watches.items()):
+            if watch.done():
+                host = groups[name].head.host
+                return _Loss(host, f"{name} on {host} hangs: no progress for {watch.result():.0f} s", (name,))
+        return None
+
+    def _short_of_memory(self, short: Mapping[str, int]) -> "_Loss":
+        host, free_bytes = next(iter(short.items()))
+        names = tuple(
+            name
+            for name, one in groups_of(self._crews).items()
+            if any(process.host == host for process in one.processes)
+        )
+        return _Loss(host, f"{host}: its memory runs out, {bytes_text(free_bytes)} are left", names)
+
+    async def _lose(self, loss: "_Loss") -> None:
+        """End what is left of the groups that are lost, heads first; the others serve on."""
+        self._backends.remove(loss.names)
+        self._report.warn(loss.what)
+        others = bool(groups_of(self._crews).keys() - loss.names)
+        self._happen(Lost(loss.host, loss.what, others))
+        self._tell()
+        for crew in self._crews:
+            await until_done(crew.lose(loss.names, away=loss.host))
+        self._crews = [crew for crew in self._crews if crew.groups]
+        if self._crews:
+            self._keeper.update(**self._figures())
+
+    def _tell(self) -> None:
+        """Say to everybody how it stands, and why."""
+        cycle = self._cycle
+        if cycle.state == "failed":
+            self._situation.become(Situation("failed", cycle.reason))
+            self._backends.give_up(unavailable(cycle.reason, code="failed"))
+        elif cycle.state == "recovering":
+            self._situation.become(Situation("recovering", cycle.reason))
+        elif cycle.state == "degraded":
+            self._situation.become(Situation("degraded", cycle.reason))
+        self._keeper.phase(cycle.state, cycle.reason, **({} if cycle.serves else self._nothing()))
+
+    def _nothing(self) -> dict[str, object]:
+        """What the state file has while nothing serves."""
+        self._view.look(self._cycle, monotonic())
+        return {"processes": (), "hosts": self._view.hosts, "heads": self._view.heads, "tokens_per_s": 0.0}
+
+    def _figures(self) -> dict[str, object]:
+        """What the state file has of the groups that serve."""
+        groups = groups_of(self._crews)
+        plan = plan_of([crew.plan for crew in self._crews], [one.group for one in groups.values()])
+        self._view.look(self._cycle, monotonic(), plan, self._processes, tuple(groups))
+        now = self._counters.now
+        return {
+            "plan": plan,
+            "speeds": tuple(map(group_speed, groups.values())),
+            "processes": process_states(self._processes),
+            "hosts": self._view.hosts,
+            "heads": self._view.heads,
+            "requests_running": now.running,
+            "requests_waiting": now.waiting,
+            "requests_finished": now.finished,
+            "tokens_per_s": round(sum(head.tokens_per_s for head in self._view.heads), 1),
+        }
+
+    @property
+    def _processes(self) -> tuple[Leashed, ...]:
+        return tuple(process for crew in self._crews for process in crew.processes)
+
+    async def _end(self, crews: Iterable[Crew]) -> None:
+        await asyncio.gather(*(crew.end() for crew in crews))
+
+
+_Came = Crew | NothingFits | CannotStart | Moving | None
+"""What comes of the work beside watching."""
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """Groups that are lost, by the names of their heads: on which host it began, and what."""
+
+    host: str
+    what: str
+    names: tuple[str, ...]
+
+
+def ended(groups: Mapping[str, RunningGroup]) -> tuple[str, ...]:
+    """Those of which any process has ended."""
+    return tuple(name for name, one in groups.items() if not all(process.running for process in one.processes))
+
+
+def blamed(error: MeshctlError) -> tuple[str, ...]:
+    """The hosts that an error is about. One that cannot be reached is away, which is no fault: it has to come back."""
+    if isinstance(error, HostsError):
+        return tuple(host for host, one in error.errors.items() if not isinstance(one, ConnectError))
+    if isinstance(error, HostError | BringUpError) and not isinstance(error, ConnectError):
+        return (error.host,) if error.host else ()
+    return ()
+
+
+def plan_of(plans: Sequence[Plan], groups: Sequence[Group]) -> Plan:
+    """The plan of a cluster whose groups came up with these plans, the oldest first."""
+    mode: PlanMode = groups[0].mode if len(groups) == 1 else "replicas"
+    parallel = sum(group.parallel for group in groups)
+    return replace(plans[-1], mode=mode, groups=tuple(groups), parallel=parallel)
+
+
+def memory_of_hosts(crews: Iterable[Crew]) -> dict[str, int]:
+    """The memory of each host in bytes, also of the controller."""
+    totals = {}
+    for survey in (crew.prepared.survey for crew in crews):
+        totals[CONTROLLER] = survey.controller.memory_total_bytes
+        totals |= {host.name: host.facts.memory_total_bytes for host in survey.hosts}
+    return totals
