@@ -29,6 +29,7 @@ class Host:
     threads: int | None = None
     link: Literal["tunnel", "direct"] = "tunnel"
     run_with: tuple[str, ...] = ()  # words before every command of ours there
+    cache: MemoryCap | None = None  # what our folder there may hold of the disk; None: half of what is free
 
 
 @dataclass(frozen=True)
@@ -51,3 +52,4 @@ class Inventory:
     parallel: int = 1  # conversations at once
     goal: Literal["latency", "throughput"] = "latency"
     gateway: GatewayAddress = GatewayAddress()
+    cache: MemoryCap | None = None  # of the controller, and of every host that does not say otherwise

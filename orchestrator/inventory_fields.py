@@ -160,6 +160,11 @@ def memory(value: object) -> MemoryCap:
     return parse_cap(_text(value, EXAMPLES))
 
 
+def cache(value: object) -> MemoryCap:
+    """What may be kept on a disk; the form is that of `memory`."""
+    return memory(value)
+
+
 def threads(value: object) -> int | None:
     """None for `auto`."""
     return None if value == "auto" else _whole(value, THREADS_RANGE, ' or "auto"')

@@ -60,6 +60,7 @@ class _HostKeys(_Keys):
     threads: Annotated[int | None, BeforeValidator(fields.threads)] = None
     link: Annotated[Literal["tunnel", "direct"], BeforeValidator(fields.link)] = "tunnel"
     run_with: Annotated[tuple[str, ...], BeforeValidator(fields.run_with)] = ()
+    cache: Annotated[MemoryCap | None, BeforeValidator(fields.cache)] = None
 
 
 class _GatewayKeys(_Keys):
@@ -76,6 +77,7 @@ class _InventoryKeys(_Keys):
     gateway: Annotated[_GatewayKeys, BeforeValidator(fields.mapping('"host: ..." and "port: ..." below it'))] = (
         _GatewayKeys()
     )
+    cache: Annotated[MemoryCap | None, BeforeValidator(fields.cache)] = None
     hosts: Annotated[
         tuple[Annotated[_HostKeys, BeforeValidator(fields.mapping('"- name: ..." and its keys'))], ...],
         BeforeValidator(fields.hosts),
@@ -148,7 +150,7 @@ def _known_keys(where: tuple[int | str, ...]) -> tuple[str, ...]:
 
 def _inventory(path: Path, checked: _InventoryKeys) -> Inventory:
     gateway = GatewayAddress(host=checked.gateway.host, port=checked.gateway.port)
-    hosts = tuple(Host(**dict(host)) for host in checked.hosts)
+    hosts = tuple(Host(**{**dict(host), "cache": host.cache or checked.cache}) for host in checked.hosts)
     return Inventory(**{**dict(checked), "path": path, "gateway": gateway, "hosts": hosts})
 
 

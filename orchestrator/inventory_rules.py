@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestrator.sizes import parse_cap
 
-SSH_ONLY = ("address", "user", "port", "key", "jump", "host_key")
+SSH_ONLY = ("address", "user", "port", "key", "jump", "host_key", "cache")
 OWN_MEMORY = ("cuda", "vulkan")
 DEFAULT_CAP = "80%"
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 
@@ -78,6 +78,7 @@ async def start_worker(
         cluster,
         f"worker-{device.rpartition('/')[2]}",
         lambda port: worker_command(f"{engine}/ggml-rpc-server", port=port, threads=threads),
+        uses=host.items(engine),
     )
     near = port if host.is_local else await open_link(started, hosts, cluster, host, port)
     return Worker(device, host.name, port, f"127.0.0.1:{near}", process)
@@ -140,18 +141,24 @@ async def start_head(
     settings: Callable[[int], HeadSettings],
     placement: Placement | None,
     key: str,
+    put_key: Callable[[], Awaitable[None]],
     name: str = "head",
 ) -> Head:
     """Start a head, without waiting for its model to load; a remote one is reached through a link.
 
-    `name` begins with "head": it is stopped before what it talks to.
+    `put_key` writes the key file, which is removed again when the head ends. `name` begins with "head": it is stopped
+    before what it talks to.
     """
+    asked = settings(0)
     process, port = await _start_on_free_port(
         started,
         host,
         cluster,
         name,
         lambda port: head_command(f"{engine}/llama-server", settings(port), placement),
+        uses=host.items(engine, asked.model),
+        temporary=(asked.key_file,),
+        prepare=put_key,
         wait=False,
     )
     near = port if host.is_local else await open_link(started, hosts, cluster, host, port)
@@ -200,16 +207,24 @@ async def _start_on_free_port(
     name: str,
     command: Callable[[int], tuple[str, ...]],
     *,
+    uses: Sequence[str] = (),
+    temporary: Sequence[str] = (),
+    prepare: Callable[[], Awaitable[None]] | None = None,
     wait: bool = True,
 ) -> tuple[Leashed, int]:
-    """The engine's worker exits with status 0 when its port is taken: only LISTEN under its pid counts as success."""
+    """The engine's worker exits with status 0 when its port is taken: only LISTEN under its pid counts as success.
+
+    `prepare` writes the `temporary` files before every try: each one's end removes them.
+    """
     ports = await free_ports(host.shell, host.agent, PORT_TRIES)
     tail = ""
     for port in ports:
+        if prepare is not None:
+            await prepare()
         try:
-            process = started.add(await _leash(host, command(port), cluster, f"{name}-{port}"))
+            process = started.add(await _leash(host, command(port), cluster, f"{name}-{port}", uses, temporary))
         except BringUpError as error:
-            tail = error.details
+            tail = error.details or str(error)
             continue
         if not wait or await _comes_up(host, process, port):
             return process, port
@@ -240,9 +255,18 @@ def _is_of(process: Leashed, port: int, socket: Listening) -> bool:
     return socket.port == port and socket.pid in (0, process.pid)
 
 
-async def _leash(host: OpenHost, words: tuple[str, ...], cluster: str, name: str) -> Leashed:
+async def _leash(
+    host: OpenHost,
+    words: tuple[str, ...],
+    cluster: str,
+    name: str,
+    uses: Sequence[str] = (),
+    temporary: Sequence[str] = (),
+) -> Leashed:
     log = log_path(host, cluster, name)
-    return await start_leashed(host.shell, host.agent, words, log=log, environment=ENVIRONMENT, name=name)
+    return await start_leashed(
+        host.shell, host.agent, words, log=log, environment=ENVIRONMENT, name=name, uses=uses, temporary=temporary
+    )
 
 
 SURVEY_LOGS, BENCH_LOGS = ".survey", ".bench"
