@@ -123,10 +123,15 @@ async def test_an_agents_error_names_the_host(shell: LocalShell, agent: str, tmp
 
 
 async def test_a_folder_that_equals_its_manifest_is_ok(shell: LocalShell, agent: str, tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text('{"files": []}')
-    assert (await host_agent.check_folder(shell, agent, str(tmp_path))).ok
-    (tmp_path / "manifest.json").write_text('{"files": [{"path": "a", "sha256": "0", "size_bytes": 1}]}')
-    assert await host_agent.check_folder(shell, agent, str(tmp_path)) == FolderCheck(missing=("a",))
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    (folder / "manifest.json").write_text('{"files": []}')
+    assert (await host_agent.check_folder(shell, agent, str(folder))).ok
+    (folder / "manifest.json").write_text('{"files": [{"path": "a", "sha256": "0", "size_bytes": 1}]}')
+    (folder / "b").touch()
+    check = await host_agent.check_folder(shell, agent, str(folder))
+    assert check == FolderCheck(missing=("a",), extra=("b",))
+    assert str(check) == "a is missing; b does not belong there"
 
 
 async def test_the_measuring_server_listens_on_loopback_until_it_is_closed(shell: LocalShell, agent: str) -> None:

@@ -99,12 +99,12 @@ BAD: list[tuple[str, str, list[str]]] = [
     (
         "unknown at the top",
         f"{WHOLE}zzz: 1\n",
-        ["zzz: unknown key; the keys here are cluster, model, context, parallel, goal, gateway, hosts"],
+        ["zzz: unknown key; the keys here are cluster, model, context, parallel, goal, gateway, cache, hosts"],
     ),
     (
         "a number as key",
         f"{WHOLE}7: 1\n",
-        ["7: unknown key; the keys here are cluster, model, context, parallel, goal, gateway, hosts"],
+        ["7: unknown key; the keys here are cluster, model, context, parallel, goal, gateway, cache, hosts"],
     ),
     ("unknown in gateway", f"{WHOLE}gateway:\n  prt: 80\n", ['gateway.prt: unknown key; did you mean "port"?']),
     (
