@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import time
 
+from orchestrator.direct import direct_warning, worker_address
 from orchestrator.engine.build import local_platform
 from orchestrator.engine.install import check_fits
 from orchestrator.engine.store import Engine, find_engine
@@ -71,6 +72,9 @@ async def _examine(host: Host, ssh: SshFiles, folders: Folders, engine: Engine |
         checks.append(Check("python", True, facts.python))
         checks += examine_facts(host, facts, engine, time(), ssh.inventory)
         checks.append(examine_others(await ask_others(shell, agent)))
+        if host.link == "direct":
+            worker_address(host, facts)
+            checks.append(Check("link", True, direct_warning(host, facts).removeprefix(f"{host.name}: ")))
         if host.connection == "ssh":
             checks.append(await _forwarding(host, ssh, shell, agent))
     except REPORTED as error:

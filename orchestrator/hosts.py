@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orchestrator.direct import direct_warning, worker_address
 from orchestrator.engine.build import local_platform
 from orchestrator.engine.store import engines_of
 from orchestrator.errors import MeshctlError
@@ -43,6 +44,16 @@ class OpenHost:
     @property
     def is_local(self) -> bool:
         return self.shell.is_local
+
+    @property
+    def worker_address(self) -> str:
+        """Where its workers listen."""
+        return worker_address(self.host, self.facts)
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether its workers are reached through a tunnel of ours."""
+        return not self.is_local and self.host.link == "tunnel"
 
     def items(self, *paths: str) -> tuple[str, ...]:
         """The cached items that these paths lie in, for whoever uses them."""
@@ -133,6 +144,9 @@ async def _open(host: Host, ssh: SshFiles, folders: Folders, shells: list[Shell]
     if host.name == CONTROLLER:
         await tidy(shell, agent, str(folders.state))
     facts = await ask_facts(shell, agent)
+    worker_address(host, facts)
+    if host.link == "direct":
+        report.warn(direct_warning(host, facts))
     if host.name != CONTROLLER:
         report.say(f"{host.name}: {facts.os_name}, {facts.cpu_name}, {facts.cores_physical} cores")
     return OpenHost(host, shell, agent, facts, report)

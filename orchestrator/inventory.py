@@ -28,6 +28,7 @@ class Host:
     memory: MemoryCap = DEFAULT_MEMORY
     threads: int | None = None
     link: Literal["tunnel", "direct"] = "tunnel"
+    plaintext_rpc: Literal["refuse", "accept"] = "refuse"  # what `link: direct` asks to be accepted
     run_with: tuple[str, ...] = ()  # words before every command of ours there
     cache: MemoryCap | None = None  # what our folder there may hold of the disk; None: half of what is free
 

@@ -59,6 +59,7 @@ class _HostKeys(_Keys):
     memory: Annotated[MemoryCap, BeforeValidator(fields.memory)] = Host.memory
     threads: Annotated[int | None, BeforeValidator(fields.threads)] = None
     link: Annotated[Literal["tunnel", "direct"], BeforeValidator(fields.link)] = "tunnel"
+    plaintext_rpc: Annotated[Literal["refuse", "accept"], BeforeValidator(fields.plaintext_rpc)] = "refuse"
     run_with: Annotated[tuple[str, ...], BeforeValidator(fields.run_with)] = ()
     cache: Annotated[MemoryCap | None, BeforeValidator(fields.cache)] = None
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 
 from orchestrator.errors import BringUpError, DeadlineError, MeshctlError
-from orchestrator.host_agent import Listening, free_ports, listening, log_tail
+from orchestrator.host_agent import LOOPBACK, Listening, free_ports, listening, log_tail
 from orchestrator.hosts import OpenHost, OpenHosts
 from orchestrator.leash import Leashed, start_leashed
 from orchestrator.tunnel import free_local_port, tunnel_command, wait_listening
@@ -49,7 +49,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Worker:
-    """A running worker: `port` on its host's loopback, `endpoint` what the head connects to on its own."""
+    """A running worker: `port` on its host, `endpoint` what the head connects to."""
 
     device: str
     host: str
@@ -71,17 +71,20 @@ class Head:
 async def start_worker(
     started: Started, hosts: OpenHosts, cluster: str, device: str, host: OpenHost, engine: str, threads: int
 ) -> Worker:
-    """Start a worker and, for a remote host, the link to it; the next port is tried when one was taken meanwhile."""
+    """Start a worker and, unless it is reached without one, the link to it; the next port is tried when one was taken
+    meanwhile."""
+    address = host.worker_address
     process, port = await _start_on_free_port(
         started,
         host,
         cluster,
         f"worker-{device.rpartition('/')[2]}",
-        lambda port: worker_command(f"{engine}/ggml-rpc-server", port=port, threads=threads),
+        lambda port: worker_command(f"{engine}/ggml-rpc-server", port=port, threads=threads, address=address),
         uses=host.items(engine),
+        address=address,
     )
-    near = port if host.is_local else await open_link(started, hosts, cluster, host, port)
-    return Worker(device, host.name, port, f"127.0.0.1:{near}", process)
+    near = await open_link(started, hosts, cluster, host, port) if host.is_linked else port
+    return Worker(device, host.name, port, f"{LOOPBACK if host.is_linked else address}:{near}", process)
 
 
 async def open_link(started: Started, hosts: OpenHosts, cluster: str, host: OpenHost, port: int) -> int:
@@ -210,13 +213,14 @@ async def _start_on_free_port(
     uses: Sequence[str] = (),
     temporary: Sequence[str] = (),
     prepare: Callable[[], Awaitable[None]] | None = None,
+    address: str = LOOPBACK,
     wait: bool = True,
 ) -> tuple[Leashed, int]:
     """The engine's worker exits with status 0 when its port is taken: only LISTEN under its pid counts as success.
 
     `prepare` writes the `temporary` files before every try: each one's end removes them.
     """
-    ports = await free_ports(host.shell, host.agent, PORT_TRIES)
+    ports = await free_ports(host.shell, host.agent, PORT_TRIES, address)
     tail = ""
     for port in ports:
         if prepare is not None:
@@ -226,7 +230,7 @@ async def _start_on_free_port(
         except BringUpError as error:
             tail = error.details or str(error)
             continue
-        if not wait or await _comes_up(host, process, port):
+        if not wait or await _comes_up(host, process, port, address):
             return process, port
         tail = await process.log_tail()
         started.processes.remove(process)
@@ -235,11 +239,11 @@ async def _start_on_free_port(
     )
 
 
-async def _comes_up(host: OpenHost, process: Leashed, port: int) -> bool:
-    """Whether the process itself comes to listen at the port, as far as the host lets us see whose a socket is."""
+async def _comes_up(host: OpenHost, process: Leashed, port: int, address: str = LOOPBACK) -> bool:
+    """Whether the process itself comes to listen there, as far as the host lets us see whose a socket is."""
     deadline = monotonic() + WORKER_READY_S
     while process.running:
-        if any(_is_of(process, port, socket) for socket in await listening(host.shell, host.agent)):
+        if any(_is_of(process, port, address, socket) for socket in await listening(host.shell, host.agent)):
             return True
         if monotonic() > deadline:
             raise DeadlineError(
@@ -251,8 +255,8 @@ async def _comes_up(host: OpenHost, process: Leashed, port: int) -> bool:
     return False
 
 
-def _is_of(process: Leashed, port: int, socket: Listening) -> bool:
-    return socket.port == port and socket.pid in (0, process.pid)
+def _is_of(process: Leashed, port: int, address: str, socket: Listening) -> bool:
+    return (socket.address, socket.port) == (address, port) and socket.pid in (0, process.pid)
 
 
 async def _leash(

@@ -60,6 +60,7 @@ READING_ORDER = (
     "orchestrator.tunnel",
     "orchestrator.trust",
     "orchestrator.host_agent",
+    "orchestrator.direct",
     "orchestrator.leash",
     "orchestrator.host_cache",
     "orchestrator.survey.values",

@@ -192,7 +192,9 @@ def read_text(*parts: str) -> str:
 def answer_facts(options: argparse.Namespace, words: list[str]) -> None:
     root = os.path.abspath(os.path.expanduser(options.root))
     measured = {**system_facts(), **processor_facts(), **memory_and_gpus(), **disk_facts(root)}
-    say({**measured, "medium": medium(os.environ.get("SSH_CONNECTION", "")), "clock_s": time.time()})
+    connection = os.environ.get("SSH_CONNECTION", "")
+    reached = {"medium": medium(connection), "address": own_address(connection)}
+    say({**measured, **reached, "clock_s": time.time()})
 
 
 def system_facts() -> dict[str, Any]:
@@ -292,14 +294,19 @@ def medium(connection: str) -> str:
 
     `connection` is what sshd sets as SSH_CONNECTION: the client's address and port, then this host's (ssh(1)).
     """
-    words = connection.split()
-    if len(words) != 4:
+    address = own_address(connection)
+    if not address:
         return ""
-    address = words[2].partition("%")[0]
     if is_mac():
         return read_mac_medium(address, ask(("ifconfig",)), ask(("networksetup", "-listallhardwareports")))
     name = interface_of(address)
     return interface_medium("/", name) if name else ""
+
+
+def own_address(connection: str) -> str:
+    """This host's address that SSH came to, "" without SSH; see `medium`."""
+    words = connection.split()
+    return words[2].partition("%")[0] if len(words) == 4 else ""
 
 
 def interface_of(address: str, root: str = "/") -> str:
@@ -1114,12 +1121,15 @@ def exit_status(status: int) -> int:
 
 
 def serve_link(options: argparse.Namespace, words: list[str]) -> None:
-    """Serve measuring connections until stdin closes, or brings nothing for a while: a lost path closes nothing."""
+    """Serve measuring connections until stdin closes, or brings nothing for a while: a lost path closes nothing.
+
+    Off loopback it serves only whoever came by SSH.
+    """
     with socket.socket(family_of_address(options.address)) as server:
         server.bind((options.address, 0))
         server.listen(LINK_CONNECTIONS)
         say({"port": server.getsockname()[1]})
-        threading.Thread(target=accept_links, args=(server,), daemon=True).start()
+        threading.Thread(target=accept_links, args=(server, only_peer(options.address)), daemon=True).start()
         while select.select((0,), (), (), LINK_PATIENCE_S)[0] and os.read(0, 4 * KIB):
             pass
 
@@ -1128,14 +1138,28 @@ def family_of_address(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
-def accept_links(server: socket.socket) -> None:
+def only_peer(address: str) -> str:
+    """The one address that may connect, "" for every one."""
+    if ipaddress.ip_address(address).is_loopback:
+        return ""
+    words = os.environ.get("SSH_CONNECTION", "").split()
+    if len(words) != 4:
+        raise AgentError(f"nobody may connect to {address}: this is no SSH connection")
+    return words[0].partition("%")[0]
+
+
+def accept_links(server: socket.socket, peer: str) -> None:
     places = threading.BoundedSemaphore(LINK_CONNECTIONS)
     while True:
         places.acquire()
         try:
-            connection, _ = server.accept()
+            connection, origin = server.accept()
         except OSError:
             return
+        if peer and origin[0] != peer:
+            connection.close()
+            places.release()
+            continue
         threading.Thread(target=serve_connection, args=(connection, places), daemon=True).start()
 
 
