@@ -385,7 +385,7 @@ BAD: list[tuple[str, str, list[str]]] = [
     (
         "plaintext rpc",
         in_host("plaintext_rpc: yes", SSH),
-        ["hosts[0].plaintext_rpc: the truth value true is not possible here; write refuse or accept"],
+        ['hosts[0].plaintext_rpc: "yes" is not possible here; write refuse or accept'],
     ),
     (
         "cache of this machine",
@@ -396,7 +396,8 @@ BAD: list[tuple[str, str, list[str]]] = [
         "cache",
         f"cache: much\n{WHOLE}",
         [
-            'cache: "much" is not an amount of memory; write a size such as "12GiB" or "800MiB", or a share such as "80%"'
+            'cache: "much" is not an amount of memory; write a size such as "12GiB" or "800MiB", or a share such as'
+            ' "80%"'
         ],
     ),
     (

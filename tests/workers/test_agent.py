@@ -298,6 +298,16 @@ def test_everybody_else_who_is_here_is_named() -> None:
 # sockets
 
 
+def test_the_measuring_server_ends_when_nothing_is_heard_for_a_while() -> None:
+    """As on a path that is lost: its stdin stays open, and brings nothing."""
+    code = f"import sys; sys.path[:0] = [{str(AGENT.parent)!r}]; import agent; agent.LINK_PATIENCE_S = 0.3; "
+    words = (PYTHON, "-c", f"{code}sys.exit(agent.main(['link']))")
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.wait(30) == 0
+        assert process.stdout is not None
+        assert b"port" in process.stdout.read()
+
+
 def test_ports_are_free_and_below_those_of_outgoing_connections() -> None:
     ports = run_agent("ports", "--count", "5")["ports"]
     assert len(set(ports)) == 5
