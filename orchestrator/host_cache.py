@@ -128,7 +128,8 @@ async def make_room(
         )
     held = cache.size_bytes - freed + needed_bytes
     if held > quota:
-        tell(f"{shell.host}: its cache holds {bytes_text(held)}, more than its quota of {bytes_text(quota)}: in use")
+        more = f"{bytes_text(held)}, over its quota of {bytes_text(quota)}"
+        tell(f"{shell.host}: its cache holds {more}, but no more can go")
 
 
 def quota_bytes(cap: MemoryCap | None, cache: HostCache) -> int:

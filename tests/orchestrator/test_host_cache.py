@@ -127,7 +127,7 @@ async def test_room_is_made_on_the_host_itself_and_told(shell: LocalShell) -> No
     await make_room(shell, agent, MemoryCap(limit_bytes=MIB), told.append)
     assert [text.partition(":")[2] for text in told[1:]] == [
         " 1.0 MiB that were used longest ago removed from its cache: models/old",
-        " its cache holds 1.1 MiB, more than its quota of 1.0 MiB: in use",
+        " its cache holds 1.1 MiB, over its quota of 1.0 MiB, but no more can go",
     ]
     assert places((await ask_cache(shell, agent)).items)[1:] == ["models/fresh"]
 
