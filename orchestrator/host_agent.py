@@ -199,10 +199,10 @@ async def ask_agent(shell: Shell, words: Words, deadline_s: float = QUESTION_S) 
     return _read_answer(shell.host, await _run(shell, words, deadline_s))
 
 
-async def _run(shell: Shell, words: Words, deadline_s: float) -> Finished:
+async def _run(shell: Shell, words: Words, deadline_s: float, *, stdin: bytes = b"") -> Finished:
     """Run without judging the status; a shell that cannot even start the program says status 127."""
     try:
-        return await shell.run(words, deadline_s=deadline_s, check=False)
+        return await shell.run(words, deadline_s=deadline_s, stdin=stdin, check=False)
     except CommandError as error:
         if error.status != NOT_FOUND:
             raise
@@ -254,7 +254,9 @@ async def _look_at_door(shell: Shell, agent: str) -> _Door:
     """Nothing that lies on the host is run for this. HostError when our folder is not ours alone."""
     program = resources.files("workers").joinpath("door.py").read_bytes()
     words = commands.door_words(shell.root, agent)
-    finished = await shell.run(words, deadline_s=QUESTION_S, stdin=program, check=False)
+    finished = await _run(shell, words, QUESTION_S, stdin=program)
+    if finished.status == NOT_FOUND:
+        raise _no_python(shell.host)
     if finished.status != 0:
         await _check_python(shell)
         raise CommandError(
