@@ -57,13 +57,8 @@ def assert_nothing_left(meshctl: Meshctl, lab: Lab | None = None) -> None:
 def files_of(host: RunningHost) -> list[str]:
     """What lies in our folder on a lab host, relative to it, as the host's own processes see it."""
     wait_idle(host, deadline_s=20)
-    root = root_of(host)
+    root = Path(f"/proc/{host.processes()[0].pid}/root/root/.cache/meshctl")
     return sorted(str(path.relative_to(root)) for path in root.rglob("*"))
-
-
-def root_of(host: RunningHost) -> Path:
-    """Our folder on a lab host, as a path here."""
-    return Path(f"/proc/{host.processes()[0].pid}/root/root/.cache/meshctl")
 
 
 def wait_idle(host: RunningHost, *, deadline_s: float) -> None:
