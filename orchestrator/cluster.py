@@ -42,6 +42,7 @@ LOAD_PATIENCE_S = 120.0
 SLOWEST_READ_BYTES_PER_S = 20_000_000.0
 """A memory card: the head reads every byte of the model from its disk, also what a fast link then carries."""
 
+QUICK_S = 30.0
 ANSWER_PATIENCE_S = 60.0
 MEMORY_TOLERANCE = 0.05
 MEMORY_SLACK_BYTES = 8 * MIB
@@ -99,6 +100,7 @@ class _Loading:
     place: HeadPlace
     head: Head
     workers: tuple[Worker, ...]
+    key_file: str
 
 
 async def bring_up(
@@ -122,7 +124,7 @@ async def bring_up(
     workers = await start_workers(prepared, plan.groups, hosts, started)
     report.step("Starting the head and loading the model" if len(plan.groups) == 1 else _HEADS_STEP, "loading")
     names = head_names(plan, taken)
-    loading = await _start_heads(prepared, plan, names, hosts, folders, started, workers, report)
+    loading = await _start_heads(prepared, plan, names, hosts, folders, started, workers)
     await _load(prepared, loading, started, report)
     report.step("Checking an answer and the memory", "checking")
     answers = await _check_answers(loading, started)
@@ -222,12 +224,11 @@ async def _start_heads(
     folders: Folders,
     started: Started,
     workers: Mapping[str, Worker],
-    report: Report,
 ) -> list[_Loading]:
     """One head per group, after the model has been put on every host that needs it."""
     places = [head_place(prepared, hosts, group, name) for group, name in zip(plan.groups, names, strict=True)]
     needing = {place.host.name: place.host for place in places}
-    copies = {name: model_on_host(prepared.model, host, report) for name, host in needing.items()}
+    copies = {name: model_on_host(prepared.model, host) for name, host in needing.items()}
     models = all_or_raise(await each_host(copies))
     starts = {
         place.name: _start_head(
@@ -259,24 +260,25 @@ async def _start_head(
 ) -> _Loading:
     """The head of one group with a key made for this start."""
     key = secrets.token_urlsafe(32)
-    key_file = await _put_key(prepared, folders, place, key)
+    path = key_path(prepared, folders, place)
+    # Of this start alone: the leash of an earlier head that is out of reach may still take its own away.
+    key_file = path.with_name(f"{path.stem}-{secrets.token_hex(4)}.key")
+
+    async def put_key() -> None:
+        if place.host.is_local:
+            write_private(key_file, key + "\n")
+        else:
+            await place.host.shell.put_bytes(f"{key}\n".encode(), str(key_file), mode=0o600)
 
     def settings(port: int) -> HeadSettings:
-        return head_settings(prepared, plan, group, place, model=model, key_file=key_file, port=port)
+        return head_settings(prepared, plan, group, place, model=model, key_file=str(key_file), port=port)
 
     placement = placement_of(prepared, group, [worker.endpoint for worker in workers])
     cluster = prepared.inventory.cluster
-    head = await start_head(started, hosts, cluster, place.host, place.engine, settings, placement, key, place.name)
-    return _Loading(group, place, head, workers)
-
-
-async def _put_key(prepared: Prepared, folders: Folders, place: HeadPlace, key: str) -> str:
-    path = key_path(prepared, folders, place)
-    if place.host.is_local:
-        write_private(path, key + "\n")
-    else:
-        await place.host.shell.put_bytes(f"{key}\n".encode(), str(path), mode=0o600)
-    return str(path)
+    head = await start_head(
+        started, hosts, cluster, place.host, place.engine, settings, placement, key, put_key, place.name
+    )
+    return _Loading(group, place, head, workers, str(key_file))
 
 
 async def _load(prepared: Prepared, loading: Sequence[_Loading], started: Started, report: Report) -> None:
@@ -295,6 +297,12 @@ async def _load(prepared: Prepared, loading: Sequence[_Loading], started: Starte
         deadline_s = load_deadline_s(group_weights, links)
         waits[one.place.name] = wait_loaded(one.head, started, deadline_s=deadline_s, on_wait=on_wait)
     await _all(waits)
+    await _all({one.place.name: _remove_key(one) for one in loading})
+
+
+async def _remove_key(one: _Loading) -> None:
+    """A head reads its key when it starts; from then on nobody needs the file."""
+    await one.place.host.shell.run(("rm", "-f", one.key_file), deadline_s=QUICK_S)
 
 
 def _holders(one: _Loading) -> list[Leashed]:

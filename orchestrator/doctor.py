@@ -1,17 +1,18 @@
 """Examine every host: what works, what does not, and the fix for each failure. It changes nothing but our own agent."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import time
 
+from orchestrator.direct import direct_warning, worker_address
 from orchestrator.engine.build import local_platform
 from orchestrator.engine.install import check_fits
 from orchestrator.engine.store import Engine, find_engine
 from orchestrator.errors import REPORTED, ConnectError, DeadlineError, HostKeyError, TransferError
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
-from orchestrator.host_agent import ask_facts, ensure_agent, start_link_server
+from orchestrator.host_agent import Others, ask_facts, ask_others, ensure_agent, start_link_server
 from orchestrator.inventory import Host, Inventory
 from orchestrator.shell.connect import connect
 from orchestrator.shell.local import LocalShell
@@ -70,6 +71,10 @@ async def _examine(host: Host, ssh: SshFiles, folders: Folders, engine: Engine |
         facts = await ask_facts(shell, agent)
         checks.append(Check("python", True, facts.python))
         checks += examine_facts(host, facts, engine, time(), ssh.inventory)
+        checks.append(examine_others(await ask_others(shell, agent)))
+        if host.link == "direct":
+            worker_address(host, facts)
+            checks.append(Check("link", True, direct_warning(host, facts).removeprefix(f"{host.name}: ")))
         if host.connection == "ssh":
             checks.append(await _forwarding(host, ssh, shell, agent))
     except REPORTED as error:
@@ -142,6 +147,23 @@ def examine_facts(
         "agrees" if apart_s <= CLOCK_TOLERANCE_S else f"{apart_s:.0f} s apart from this machine's",
         "set the clock: `sudo timedatectl set-ntp true`",
     )
+
+
+MOST_NAMES = 8
+
+
+def examine_others(others: Others) -> Check:
+    """Who else could reach a worker's port on this host's loopback: a note, since only its owner can judge them."""
+    parts = (("may log in", others.login), ("has processes", others.running))
+    told = "; ".join(f"{_names(names)} ({what})" for what, names in parts if names)
+    if not told:
+        return Check("others", True, "no other user than root")
+    return Check("others", True, f"can reach a worker's port on its loopback, and run code as this user: {told}")
+
+
+def _names(names: Sequence[str]) -> str:
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _engine(facts: HostFacts, engine: Engine | None, host: str) -> Check:

@@ -50,10 +50,16 @@ def _workers(
     for device in worker_devices(prepared, group):
         host, port = hosts.by_name[device.host], next(ports)
         words = worker_command(
-            f"{prepared.engine_folders[host.name]}/ggml-rpc-server", port=port, threads=device.threads
+            f"{prepared.engine_folders[host.name]}/ggml-rpc-server",
+            port=port,
+            threads=device.threads,
+            address=host.worker_address,
         )
         commands.append((f"{host.name}: worker", (*host.host.run_with, *words)))
-        yield f"127.0.0.1:{_near(host, hosts, port, ports, commands)}"
+        if host.is_linked:
+            yield f"127.0.0.1:{_near(host, hosts, port, ports, commands)}"
+        else:
+            yield f"{host.worker_address}:{port}"
 
 
 def _near(host: OpenHost, hosts: OpenHosts, port: int, ports: Iterator[int], commands: list[Command]) -> int:

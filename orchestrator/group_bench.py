@@ -119,9 +119,10 @@ async def _one_conversation(bench: Bench, group: Group) -> tuple[BenchRow, Bench
     """The prefill and the decode."""
     place = head_place(bench.prepared, bench.hosts, group)
     workers = await start_workers(bench.prepared, [group], bench.hosts, bench.started, logs=BENCH_LOGS)
+    model = await model_on_host(bench.prepared.model, place.host)
     words = bench_command(
         f"{place.engine}/llama-bench",
-        models=[await model_on_host(bench.prepared.model, place.host, bench.report)],
+        models=[model],
         prompt=bench_prompt(group, bench.size.prompt),
         generate=bench.size.generate,
         repetitions=bench.size.repetitions,
@@ -129,7 +130,7 @@ async def _one_conversation(bench: Bench, group: Group) -> tuple[BenchRow, Bench
         micro_batch=group.micro_batch,
         placement=_placement(bench, group, workers),
     )
-    rows = read_bench(await _run(bench, place, words, "bench"))
+    rows = read_bench(await _run(bench, place, words, model, "bench"))
     await bench.started.stop()
     return rows
 
@@ -152,9 +153,10 @@ async def _all_conversations(bench: Bench, groups: Sequence[Group]) -> list[list
 async def _conversations(bench: Bench, group: Group, workers: dict[str, Worker], number: int) -> list[float]:
     """Tokens per second of all conversations of one group, for every repetition."""
     place = head_place(bench.prepared, bench.hosts, group, f"batched{number}")
+    model = await model_on_host(bench.prepared.model, place.host)
     words = batched_bench_command(
         f"{place.engine}/llama-batched-bench",
-        model=await model_on_host(bench.prepared.model, place.host, bench.report),
+        model=model,
         prompt=SHORT_PROMPT,
         generate=bench.size.generate,
         conversations=group.parallel,
@@ -163,7 +165,7 @@ async def _conversations(bench: Bench, group: Group, workers: dict[str, Worker],
         micro_batch=group.micro_batch,
         placement=_placement(bench, group, workers),
     )
-    return [row.aggregate_tokens_per_s for row in read_batched(await _run(bench, place, words, place.name))]
+    return [row.aggregate_tokens_per_s for row in read_batched(await _run(bench, place, words, model, place.name))]
 
 
 def _placement(bench: Bench, group: Group, workers: dict[str, Worker]) -> Placement | None:
@@ -171,7 +173,7 @@ def _placement(bench: Bench, group: Group, workers: dict[str, Worker]) -> Placem
     return placement_of(bench.prepared, group, endpoints)
 
 
-async def _run(bench: Bench, place: HeadPlace, words: tuple[str, ...], log: str) -> bytes:
+async def _run(bench: Bench, place: HeadPlace, words: tuple[str, ...], model: str, log: str) -> bytes:
     """The program's stdout; EngineError with the end of what it wrote when it fails."""
     program = words[0].rpartition("/")[2]
     done = await run_leashed(
@@ -181,6 +183,7 @@ async def _run(bench: Bench, place: HeadPlace, words: tuple[str, ...], log: str)
         log=log_path(place.host, f"{bench.prepared.inventory.cluster}{BENCH_LOGS}", f"{log}-0"),
         environment={**ENVIRONMENT, "LC_ALL": "C"},
         name=program,
+        uses=place.host.items(place.engine, model),
         deadline_s=DEADLINE_S,
     )
     if done.status != 0:

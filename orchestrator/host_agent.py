@@ -5,7 +5,7 @@ Works over any `Shell`. Every question has a deadline; an answer that cannot be 
 
 import asyncio
 import hashlib
-import json
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
@@ -18,7 +18,9 @@ from orchestrator.shell.protocol import Finished, Process, Shell, Words
 from workers import commands
 from workers.facts import HostFacts, read_facts
 
+LOOPBACK = "127.0.0.1"
 QUESTION_S = 30.0
+LINK_BEAT_S = 5.0
 FACTS_S = 90.0  # nvidia-smi without its daemon and system_profiler may take half a minute each
 UNPACK_S = 600.0
 REAP_S = 5.0
@@ -29,20 +31,30 @@ T = TypeVar("T")
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
-async def ensure_agent(shell: Shell) -> str:
+def _tell_nobody(text: str) -> None:
+    """For those who have nobody to tell."""
+
+
+async def ensure_agent(shell: Shell, tell: Callable[[str], None] = _tell_nobody) -> str:
     """The agent's absolute path on the host; it is put there only when it is missing or another one.
 
-    HostError when the host has no Python 3, or one that is too old.
+    Before it is run its digest is compared, and our folder is closed to the host's other users; what had to be mended
+    is told. HostError when the host has no Python 3, or one that is too old, or when our folder is somebody else's.
     """
     source = agent_source()
     digest = hashlib.sha256(source).hexdigest()
     path = f"{shell.root}/agent/agent-{digest[:12]}.py"
-    if await _agent_digest(shell, path) == digest:
+    door = await _look_at_door(shell, path)
+    for text in door.mended:
+        tell(f"{shell.host}: {text}")
+    if door.agent == digest:
         return path
+    if door.agent:
+        tell(f"{shell.host}: the agent there was not as it was put (by its sha256): it is put there anew")
     await _check_python(shell)
     await shell.put_bytes(source, path, mode=0o700)
-    if await _agent_digest(shell, path) != digest:
-        raise HostError(shell.host, f"the agent at {path} does not run as it should", hint=_doctor_hint())
+    if (await _look_at_door(shell, path)).agent != digest:
+        raise HostError(shell.host, f"the agent at {path} is not what was put there", hint=_doctor_hint())
     return path
 
 
@@ -58,9 +70,9 @@ async def ask_facts(shell: Shell, agent: str) -> HostFacts:
     return read_facts(finished.stdout)
 
 
-async def free_ports(shell: Shell, agent: str, count: int) -> tuple[int, ...]:
-    """Ports free on the host's loopback, below those of outgoing connections; they are not held."""
-    answer = await _ask(shell, commands.ports_words(agent, count))
+async def free_ports(shell: Shell, agent: str, count: int, address: str = LOOPBACK) -> tuple[int, ...]:
+    """Ports free at that address of the host, below those of outgoing connections; they are not held."""
+    answer = await ask_agent(shell, commands.ports_words(agent, count, address))
     return read_ports(shell.host, answer, count)
 
 
@@ -83,52 +95,71 @@ class Listening:
 
 async def listening(shell: Shell, agent: str) -> tuple[Listening, ...]:
     """Every TCP socket of our user that listens on the host."""
-    answer = await _ask(shell, commands.listen_words(agent))
+    answer = await ask_agent(shell, commands.listen_words(agent))
     return read_part(shell.host, _LISTENING, answer.get("listening"))
 
 
 async def unpack(shell: Shell, agent: str, archive: str, folder: str, sha256: str) -> None:
     """Check and extract a tar.gz that lies on the host, replace `folder` by it whole, remove the archive."""
-    await _ask(shell, commands.unpack_words(agent, archive, folder, sha256), UNPACK_S)
+    await ask_agent(shell, commands.unpack_words(agent, archive, folder, sha256), UNPACK_S)
 
 
 @dataclass(frozen=True)
 class FolderCheck:
-    """What of a folder's manifest is not so: paths of files that are other than they should be, or not there."""
+    """What of a folder's manifest is not so: paths of files that are other than they should be, not there, or there
+    although no manifest speaks of them."""
 
     wrong: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
-        return not self.wrong and not self.missing
+        return not self.wrong and not self.missing and not self.extra
+
+    def __str__(self) -> str:
+        kinds = (("has changed", self.wrong), ("is missing", self.missing), ("does not belong there", self.extra))
+        return "; ".join(f"{path} {what}" for what, paths in kinds for path in paths)
 
 
 async def check_folder(shell: Shell, agent: str, folder: str) -> FolderCheck:
     """Compare every file of `folder`/manifest.json with its size and sha256, on the host."""
-    answer = await _ask(shell, commands.check_words(agent, folder), UNPACK_S)
+    answer = await ask_agent(shell, commands.check_words(agent, folder), UNPACK_S)
     return read_folder_check(shell.host, answer)
 
 
 def read_folder_check(host: str, answer: dict[str, Any]) -> FolderCheck:
-    wrong, missing = (read_part(host, _PATHS, answer.get(name, ())) for name in ("wrong", "missing"))
-    return FolderCheck(wrong, missing)
+    kinds = ("wrong", "missing", "extra")
+    return FolderCheck(*(read_part(host, _PATHS, answer.get(name, ())) for name in kinds))
 
 
 async def log_tail(shell: Shell, agent: str, log: str, lines: int = 20, since_s: float | None = None) -> str:
     """The last lines of a log that a leash wrote, of those of the last `since_s` seconds if that is said."""
-    answer = await _ask(shell, commands.tail_words(agent, log, lines, since_s))
+    answer = await ask_agent(shell, commands.tail_words(agent, log, lines, since_s))
     return read_part(shell.host, _TEXT, answer.get("text"))
 
 
-async def tidy(shell: Shell, agent: str) -> tuple[str, ...]:
-    """Remove what unfinished transfers of more than a day ago left under the root; gives what was removed."""
-    answer = await _ask(shell, commands.tidy_words(agent, shell.root))
+async def tidy(shell: Shell, agent: str, folder: str = "") -> tuple[str, ...]:
+    """Remove what crashes and unfinished transfers left under our folder some time ago; gives what was removed."""
+    answer = await ask_agent(shell, commands.tidy_words(agent, folder or shell.root))
     return read_part(shell.host, _PATHS, answer.get("removed"))
 
 
+@dataclass(frozen=True)
+class Others:
+    """Other users of a host than we and root, by name: who may log in, and who else has processes there."""
+
+    login: tuple[str, ...]
+    running: tuple[str, ...]
+
+
+async def ask_others(shell: Shell, agent: str) -> Others:
+    """Who else can reach the host's loopback, as far as it lets us see."""
+    return read_part(shell.host, _OTHERS, await ask_agent(shell, commands.others_words(agent)))
+
+
 class LinkServer:
-    """The measuring server on a host's loopback; it ends with `close` or with our connection.
+    """The measuring server on a host; it ends with `close`, with our connection, or when our life signs stop.
 
     A request is 17 bytes: one of b"E" b"S" b"R", the size and the count, both 8 bytes big-endian. E: `count` times
     `size` bytes there and back (at most 16 MiB each); S: takes `size` bytes, then answers one byte; R: sends `size`.
@@ -137,18 +168,27 @@ class LinkServer:
 
     def __init__(self, process: Process, port: int) -> None:
         self._process = process
+        self._heart = asyncio.create_task(self._beat())
         self.port = port
 
+    async def _beat(self) -> None:
+        while True:
+            await self._process.write(b"\n")
+            await asyncio.sleep(LINK_BEAT_S)
+
     async def close(self) -> None:
+        self._heart.cancel()
         await self._process.close_stdin()
         with suppress(DeadlineError):
             await self._process.wait(deadline_s=REAP_S)
         await self._process.kill()
 
 
-async def start_link_server(shell: Shell, agent: str, *, deadline_s: float = QUESTION_S) -> LinkServer:
-    """Start it; DeadlineError or HostError when it does not say its port."""
-    process = await shell.start(commands.link_words(agent))
+async def start_link_server(
+    shell: Shell, agent: str, *, address: str = LOOPBACK, deadline_s: float = QUESTION_S
+) -> LinkServer:
+    """Start it at that address of the host; DeadlineError or HostError when it does not say its port."""
+    process = await shell.start(commands.link_words(agent, address))
     try:
         async with asyncio.timeout(deadline_s):
             async for line in process.lines():
@@ -162,14 +202,22 @@ async def start_link_server(shell: Shell, agent: str, *, deadline_s: float = QUE
         raise
 
 
-async def _ask(shell: Shell, words: Words, deadline_s: float = QUESTION_S) -> dict[str, Any]:
+def _port(host: str, line: str) -> int:
+    answer = read_object(host, line)
+    if "error" in answer:
+        raise HostError(host, str(answer["error"]))
+    return int(answer["port"])
+
+
+async def ask_agent(shell: Shell, words: Words, deadline_s: float = QUESTION_S) -> dict[str, Any]:
+    """What a verb of the agent answers; HostError with what it says when it cannot do it."""
     return _read_answer(shell.host, await _run(shell, words, deadline_s))
 
 
-async def _run(shell: Shell, words: Words, deadline_s: float) -> Finished:
+async def _run(shell: Shell, words: Words, deadline_s: float, *, stdin: bytes = b"") -> Finished:
     """Run without judging the status; a shell that cannot even start the program says status 127."""
     try:
-        return await shell.run(words, deadline_s=deadline_s, check=False)
+        return await shell.run(words, deadline_s=deadline_s, stdin=stdin, check=False)
     except CommandError as error:
         if error.status != NOT_FOUND:
             raise
@@ -219,17 +267,41 @@ _PORTS = TypeAdapter(tuple[Port, ...])
 _PATHS = TypeAdapter(tuple[str, ...])
 _TEXT = TypeAdapter(str)
 _LISTENING = TypeAdapter(tuple[Listening, ...])
+_OTHERS = TypeAdapter(Others)
 
 
-async def _agent_digest(shell: Shell, path: str) -> str:
-    """What the agent at that path says of itself, "" when it is not there or does not run."""
-    finished = await _run(shell, commands.version_words(path), QUESTION_S)
+@dataclass(frozen=True)
+class _Door:
+    """What `workers/door.py` says of our folder and of the agent in it ("": it is not there)."""
+
+    agent: str
+    mended: tuple[str, ...]
+    refused: str
+
+
+_DOOR = TypeAdapter(_Door)
+
+
+async def _look_at_door(shell: Shell, agent: str) -> _Door:
+    """Nothing that lies on the host is run for this. HostError when our folder is not ours alone."""
+    program = resources.files("workers").joinpath("door.py").read_bytes()
+    words = commands.door_words(shell.root, agent)
+    finished = await _run(shell, words, QUESTION_S, stdin=program)
     if finished.status == NOT_FOUND:
         raise _no_python(shell.host)
-    try:
-        return str(json.loads(finished.stdout)["agent"]) if finished.status == 0 else ""
-    except (ValueError, KeyError, TypeError):
-        return ""
+    if finished.status != 0:
+        await _check_python(shell)
+        raise CommandError(
+            shell.host,
+            f"its Python cannot look at {shell.root} (exit status {finished.status})",
+            status=finished.status,
+            details=finished.stderr.decode(errors="replace").strip(),
+        )
+    door = read_part(shell.host, _DOOR, read_object(shell.host, finished.stdout.decode(errors="replace")))
+    if door.refused:
+        hint = f"only this user may write below {shell.root}: remove or take over what is not theirs, then try again"
+        raise HostError(shell.host, door.refused, hint=hint)
+    return door
 
 
 async def _check_python(shell: Shell) -> None:

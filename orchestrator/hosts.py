@@ -1,6 +1,7 @@
 """Open every host of an inventory at once: connection, agent, facts. Only our own folder on a host changes.
 
-What an unfinished transfer of more than a day ago left there is removed: it may be as large as a model.
+What a crash or an unfinished transfer left there is removed: it may be as large as a model. So is what was used longest
+ago, where there is more than the host's quota.
 """
 
 import asyncio
@@ -9,15 +10,20 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orchestrator.direct import direct_warning, worker_address
+from orchestrator.engine.build import local_platform
+from orchestrator.engine.store import engines_of
 from orchestrator.errors import MeshctlError
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
 from orchestrator.host_agent import ask_facts, ensure_agent, tidy
+from orchestrator.host_cache import item_of, make_room, record, size_there
 from orchestrator.inventory import CONTROLLER, Host, Inventory
-from orchestrator.report import Report
+from orchestrator.report import Report, silent
 from orchestrator.shell.connect import connect
-from orchestrator.shell.protocol import Progress, Shell
+from orchestrator.shell.protocol import Shell
 from orchestrator.shell.ssh_config import SshFiles, write_ssh_files
+from workers.agent import sha256_of
 from workers.facts import HostFacts
 
 
@@ -29,6 +35,7 @@ class OpenHost:
     shell: Shell
     agent: str
     facts: HostFacts
+    report: Report = field(default_factory=silent)
 
     @property
     def name(self) -> str:
@@ -38,16 +45,51 @@ class OpenHost:
     def is_local(self) -> bool:
         return self.shell.is_local
 
-    async def put_once(self, source: Path, target: str, progress: Progress | None = None) -> bool:
-        """Put a file there unless it is there: files appear whole or not at all, so the name has to say all of it.
+    @property
+    def worker_address(self) -> str:
+        """Where its workers listen."""
+        return worker_address(self.host, self.facts)
 
-        Whether it had to be put.
+    @property
+    def is_linked(self) -> bool:
+        """Whether its workers are reached through a tunnel of ours."""
+        return not self.is_local and self.host.link == "tunnel"
+
+    def items(self, *paths: str) -> tuple[str, ...]:
+        """The cached items that these paths lie in, for whoever uses them."""
+        found = (item_of(self.shell.root, path) for path in paths)
+        return tuple(dict.fromkeys(item for item in found if item is not None))
+
+    async def put_once(self, item: str, files: Mapping[str, Path]) -> None:
+        """Put an item there unless it is there with these very sizes; what has another size is put again.
+
+        `item` is its absolute path there, `files` what it consists of by their names in it ("": the item is one file).
+        The digests are kept beside. TransferError before anything is written when there is no room for all.
         """
-        seen = await self.shell.run(("test", "-f", target), deadline_s=30, check=False)
-        if seen.status == 0:
-            return False
-        await self.shell.put(source, target, progress=progress)
-        return True
+        wanting = [name for name, source in files.items() if not await self._is_there(item, name, source)]
+        if not wanting:
+            return
+        needed = sum(files[name].stat().st_size for name in wanting)
+        place = item.removeprefix(f"{self.shell.root}/")
+        await make_room(self.shell, self.agent, self.host.cache, self.report.warn, needed, kept=(place,))
+        for name in wanting:
+            source = files[name]
+            progress = self.report.bytes_of(f"{self.name}: {source.name}")
+            await self.shell.put(source, f"{item}/{name}" if name else item, progress=progress)
+            await self._record(item, name, source)
+
+    async def _is_there(self, item: str, name: str, source: Path) -> bool:
+        wanted = source.stat().st_size
+        there, recorded = await size_there(self.shell, self.agent, item, name)
+        if there is not None and there != wanted:
+            self.report.warn(f"{self.name}: {source.name} there has {there} bytes, not {wanted}: it is put there again")
+        if there == wanted and not recorded:
+            await self._record(item, name, source)
+        return there == wanted
+
+    async def _record(self, item: str, name: str, source: Path) -> None:
+        digest = await asyncio.to_thread(sha256_of, str(source))
+        await record(self.shell, self.agent, item, name, source.stat().st_size, digest)
 
 
 @dataclass(frozen=True)
@@ -77,7 +119,7 @@ async def open_hosts(
     """
     ssh = write_ssh_files(folders.state, inventory.path)
     shells: list[Shell] = []
-    controller = Host(CONTROLLER, "local")
+    controller = Host(CONTROLLER, "local", cache=inventory.cache)
     try:
         hosts = (controller, *(host for host in inventory.hosts if host.name not in without))
         answers = await each_host({host.name: _open(host, ssh, folders, shells, report) for host in hosts})
@@ -95,13 +137,19 @@ async def open_hosts(
 async def _open(host: Host, ssh: SshFiles, folders: Folders, shells: list[Shell], report: Report) -> OpenHost:
     shell = await connect(host, ssh, local_root=folders.cache)
     shells.append(shell)
-    agent = await ensure_agent(shell)
+    agent = await ensure_agent(shell, report.warn)
     if not shell.is_local or host.name == CONTROLLER:  # local hosts share one folder
         await tidy(shell, agent)
+        await make_room(shell, agent, host.cache, report.warn, kept=engines_of(local_platform()))
+    if host.name == CONTROLLER:
+        await tidy(shell, agent, str(folders.state))
     facts = await ask_facts(shell, agent)
+    worker_address(host, facts)
+    if host.link == "direct":
+        report.warn(direct_warning(host, facts))
     if host.name != CONTROLLER:
         report.say(f"{host.name}: {facts.os_name}, {facts.cpu_name}, {facts.cores_physical} cores")
-    return OpenHost(host, shell, agent, facts)
+    return OpenHost(host, shell, agent, facts, report)
 
 
 async def _close_all(shells: Iterable[Shell]) -> None:

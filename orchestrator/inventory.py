@@ -28,7 +28,9 @@ class Host:
     memory: MemoryCap = DEFAULT_MEMORY
     threads: int | None = None
     link: Literal["tunnel", "direct"] = "tunnel"
+    plaintext_rpc: Literal["refuse", "accept"] = "refuse"  # what `link: direct` asks to be accepted
     run_with: tuple[str, ...] = ()  # words before every command of ours there
+    cache: MemoryCap | None = None  # what our folder there may hold of the disk; None: half of what is free
 
 
 SELF_SIGNED = "self-signed"
@@ -75,3 +77,4 @@ class Inventory:
     gateway: GatewaySettings = GatewaySettings()
     minimum_context: int | None = None  # the least tokens of a conversation where `context` does not fit
     survive: int = 0  # hosts that may be lost at a time
+    cache: MemoryCap | None = None  # of the controller, and of every host that does not say otherwise

@@ -95,14 +95,11 @@ def goal(value: object) -> str:
 
 
 def link(value: object) -> str:
-    """`direct` is a word of the format, but no version may use it before workers can be protected without SSH."""
-    word = _one_of(value, ("tunnel", "direct"))
-    if word == "direct":
-        raise ValueError(
-            "direct comes with a later version, because a worker outside the tunnel lets anybody on its network run"
-            ' code there; write "link: tunnel" or remove the line'
-        )
-    return word
+    return _one_of(value, ("tunnel", "direct"))
+
+
+def plaintext_rpc(value: object) -> str:
+    return _one_of(value, ("refuse", "accept"))
 
 
 def address(value: object) -> str:
@@ -168,6 +165,11 @@ def memory(value: object) -> MemoryCap:
     if isinstance(value, int | float) and not isinstance(value, bool):
         raise ValueError(f"the number {value:g} has no unit; {EXAMPLES}")
     return parse_cap(_text(value, EXAMPLES))
+
+
+def cache(value: object) -> MemoryCap:
+    """What may be kept on a disk; the form is that of `memory`."""
+    return memory(value)
 
 
 def threads(value: object) -> int | None:

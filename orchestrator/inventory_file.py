@@ -63,7 +63,9 @@ class _HostKeys(_Keys):
     memory: Annotated[MemoryCap, BeforeValidator(fields.memory)] = Host.memory
     threads: Annotated[int | None, BeforeValidator(fields.threads)] = None
     link: Annotated[Literal["tunnel", "direct"], BeforeValidator(fields.link)] = "tunnel"
+    plaintext_rpc: Annotated[Literal["refuse", "accept"], BeforeValidator(fields.plaintext_rpc)] = "refuse"
     run_with: Annotated[tuple[str, ...], BeforeValidator(fields.run_with)] = ()
+    cache: Annotated[MemoryCap | None, BeforeValidator(fields.cache)] = None
 
 
 class _TlsKeys(_Keys):
@@ -103,6 +105,7 @@ class _InventoryKeys(_Keys):
     gateway: Annotated[_GatewayKeys, BeforeValidator(fields.mapping('"host: ..." and "port: ..." below it'))] = (
         _GatewayKeys()
     )
+    cache: Annotated[MemoryCap | None, BeforeValidator(fields.cache)] = None
     hosts: Annotated[
         tuple[Annotated[_HostKeys, BeforeValidator(fields.mapping('"- name: ..." and its keys'))], ...],
         BeforeValidator(fields.hosts),
@@ -181,7 +184,7 @@ def _known_keys(where: tuple[int | str, ...]) -> tuple[str, ...]:
 
 def _inventory(path: Path, checked: _InventoryKeys) -> Inventory:
     gateway = _gateway(checked.gateway)
-    hosts = tuple(Host(**dict(host)) for host in checked.hosts)
+    hosts = tuple(Host(**{**dict(host), "cache": host.cache or checked.cache}) for host in checked.hosts)
     return Inventory(**{**dict(checked), "path": path, "gateway": gateway, "hosts": hosts})
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator.inventory import Inventory
 from orchestrator.sizes import parse_cap
 
-SSH_ONLY = ("address", "user", "port", "key", "jump", "host_key")
+SSH_ONLY = ("address", "user", "port", "key", "jump", "host_key", "cache", "plaintext_rpc")
 OWN_MEMORY = ("cuda", "vulkan")
 DEFAULT_CAP = "80%"
 
@@ -55,6 +55,7 @@ def broken_rules(content: Mapping[str, Any]) -> list[Problem]:
     numbered = [(i, host) for i, host in enumerate(hosts if isinstance(hosts, list) else ()) if isinstance(host, dict)]
     problems = [problem for i, host in numbered for problem in _connection_problems(i, host)]
     problems += _context_problems(content)
+    problems += [problem for i, host in numbered for problem in _link_problems(i, host)]
     return problems + list(_repeated_names(numbered)) + list(_shared_memory(numbered))
 
 
@@ -71,6 +72,22 @@ def _connection_problems(i: int, host: Mapping[str, Any]) -> Iterator[Problem]:
         for key in SSH_ONLY:
             if key in host:
                 yield Problem(("hosts", i, key), 'only for hosts reached by ssh; remove it or write "connection: ssh"')
+
+
+def _link_problems(i: int, host: Mapping[str, Any]) -> Iterator[Problem]:
+    where = ("hosts", i, "link")
+    if host.get("link") != "direct":
+        return
+    if host.get("connection") == "local":
+        yield Problem(where, 'direct is only for hosts reached by ssh; remove it or write "connection: ssh"')
+    elif host.get("plaintext_rpc") != "accept":
+        yield Problem(
+            where,
+            "direct goes without password and encryption: whoever reaches the worker's port runs code as its user;"
+            ' write "plaintext_rpc: accept" beside it if nobody else is on that network, or "link: tunnel"',
+        )
+    elif "jump" in host:
+        yield Problem(where, 'direct does not go through a jump; remove "jump", or write "link: tunnel"')
 
 
 def _repeated_names(numbered: Sequence[tuple[int, Mapping[str, Any]]]) -> Iterator[Problem]:

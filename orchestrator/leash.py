@@ -4,7 +4,7 @@ Works over any `Shell`. What is started here never outlives this process by more
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -19,8 +19,8 @@ from workers import commands
 
 HEARTBEAT_S = 10.0
 SILENCE_S = 17.0
-"""Without a life sign for so long, of which one should come every 2 s, it is lost. Counted in heartbeats of ours and not
-by the clock, so that a controller that was busy or asleep itself blames nobody."""
+"""Without a life sign for so long, of which one should come every 2 s, it is lost. Counted in heartbeats of ours and
+not by the clock, so that a controller that was busy or asleep itself blames nobody."""
 
 REACH_S = 3.0
 LOG_BYTES = 8 * 1024 * 1024
@@ -42,6 +42,7 @@ class Exit:
     reason: str = ""
     rss_peak_bytes: int = 0
     tail: str = ""
+    output: str = ""  # what it wrote to stdout, where that was asked for
 
     def __str__(self) -> str:
         if self.lost:
@@ -205,15 +206,29 @@ async def start_leashed(
     log_bytes: int = LOG_BYTES,
     heartbeat_s: float = HEARTBEAT_S,
     deadline_s: float = QUESTION_S,
+    uses: Sequence[str] = (),
+    temporary: Sequence[str] = (),
+    capture: bool = False,
     may_end: bool = False,
 ) -> Leashed:
     """Start a program on the host; `log` is an absolute path there, started anew.
 
+    It does not start unless the cached items that it `uses` are whole, and keeps them from being removed; `temporary`
+    files go with it. With `capture` its stdout comes with its `Exit`.
     BringUpError, with the end of its log, when it cannot start or, unless it `may_end`, ends within the first quarter
     of a second.
     """
     leash = commands.leash_words(
-        agent, words, name=name, log=log, log_bytes=log_bytes, heartbeat_s=heartbeat_s, environment=environment
+        agent,
+        words,
+        name=name,
+        log=log,
+        log_bytes=log_bytes,
+        heartbeat_s=heartbeat_s,
+        environment=environment,
+        uses=uses,
+        temporary=temporary,
+        capture=capture,
     )
     process = await shell.start(leash)
     leashed = Leashed(shell, agent, process, name=name, log=log, heartbeat_s=heartbeat_s)
@@ -240,31 +255,26 @@ async def run_leashed(
     log: str,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
     name: str,
+    uses: Sequence[str] = (),
     deadline_s: float,
 ) -> Finished:
     """Run a program to its end as `Shell.run` does, for one that takes long: it ends with us, however we end.
 
-    Its stderr goes to `log`, its stdout through a file beside that. DeadlineError when it is late; HostError when it is
-    lost.
+    Its stderr goes to `log`. DeadlineError when it is late; HostError when it is lost.
     """
-    output = f"{log}.out"
-    into_file = ("sh", "-c", 'output=$1; shift; exec "$@" > "$output"', "sh", output, *words)
+    held = await start_leashed(
+        shell, agent, words, log=log, environment=environment, name=name, uses=uses, capture=True, may_end=True
+    )
     try:
-        held = await start_leashed(shell, agent, into_file, log=log, environment=environment, name=name, may_end=True)
-        try:
-            async with asyncio.timeout(deadline_s):
-                ended = await held.wait()
-        except TimeoutError as error:
-            raise DeadlineError(shell.host, f"{name} did not end within {deadline_s:g} s") from error
-        finally:
-            await held.stop()
-        if ended.status is None:
-            raise HostError(shell.host, f"{name}: {ended}", details=ended.tail)
-        answer = await shell.run(("cat", output), deadline_s=QUESTION_S)
-        return Finished(ended.status, answer.stdout, ended.tail.encode())
+        async with asyncio.timeout(deadline_s):
+            ended = await held.wait()
+    except TimeoutError as error:
+        raise DeadlineError(shell.host, f"{name} did not end within {deadline_s:g} s") from error
     finally:
-        with suppress(HostError):  # a lost connection is reported by what failed first
-            await shell.run(("rm", "-f", output), deadline_s=QUESTION_S)
+        await held.stop()
+    if ended.status is None:
+        raise HostError(shell.host, f"{name}: {ended}", details=ended.tail)
+    return Finished(ended.status, ended.output.encode(), (ended.tail or ended.reason).encode())
 
 
 def _ended_at_once(host: str, name: str, ended: Exit, log: str) -> BringUpError:
@@ -301,7 +311,7 @@ def read_event(host: str, line: str) -> Begun | Alive | Exit | None:
     """One line of the leash's; None for an event that says nothing to us. HostError when it cannot be read."""
     told = read_object(host, line)
     if "error" in told:
-        return Exit(1, reason="the leash failed", tail=str(told["error"]))
+        return Exit(1, reason=str(told["error"]))
     name = told.get("event")
     kind = _KINDS.get(name) if isinstance(name, str) else None
     return None if kind is None else read_part(host, kind, told)

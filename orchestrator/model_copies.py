@@ -5,17 +5,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from orchestrator.hosts import OpenHost
-from orchestrator.report import Report
 from quant.model import Model
 
 
-async def model_on_host(model: Model, host: OpenHost, report: Report) -> str:
+async def model_on_host(model: Model, host: OpenHost) -> str:
     """The path of the model on that host; all its shards are put there first when it is not the controller."""
     if host.is_local:
         return str(model.path)
     folder = remote_model_folder(host.shell.root, model.shards)
-    for shard in model.shards:
-        await host.put_once(shard, f"{folder}/{shard.name}", report.bytes_of(f"{host.name}: {shard.name}"))
+    await host.put_once(folder, {shard.name: shard for shard in model.shards})
     return remote_model(model, host.shell.root)
 
 
@@ -27,7 +25,7 @@ def remote_model(model: Model, root: str) -> str:
 def remote_model_folder(root: str, shards: Iterable[Path]) -> str:
     """A folder for exactly these files: another size or time of change leads to another one.
 
-    Files appear there whole or not at all, so that one which is there is the right one.
+    Files appear there whole or not at all, so that one which is there, with its size, is the right one.
     """
     facts = [f"{shard.name} {shard.stat().st_size} {shard.stat().st_mtime_ns}" for shard in shards]
     return f"{root}/models/{hashlib.sha256(chr(10).join(facts).encode()).hexdigest()[:12]}"

@@ -34,9 +34,10 @@ from orchestrator.tuned import is_beaten, load_tuned, memory_at, prefer, tuned_p
 from orchestrator.view.sizes import bytes_text
 from orchestrator.wishes import Wishes
 from quant.catalogue import CATALOGUE
-from quant.fetch import fetch_model, find_model
+from quant.fetch import fetch_model, find_model, model_path
 from quant.gguf_file import read_model
 from quant.model import Model
+from workers.agent import Recorded, read_record, write_record
 
 MICRO_BATCHES = (64, 256, 512)
 """Prompt tokens per pass. Stages overlap only over several passes (64: 1.73 times one worker at 1,024 tokens and two
@@ -190,7 +191,7 @@ async def prepare_engine(hosts: OpenHosts, folders: Folders, report: Report) -> 
     report.step("Putting the engine on every host", "preparing")
     answers = await each_host(
         {
-            name: ensure_on_host(host.shell, host.facts, host.agent, engine, report.bytes_of(name))
+            name: ensure_on_host(host.shell, host.facts, host.agent, engine, report.bytes_of(name), report.warn)
             for name, host in hosts.by_name.items()
         }
     )
@@ -209,13 +210,27 @@ async def local_engine(folders: Folders, report: Report) -> Engine:
 async def prepare_model(name: str, base: Path, folders: Folders, report: Report) -> Model:
     """The model of this name, fetched first when it is a catalogue name that is not here yet."""
     if name in CATALOGUE:
-        path = await fetch_model(name, folders.cache, report.bytes_of(name))
+        path = await _fetched(name, folders, report)
     else:
         path = find_model(name, folders.cache, base)
     model = read_model(path)
     size = bytes_text(sum(tensor.size_bytes for tensor in model.tensors))
     report.say(f"{path.name}: {model.architecture}, {model.block_count} layers, mostly {model.quantisation}, {size}")
     return model
+
+
+async def _fetched(name: str, folders: Folders, report: Report) -> Path:
+    """The model of the catalogue, fetched again when it has another size than was published; its digest is recorded."""
+    entry = CATALOGUE[name]
+    path = model_path(entry, folders.cache)
+    if path.is_file() and path.stat().st_size != entry.size_bytes:
+        size = path.stat().st_size
+        report.warn(f"{path.name} has {size} bytes, {entry.size_bytes} were published: it is fetched again")
+    path = await fetch_model(name, folders.cache, report.bytes_of(name))
+    published = Recorded("", entry.size_bytes, entry.sha256)
+    if read_record(str(path)) != [published]:
+        write_record(str(path), published)
+    return path
 
 
 async def prepare_memories(

@@ -2,12 +2,12 @@
 
 import asyncio
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 
 from orchestrator.errors import BringUpError, DeadlineError, MeshctlError
-from orchestrator.host_agent import Listening, free_ports, listening, log_tail
+from orchestrator.host_agent import LOOPBACK, Listening, free_ports, listening, log_tail
 from orchestrator.hosts import OpenHost, OpenHosts
 from orchestrator.leash import Leashed, start_leashed
 from orchestrator.tunnel import free_local_port, tunnel_command, wait_listening
@@ -64,8 +64,8 @@ class OpenLink:
 
 @dataclass(frozen=True)
 class Worker:
-    """A running worker: `port` on its host's loopback, `endpoint` what the head connects to on its own; `link` is what
-    lies between, None on the head's own machine."""
+    """A running worker: `port` on its host, `endpoint` what the head connects to; `link` is the tunnel between, None
+    where there is none."""
 
     device: str
     host: str
@@ -97,18 +97,22 @@ class Head:
 async def start_worker(
     started: Started, hosts: OpenHosts, cluster: str, device: str, host: OpenHost, engine: str, threads: int
 ) -> Worker:
-    """Start a worker and, for a remote host, the link to it; the next port is tried when one was taken meanwhile."""
+    """Start a worker and, unless it is reached without one, the link to it; the next port is tried when one was taken
+    meanwhile."""
+    address = host.worker_address
     process, port = await _start_on_free_port(
         started,
         host,
         cluster,
         f"worker-{device.rpartition('/')[2]}",
-        lambda port: worker_command(f"{engine}/ggml-rpc-server", port=port, threads=threads),
+        lambda port: worker_command(f"{engine}/ggml-rpc-server", port=port, threads=threads, address=address),
+        uses=host.items(engine),
+        address=address,
     )
-    if host.is_local:
-        return Worker(device, host.name, port, f"127.0.0.1:{port}", process)
+    if not host.is_linked:
+        return Worker(device, host.name, port, f"{address}:{port}", process)
     link = await open_link(started, hosts, cluster, host, port)
-    return Worker(device, host.name, port, f"127.0.0.1:{link.port}", process, link.process)
+    return Worker(device, host.name, port, f"{LOOPBACK}:{link.port}", process, link.process)
 
 
 async def open_link(started: Started, hosts: OpenHosts, cluster: str, host: OpenHost, port: int) -> OpenLink:
@@ -169,18 +173,24 @@ async def start_head(
     settings: Callable[[int], HeadSettings],
     placement: Placement | None,
     key: str,
+    put_key: Callable[[], Awaitable[None]],
     name: str = "head",
 ) -> Head:
     """Start a head, without waiting for its model to load; a remote one is reached through a link.
 
-    `name` begins with "head": it is stopped before what it talks to.
+    `put_key` writes the key file, which is removed again when the head ends. `name` begins with "head": it is stopped
+    before what it talks to.
     """
+    asked = settings(0)
     process, port = await _start_on_free_port(
         started,
         host,
         cluster,
         name,
         lambda port: head_command(f"{engine}/llama-server", settings(port), placement),
+        uses=host.items(engine, asked.model),
+        temporary=(asked.key_file,),
+        prepare=put_key,
         wait=False,
     )
     if host.is_local:
@@ -234,18 +244,27 @@ async def _start_on_free_port(
     name: str,
     command: Callable[[int], tuple[str, ...]],
     *,
+    uses: Sequence[str] = (),
+    temporary: Sequence[str] = (),
+    prepare: Callable[[], Awaitable[None]] | None = None,
+    address: str = LOOPBACK,
     wait: bool = True,
 ) -> tuple[Leashed, int]:
-    """The engine's worker exits with status 0 when its port is taken: only LISTEN under its pid counts as success."""
-    ports = await free_ports(host.shell, host.agent, PORT_TRIES)
+    """The engine's worker exits with status 0 when its port is taken: only LISTEN under its pid counts as success.
+
+    `prepare` writes the `temporary` files before every try: each one's end removes them.
+    """
+    ports = await free_ports(host.shell, host.agent, PORT_TRIES, address)
     tail = ""
     for port in ports:
+        if prepare is not None:
+            await prepare()
         try:
-            process = started.add(await _leash(host, command(port), cluster, f"{name}-{port}"))
+            process = started.add(await _leash(host, command(port), cluster, f"{name}-{port}", uses, temporary))
         except BringUpError as error:
-            tail = error.details
+            tail = error.details or str(error)
             continue
-        if not wait or await _comes_up(host, process, port):
+        if not wait or await _comes_up(host, process, port, address):
             return process, port
         tail = await process.log_tail()
         started.processes.remove(process)
@@ -254,11 +273,11 @@ async def _start_on_free_port(
     )
 
 
-async def _comes_up(host: OpenHost, process: Leashed, port: int) -> bool:
-    """Whether the process itself comes to listen at the port, as far as the host lets us see whose a socket is."""
+async def _comes_up(host: OpenHost, process: Leashed, port: int, address: str = LOOPBACK) -> bool:
+    """Whether the process itself comes to listen there, as far as the host lets us see whose a socket is."""
     deadline = monotonic() + WORKER_READY_S
     while process.running:
-        if any(_is_of(process, port, socket) for socket in await listening(host.shell, host.agent)):
+        if any(_is_of(process, port, address, socket) for socket in await listening(host.shell, host.agent)):
             return True
         if monotonic() > deadline:
             raise DeadlineError(
@@ -270,13 +289,22 @@ async def _comes_up(host: OpenHost, process: Leashed, port: int) -> bool:
     return False
 
 
-def _is_of(process: Leashed, port: int, socket: Listening) -> bool:
-    return socket.port == port and socket.pid in (0, process.pid)
+def _is_of(process: Leashed, port: int, address: str, socket: Listening) -> bool:
+    return (socket.address, socket.port) == (address, port) and socket.pid in (0, process.pid)
 
 
-async def _leash(host: OpenHost, words: tuple[str, ...], cluster: str, name: str) -> Leashed:
+async def _leash(
+    host: OpenHost,
+    words: tuple[str, ...],
+    cluster: str,
+    name: str,
+    uses: Sequence[str] = (),
+    temporary: Sequence[str] = (),
+) -> Leashed:
     log = log_path(host, cluster, name)
-    return await start_leashed(host.shell, host.agent, words, log=log, environment=ENVIRONMENT, name=name)
+    return await start_leashed(
+        host.shell, host.agent, words, log=log, environment=ENVIRONMENT, name=name, uses=uses, temporary=temporary
+    )
 
 
 SURVEY_LOGS, BENCH_LOGS = ".survey", ".bench"

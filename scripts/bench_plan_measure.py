@@ -221,7 +221,7 @@ class _Measuring:
         endpoints = [workers[device.name].endpoint for device in worker_devices(prepared, group)]
         words = bench_command(
             f"{place.engine}/llama-bench",
-            models=[await model_on_host(prepared.model, place.host, self._bench.report)],
+            models=[await model_on_host(prepared.model, place.host)],
             prompt=prompt,
             generate=1,
             repetitions=1,
@@ -275,7 +275,7 @@ class _References:
     async def _run(self, devices: Sequence[Device], program: str, words: tuple[str, ...]) -> bytes:
         bench, controller = self._bench, self._bench.hosts.controller
         endpoints = await self._workers(devices)
-        model = await model_on_host(bench.prepared.model, controller, bench.report)
+        model = await model_on_host(bench.prepared.model, controller)
         done = await run_program(
             bench,
             controller,

@@ -31,6 +31,7 @@ READING_ORDER = (
     "workers.bench_output",
     "workers.head_log",
     "workers.commands",
+    "workers.door",
     "workers.agent",
     "orchestrator.errors",
     "orchestrator.wishes",
@@ -60,7 +61,9 @@ READING_ORDER = (
     "orchestrator.tunnel",
     "orchestrator.trust",
     "orchestrator.host_agent",
+    "orchestrator.direct",
     "orchestrator.leash",
+    "orchestrator.host_cache",
     "orchestrator.survey.values",
     "orchestrator.plan.noise",
     "orchestrator.plan.asked",
@@ -152,12 +155,14 @@ READING_ORDER = (
     "orchestrator.detach",
     "orchestrator.status",
     "orchestrator.host_logs",
+    "orchestrator.cache",
     "orchestrator.dry_run",
     "orchestrator.bench",
     "orchestrator.doctor",
     "orchestrator.client",
     "orchestrator.conversation",
     "orchestrator.view.bench",
+    "orchestrator.view.cache",
     "orchestrator.view.doctor",
     "orchestrator.view.markdown_stream",
     "orchestrator.view.progress",
@@ -169,6 +174,7 @@ READING_ORDER = (
     "orchestrator.cli.run",
     "orchestrator.cli.tuning",
     "orchestrator.cli.bench",
+    "orchestrator.cli.cache",
     "orchestrator.cli.chat",
     "orchestrator.cli.cluster",
     "orchestrator.cli.engine",
@@ -253,5 +259,6 @@ def test_quant_and_workers_know_nothing_of_each_other_or_of_the_orchestrator(mod
     assert not {name.partition(".")[0] for name in imported(module)} & (set(PACKAGES) - {own})
 
 
-def test_the_agent_needs_the_standard_library_only() -> None:
-    assert {name.partition(".")[0] for name in imported("workers.agent")} <= set(sys.stdlib_module_names)
+@pytest.mark.parametrize("module", ["workers.agent", "workers.door"])
+def test_what_runs_on_hosts_needs_the_standard_library_only(module: str) -> None:
+    assert {name.partition(".")[0] for name in imported(module)} <= set(sys.stdlib_module_names)

@@ -55,8 +55,20 @@ LOCK_WAIT_S = 300.0
 LOG_TIMES_S = 1.0
 FOLLOW_EVERY_S = 0.25
 FOLLOW_BYTES = 256 * KIB
-STALE_S = 24 * 3600.0
-TEMPORARY_NAMES = ("*.tmp-*", "*.old-*", "*.part", ".*.part", "*.part-*")
+STALE_S = 15 * 60.0
+"""What is being written changes all the time: unfinished files untouched for this long belong to nobody any more."""
+
+TEMPORARY_NAMES = ("*.tmp-*", "*.old-*", "*.part", "*.part-*", "*.partial", "head*.key")
+"""The last: a head has read its key long before."""
+
+CAPTURED_BYTES = 8 * MIB
+LINK_PATIENCE_S = 20.0
+MARK = ".mark"
+BESIDE_ITEMS = (MARK, ".lock", ".log", ".tar.gz", ".tar.gz.mark")
+ITEM_FOLDERS = ("agent", "engines", "logs", "models", "slices")
+BESIDE_ENGINE = ("manifest.json", "proofs.json", "excluded", ".smoke")
+FIRST_USER = 1000
+NO_USER = 65534
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PR_SET_CHILD_SUBREAPER = 36
@@ -101,7 +113,6 @@ def parser() -> argparse.ArgumentParser:
             one.add_argument(flag, **settings)
 
     needed: dict[str, Any] = {"required": True}
-    verb("version", answer_version)
     verb("facts", answer_facts, ("--root", needed))
     verb(
         "leash",
@@ -111,9 +122,12 @@ def parser() -> argparse.ArgumentParser:
         ("--log-bytes", {"type": int, "default": 8 * MIB}),
         ("--heartbeat-s", {"type": float, "default": 10.0}),
         ("--env", {"action": "append", "default": []}),
+        ("--uses", {"action": "append", "default": []}),
+        ("--temporary", {"action": "append", "default": []}),
+        ("--capture", {"action": "store_true"}),
     )
-    verb("link", serve_link)
-    verb("ports", answer_ports, ("--count", {"type": int, "default": 1}))
+    verb("link", serve_link, ("--address", {"default": "127.0.0.1"}))
+    verb("ports", answer_ports, ("--count", {"type": int, "default": 1}), ("--address", {"default": "127.0.0.1"}))
     verb("unpack", answer_unpack, ("archive", {}), ("folder", {}), ("sha256", {}))
     verb("check", answer_check, ("folder", {}))
     since: dict[str, Any] = {"type": float, "default": None}
@@ -129,6 +143,11 @@ def parser() -> argparse.ArgumentParser:
     )
     verb("tidy", answer_tidy, ("--root", needed))
     verb("listen", answer_listen)
+    verb("look", answer_look, ("item", {}), ("name", {}))
+    verb("record", answer_record, ("item", {}), ("name", {}), ("size", {"type": int}), ("sha256", {}))
+    verb("stored", answer_stored, ("--root", needed), ("--check", {"choices": ("none", "sizes", "hashes")}))
+    verb("forget", answer_forget, ("--root", needed), ("items", {"nargs": "*"}))
+    verb("others", answer_others)
     return result
 
 
@@ -144,10 +163,6 @@ def say_error(text: str) -> int:
 def describe(error: OSError) -> str:
     place = f"{error.filename}: " if error.filename else ""
     return f"{place}{error.strerror or error}"
-
-
-def answer_version(options: argparse.Namespace, words: list[str]) -> None:
-    say({"agent": sha256_of(os.path.abspath(__file__))})
 
 
 def sha256_of(path: str) -> str:
@@ -190,7 +205,9 @@ def read_text(*parts: str) -> str:
 def answer_facts(options: argparse.Namespace, words: list[str]) -> None:
     root = os.path.abspath(os.path.expanduser(options.root))
     measured = {**system_facts(), **processor_facts(), **memory_and_gpus(), **disk_facts(root)}
-    say({**measured, "medium": medium(os.environ.get("SSH_CONNECTION", "")), "clock_s": time.time()})
+    connection = os.environ.get("SSH_CONNECTION", "")
+    reached = {"medium": medium(connection), "address": own_address(connection)}
+    say({**measured, **reached, "clock_s": time.time()})
 
 
 def system_facts() -> dict[str, Any]:
@@ -290,14 +307,19 @@ def medium(connection: str) -> str:
 
     `connection` is what sshd sets as SSH_CONNECTION: the client's address and port, then this host's (ssh(1)).
     """
-    words = connection.split()
-    if len(words) != 4:
+    address = own_address(connection)
+    if not address:
         return ""
-    address = words[2].partition("%")[0]
     if is_mac():
         return read_mac_medium(address, ask(("ifconfig",)), ask(("networksetup", "-listallhardwareports")))
     name = interface_of(address)
     return interface_medium("/", name) if name else ""
+
+
+def own_address(connection: str) -> str:
+    """This host's address that SSH came to, "" without SSH; see `medium`."""
+    words = connection.split()
+    return words[2].partition("%")[0] if len(words) == 4 else ""
 
 
 def interface_of(address: str, root: str = "/") -> str:
@@ -832,19 +854,22 @@ def load_libc() -> Any:
         return None
 
 
-KEEPER = 'trap "" TERM INT HUP; read -r group || exit; read -r done || kill -s KILL -- "-$group"'
+KEEPER = """trap "" TERM INT HUP
+read -r group || exit
+read -r done || { kill -s KILL -- "-$group"; [ $# = 0 ] || rm -f -- "$@"; }"""
 
 
 class Keeper:
     """A second process that ends the group with SIGKILL when the leash itself is killed.
 
-    It waits on a pipe that closes with the leash. It works where PR_SET_PDEATHSIG does not (macOS), and for
-    grandchildren, which that never reaches. A shell does it in a tenth of the memory that a fork of us would take.
+    It also removes what the program needed for this run only. It waits on a pipe that closes with the leash. It works
+    where PR_SET_PDEATHSIG does not (macOS), and for grandchildren, which that never reaches. A shell does it in a tenth
+    of the memory that a fork of us would take.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, temporary: list[str]) -> None:
         quiet = subprocess.DEVNULL
-        words = ("/bin/sh", "-c", KEEPER)
+        words = ("/bin/sh", "-c", KEEPER, "sh", *temporary)
         process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True)
         process.returncode = 0  # collected by wait4, never by subprocess
         assert process.stdin is not None
@@ -882,6 +907,10 @@ class Leash:
         self.heartbeat_s: float = options.heartbeat_s
         self.words = words
         self.environment = dict(os.environ, **dict(pair.partition("=")[::2] for pair in options.env))
+        self.items: list[str] = options.uses
+        self.held = [hold_item(item) for item in options.uses]  # locks, until this process ends
+        self.temporary: list[str] = options.temporary
+        self.captured = bytearray() if options.capture else None
         self.log = BoundedLog(options.log, options.log_bytes)
         self.events = EventWriter(1)
         self.selector = selectors.SelectSelector()  # epoll refuses a stdin that is a file or /dev/null
@@ -899,7 +928,7 @@ class Leash:
 
     def run(self) -> int:
         self.library = load_libc()
-        self.keeper = Keeper()
+        self.keeper = Keeper(self.temporary)
         self.catch_signals()
         if self.library is not None:
             self.library.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -928,14 +957,14 @@ class Leash:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
     def start(self) -> None:
-        self.output, theirs = os.pipe()
-        os.set_blocking(self.output, False)
+        self.output, theirs = nonblocking_pipe()
+        self.answer, answer = nonblocking_pipe()
         leash = os.getpid()
         try:
             process = subprocess.Popen(
                 self.words,
                 stdin=subprocess.DEVNULL,
-                stdout=theirs,
+                stdout=theirs if self.captured is None else answer,
                 stderr=theirs,
                 env=self.environment,
                 start_new_session=True,
@@ -944,10 +973,12 @@ class Leash:
             )
         finally:
             os.close(theirs)
+            os.close(answer)
         process.returncode = 0  # collected by wait4 here, never by subprocess
         self.child = process.pid
         self.keeper.watch(self.child)
         self.selector.register(self.output, selectors.EVENT_READ, self.read_output)
+        self.selector.register(self.answer, selectors.EVENT_READ, self.read_answer)
         self.events.send({"event": "started", "pid": self.child, "leash": os.getpid(), "name": self.name})
 
     def listen(self) -> None:
@@ -974,6 +1005,20 @@ class Leash:
             self.log.write(data)
         else:
             self.selector.unregister(self.output)
+
+    def read_answer(self) -> None:
+        try:
+            data = os.read(self.answer, 64 * KIB)
+        except BlockingIOError:
+            return
+        if data:
+            self.capture(data)
+        else:
+            self.selector.unregister(self.answer)
+
+    def capture(self, data: bytes) -> None:
+        if self.captured is not None:
+            self.captured += data[: CAPTURED_BYTES - len(self.captured)]
 
     def collect(self) -> None:
         """Take the exit status of every child that has ended, adopted ones included."""
@@ -1051,6 +1096,9 @@ class Leash:
         with contextlib.suppress(OSError):
             for data in iter(lambda: os.read(self.output, 64 * KIB), b""):
                 self.log.write(data)
+        with contextlib.suppress(OSError):
+            for data in iter(lambda: os.read(self.answer, 64 * KIB), b""):
+                self.capture(data)
         self.keeper.dismiss()
         return self.say_exit(self.status, self.log.tail())
 
@@ -1063,10 +1111,24 @@ class Leash:
 
     def say_exit(self, status: int | None, tail: str) -> int:
         self.log.close()
+        for path in self.temporary:
+            remove(path)
+        for item in self.items:
+            touch(mark_of(item))
         peak, reason = self.peak_bytes, self.stop_reason
-        self.events.send({"event": "exit", "status": status, "reason": reason, "rss_peak_bytes": peak, "tail": tail})
-        self.events.finish(2.0)
+        event = {"event": "exit", "status": status, "reason": reason, "rss_peak_bytes": peak, "tail": tail}
+        if self.captured is not None:
+            event["output"] = self.captured.decode(errors="replace")
+        self.events.send(event)
+        self.events.finish(2.0 if self.captured is None else 30.0)
         return 0
+
+
+def nonblocking_pipe() -> tuple[int, int]:
+    """Its reading end, which never blocks, and its writing end."""
+    ours, theirs = os.pipe()
+    os.set_blocking(ours, False)
+    return ours, theirs
 
 
 def prepare_child(library: Any, leash: int) -> None:
@@ -1087,24 +1149,45 @@ def exit_status(status: int) -> int:
 
 
 def serve_link(options: argparse.Namespace, words: list[str]) -> None:
-    """Serve measuring connections on loopback until stdin closes."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
+    """Serve measuring connections until stdin closes, or brings nothing for a while: a lost path closes nothing.
+
+    Off loopback it serves only whoever came by SSH.
+    """
+    with socket.socket(family_of_address(options.address)) as server:
+        server.bind((options.address, 0))
         server.listen(LINK_CONNECTIONS)
         say({"port": server.getsockname()[1]})
-        threading.Thread(target=accept_links, args=(server,), daemon=True).start()
-        while os.read(0, 4 * KIB):
+        threading.Thread(target=accept_links, args=(server, only_peer(options.address)), daemon=True).start()
+        while select.select((0,), (), (), LINK_PATIENCE_S)[0] and os.read(0, 4 * KIB):
             pass
 
 
-def accept_links(server: socket.socket) -> None:
+def family_of_address(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def only_peer(address: str) -> str:
+    """The one address that may connect, "" for every one."""
+    if ipaddress.ip_address(address).is_loopback:
+        return ""
+    words = os.environ.get("SSH_CONNECTION", "").split()
+    if len(words) != 4:
+        raise AgentError(f"nobody may connect to {address}: this is no SSH connection")
+    return words[0].partition("%")[0]
+
+
+def accept_links(server: socket.socket, peer: str) -> None:
     places = threading.BoundedSemaphore(LINK_CONNECTIONS)
     while True:
         places.acquire()
         try:
-            connection, _ = server.accept()
+            connection, origin = server.accept()
         except OSError:
             return
+        if peer and origin[0] != peer:
+            connection.close()
+            places.release()
+            continue
         threading.Thread(target=serve_connection, args=(connection, places), daemon=True).start()
 
 
@@ -1177,7 +1260,7 @@ def source(connection: socket.socket, size: int, buffer: bytearray) -> bool:
 
 def answer_ports(options: argparse.Namespace, words: list[str]) -> None:
     end = ephemeral_start(read_text("/proc/sys/net/ipv4/ip_local_port_range"))
-    say({"ports": free_ports(options.count, FIRST_PORT, end, os.getpid())})
+    say({"ports": free_ports(options.count, FIRST_PORT, end, os.getpid(), options.address)})
 
 
 def ephemeral_start(port_range: str) -> int:
@@ -1187,8 +1270,8 @@ def ephemeral_start(port_range: str) -> int:
     return start if start >= FIRST_PORT + 1000 else 32768
 
 
-def free_ports(count: int, first: int, end: int, seed: int) -> list[int]:
-    """`count` ports in [first, end) that can be bound on loopback, tried from a place that depends on `seed`."""
+def free_ports(count: int, first: int, end: int, seed: int, address: str = "127.0.0.1") -> list[int]:
+    """`count` ports in [first, end) that can be bound at the address, tried from a place that depends on `seed`."""
     width = end - first
     start = seed * 7919 % width  # a prime, so that neighbours begin far from each other
     found: list[int] = []
@@ -1196,18 +1279,20 @@ def free_ports(count: int, first: int, end: int, seed: int) -> list[int]:
         if len(found) == count:
             return found
         port = first + (start + step) % width
-        if can_bind(port):
+        if can_bind(port, address):
             found.append(port)
     if len(found) == count:
         return found
     raise AgentError(f"only {len(found)} of {count} ports are free between {first} and {end - 1}")
 
 
-def can_bind(port: int) -> bool:
-    with socket.socket() as probe:
+def can_bind(port: int, address: str) -> bool:
+    with socket.socket(family_of_address(address)) as probe:
         try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
+            probe.bind((address, port))
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise AgentError(f"{address} is no address of this host") from error
             return False
     return True
 
@@ -1325,13 +1410,25 @@ def answer_check(options: argparse.Namespace, words: list[str]) -> None:
     missing = [path for path, _, _ in entries if not os.path.isfile(os.path.join(folder, path))]
     present = [entry for entry in entries if entry[0] not in missing]
     wrong = [path for path, digest, size in present if not is_intact(folder, path, digest, size)]
-    ok = not missing and not wrong
-    say({"ok": True} if ok else {"ok": False, "wrong": wrong, "missing": missing})
+    extra = extra_files(folder, {path for path, _, _ in entries})
+    ok = not missing and not wrong and not extra
+    say({"ok": True} if ok else {"ok": False, "wrong": wrong, "missing": missing, "extra": extra})
 
 
 def is_intact(folder: str, path: str, digest: str, size: int) -> bool:
     place = os.path.join(folder, path)
     return not leaves(path) and os.path.getsize(place) == size and sha256_of(place) == digest
+
+
+def extra_files(folder: str, known: set[str]) -> list[str]:
+    """Files that no manifest speaks of: the engine loads every library of a fitting name that lies beside it."""
+    found = []
+    for place, folders, files in os.walk(folder):
+        if place == folder:
+            folders[:] = [name for name in folders if name not in BESIDE_ENGINE]
+            files = [name for name in files if name not in BESIDE_ENGINE and not name.startswith(".")]
+        found += [os.path.relpath(os.path.join(place, name), folder) for name in files]
+    return sorted(set(found) - known)
 
 
 def answer_tail(options: argparse.Namespace, words: list[str]) -> None:
@@ -1500,7 +1597,7 @@ def answer_tidy(options: argparse.Namespace, words: list[str]) -> None:
 
 
 def tidy(root: str, before_s: float) -> list[str]:
-    """Remove our own unfinished files and folders last changed before that moment; gives their relative paths."""
+    """Remove our own temporary files and folders last changed before that moment; gives their relative paths."""
     removed = []
     for folder, folders, files in os.walk(root):
         stale = [name for name in folders + files if is_stale(folder, name, before_s)]
@@ -1513,8 +1610,21 @@ def tidy(root: str, before_s: float) -> list[str]:
 
 
 def is_stale(folder: str, name: str, before_s: float) -> bool:
-    temporary = any(fnmatch.fnmatchcase(name, pattern) for pattern in TEMPORARY_NAMES)
-    return temporary and os.lstat(os.path.join(folder, name)).st_mtime < before_s
+    return is_temporary(name) and newest_s(os.path.join(folder, name)) < before_s
+
+
+def is_temporary(name: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in TEMPORARY_NAMES)
+
+
+def newest_s(place: str) -> float:
+    """When it, or anything in it, was last changed."""
+    times = [os.lstat(place).st_mtime]
+    for folder, folders, files in os.walk(place):
+        for name in folders + files:
+            with contextlib.suppress(FileNotFoundError):
+                times.append(os.lstat(os.path.join(folder, name)).st_mtime)
+    return max(times)
 
 
 def remove(place: str) -> None:
@@ -1523,6 +1633,222 @@ def remove(place: str) -> None:
     else:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(place)
+
+
+# what is kept here
+
+
+def mark_of(item: str) -> str:
+    """The file beside a cached item that says what was put there, whose time is when it was last used."""
+    return item + MARK
+
+
+def touch(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.utime(path)
+
+
+class Recorded(NamedTuple):
+    """A file of an item as it was when it was put; `name` is its path in the item, "" where that is the file."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+    def place(self, item: str) -> str:
+        return os.path.join(item, self.name) if self.name else item
+
+
+def read_record(item: str) -> list[Recorded]:
+    """What was put there: by the engine's manifest, else by the mark; nothing where neither says it."""
+    manifest = os.path.join(item, "manifest.json")
+    try:
+        with open(manifest if os.path.isfile(manifest) else mark_of(item), "rb") as file:
+            entries = json.load(file)["files"]
+        return [Recorded(str(one["path"]), int(one["size_bytes"]), str(one["sha256"])) for one in entries]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def write_record(item: str, recorded: Recorded) -> None:
+    """In place, never by a new file: those who use the item hold a lock on this one."""
+    known = [one for one in read_record(item) if one.name != recorded.name]
+    files = [{"path": one.name, "size_bytes": one.size_bytes, "sha256": one.sha256} for one in [*known, recorded]]
+    with open(os.open(mark_of(item), os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
+        file.write(json.dumps({"files": files}).encode())
+        file.truncate()
+
+
+def problems(item: str, hashes: bool) -> list[dict[str, str]]:
+    """What is not as recorded; without `hashes` only sizes are compared."""
+    found = []
+    for one in read_record(item):
+        place = one.place(item)
+        if not os.path.isfile(place):
+            found.append({"path": one.name, "why": "is missing"})
+        elif os.path.getsize(place) != one.size_bytes:
+            size = os.path.getsize(place)
+            found.append({"path": one.name, "why": f"has {size} bytes, not the {one.size_bytes} that were put there"})
+        elif hashes and sha256_of(place) != one.sha256:
+            found.append({"path": one.name, "why": "has changed: its sha256 is not the one it was put with"})
+    return found
+
+
+def hold_item(item: str) -> int:
+    """Say that an item is in use, for as long as this process lives; AgentError when it is not whole any more."""
+    descriptor = os.open(mark_of(item), os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    touch(mark_of(item))
+    wrong = problems(item, hashes=False)
+    if wrong or not os.path.exists(item):
+        what = "; ".join(f"{one['path'] or 'it'} {one['why']}" for one in wrong) or "it is not there"
+        raise AgentError(f"{item} is not whole: {what}; start again, it is then put there anew")
+    return descriptor
+
+
+def is_in_use(item: str) -> bool:
+    """Whether a leash that lives holds it."""
+    try:
+        with open(mark_of(item), "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def answer_look(options: argparse.Namespace, words: list[str]) -> None:
+    """The size of a file that was put (null: it is not there), and whether its digest is known; marks it as used."""
+    place = Recorded(options.name, 0, "").place(options.item)
+    known = any(one.name == options.name for one in read_record(options.item))
+    touch(mark_of(options.item))
+    say({"size_bytes": os.path.getsize(place) if os.path.isfile(place) else None, "recorded": known})
+
+
+def answer_record(options: argparse.Namespace, words: list[str]) -> None:
+    write_record(options.item, Recorded(options.name, options.size, options.sha256))
+    say({"item": options.item})
+
+
+def answer_stored(options: argparse.Namespace, words: list[str]) -> None:
+    root = os.path.abspath(options.root)
+    items = []
+    for kind, name in stored_items(root):
+        with contextlib.suppress(FileNotFoundError):  # removed by somebody else at this moment
+            items.append(describe_item(root, kind, name, options.check or "none"))
+    say({"items": items, "disk_free_bytes": disk_facts(root)["disk_free_bytes"]})
+
+
+def stored_items(root: str) -> list[tuple[str, str]]:
+    """(folder, name) of everything that can go by itself: in some folders every entry, else the folder ("") whole.
+
+    What lies behind a symbolic link was put there by somebody else, for some reason: it is left alone.
+    """
+    found = []
+    for kind in sorted(os.listdir(root) if os.path.isdir(root) else []):
+        folder = os.path.join(root, kind)
+        if os.path.islink(folder) or not is_item(root, kind):
+            continue
+        names = sorted(os.listdir(folder)) if kind in ITEM_FOLDERS and os.path.isdir(folder) else [""]
+        found += [(kind, name) for name in names if is_item(folder, name)]
+    return found
+
+
+def is_item(folder: str, name: str) -> bool:
+    hidden = name.startswith(".") or name.endswith(BESIDE_ITEMS) or is_temporary(name)
+    return not hidden and not os.path.islink(os.path.join(folder, name))
+
+
+def item_place(root: str, kind: str, name: str) -> str:
+    return os.path.join(root, kind, name) if name else os.path.join(root, kind)
+
+
+def describe_item(root: str, kind: str, name: str, check: str) -> dict[str, Any]:
+    place = item_place(root, kind, name)
+    mark = mark_of(place)
+    return {
+        "kind": kind,
+        "name": name,
+        "size_bytes": sum(size_below(path) for path in parts_of(place)),
+        "used_s": max(newest_s(path) for path in (mark, place) if os.path.lexists(path)),
+        "in_use": is_in_use(place),
+        "recorded": bool(read_record(place)),
+        "is_folder": os.path.isdir(place),
+        "problems": [] if check == "none" else problems(place, check == "hashes"),
+    }
+
+
+def parts_of(place: str) -> list[str]:
+    """An item with what lies beside it, without locks: those may be held."""
+    beside = [place + suffix for suffix in BESIDE_ITEMS if suffix != ".lock"]
+    return [place, *(path for path in beside if os.path.lexists(path))]
+
+
+def size_below(place: str) -> int:
+    if not os.path.isdir(place) or os.path.islink(place):
+        return os.lstat(place).st_size
+    total = 0
+    for folder, _, files in os.walk(place):
+        for name in files:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(folder, name)).st_size
+    return total
+
+
+def answer_forget(options: argparse.Namespace, words: list[str]) -> None:
+    """Remove items, each named "FOLDER/NAME" or "FOLDER"; those in use stay."""
+    root = os.path.abspath(options.root)
+    there = {f"{kind}/{name}".rstrip("/"): item_place(root, kind, name) for kind, name in stored_items(root)}
+    removed = [item for item in options.items if item in there and forget_item(there[item])]
+    say({"removed": removed})
+
+
+def forget_item(place: str) -> bool:
+    """Whether it could be removed; nobody can begin to use it meanwhile."""
+    descriptor = os.open(mark_of(place), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    else:
+        for path in parts_of(place):
+            remove(path)
+        return True
+    finally:
+        os.close(descriptor)
+
+
+# who else is here
+
+
+def answer_others(options: argparse.Namespace, words: list[str]) -> None:
+    """Who beside us and root may log in here, and who has processes: all of them reach this host's loopback."""
+    login = {user.pw_uid for user in pwd.getpwall() if may_log_in(user)} - {os.getuid()}
+    running = running_users() - {0, os.getuid()}
+    say({"login": sorted(map(name_of, login)), "running": sorted(map(name_of, running - login))})
+
+
+def may_log_in(user: pwd.struct_passwd) -> bool:
+    first = 500 if is_mac() else FIRST_USER
+    return first <= user.pw_uid < NO_USER and not user.pw_shell.endswith(("/nologin", "/false"))
+
+
+def running_users() -> set[int]:
+    if is_mac():
+        return {int(word) for word in ask(("ps", "-axo", "uid=")).split()}
+    found = set()
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            found.add(os.stat(f"/proc/{name}").st_uid)
+    return found
+
+
+def name_of(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return str(user)
 
 
 # who listens

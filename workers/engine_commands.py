@@ -72,9 +72,11 @@ class HeadSettings:
     threads: int
 
 
-def worker_command(program: str, *, port: int, threads: int, device: str = "CPU") -> tuple[str, ...]:
-    """`ggml-rpc-server` for one device, on loopback only; its own default would be half the hardware threads."""
-    return (program, "--host", "127.0.0.1", "--port", str(port), "--threads", str(threads), "--device", device)
+def worker_command(
+    program: str, *, port: int, threads: int, device: str = "CPU", address: str = "127.0.0.1"
+) -> tuple[str, ...]:
+    """`ggml-rpc-server` for one device, at that address only; its own default would be half the hardware threads."""
+    return (program, "--host", address, "--port", str(port), "--threads", str(threads), "--device", device)
 
 
 def head_command(program: str, settings: HeadSettings, placement: Placement | None) -> tuple[str, ...]:

@@ -54,6 +54,7 @@ class HostFacts:
     compiler: str  # such as "c++ (Debian 12.2.0) 12.2.0", "" when there is none
     gpus: tuple[Gpu, ...]
     medium: str = ""  # "wired" or "wireless": over what the SSH connection came in; "" where the host does not tell
+    address: str = ""  # the host's own address that the SSH connection came to; "" without SSH
 
     @property
     def platform(self) -> str:

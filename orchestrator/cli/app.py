@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from orchestrator import __version__
-from orchestrator.cli import bench, chat, cluster, engine, hosts, key, looking, models, planning, tuning
+from orchestrator.cli import bench, cache, chat, cluster, engine, hosts, key, looking, models, planning, tuning
 
 app = typer.Typer(
     name="meshctl",
@@ -47,6 +47,7 @@ app.command("plan", rich_help_panel=LOOK)(planning.plan)
 app.command("doctor", rich_help_panel=LOOK)(hosts.doctor)
 app.command("trust", rich_help_panel=PREPARE)(hosts.trust)
 app.command("pull", rich_help_panel=PREPARE)(models.pull)
+app.add_typer(cache.app, name="cache", rich_help_panel=PREPARE)
 app.add_typer(engine.app, name="engine", rich_help_panel=PREPARE)
 app.add_typer(key.app, name="key", rich_help_panel=PREPARE)
 app.command("supervise", hidden=True)(cluster.supervise)

@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 import tarfile
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -28,6 +29,7 @@ from orchestrator.errors import EngineError, HostError
 from orchestrator.host_agent import check_folder, unpack
 from orchestrator.shell.protocol import Progress, Shell
 from orchestrator.view.sizes import bytes_text
+from workers.agent import Recorded, read_record, write_record
 from workers.engine import Manifest, libc_problem, read_manifest
 from workers.errors import ManifestError
 from workers.facts import HostFacts
@@ -35,17 +37,31 @@ from workers.facts import HostFacts
 _QUICK_S = 30.0
 
 
-async def ensure_on_host(shell: Shell, facts: HostFacts, agent: str, engine: Engine, progress: Progress) -> str:
+def _tell_nobody(text: str) -> None:
+    """For those who have nobody to tell."""
+
+
+async def ensure_on_host(
+    shell: Shell,
+    facts: HostFacts,
+    agent: str,
+    engine: Engine,
+    progress: Progress,
+    tell: Callable[[str], None] = _tell_nobody,
+) -> str:
     """Absolute folder of the engine on the host, complete and proven there.
 
-    `agent` is the agent's path on the host; `progress` is told the bytes of a transfer. EngineError when the engine
-    cannot run there or is damaged here; what the host had before is then still there.
+    Every file there is compared with its hash before any of them runs; a damaged engine is put there anew, which is
+    told. `agent` is the agent's path on the host; `progress` is told the bytes of a transfer. EngineError when the
+    engine cannot run there or is damaged here; what the host had before is then still there.
     """
     if shell.is_local:
         return str((await prove_here(shell, facts, engine)).folder)
     async with _only_on_machine(shell, facts, engine):
         folder = str(PurePosixPath(shell.root, "engines", engine.manifest.engine))
-        there = await _manifest_there(shell, agent, folder)
+        there, damage = await _manifest_there(shell, agent, folder)
+        if damage:
+            tell(f"{shell.host}: the engine there is damaged and is put there anew: {damage}")
         if there is None or not there.is_same_build(engine.manifest):
             check_fits(shell.host, facts, engine.manifest)
             archive = await pack_engine(engine)
@@ -80,16 +96,17 @@ def _only_on_machine(shell: Shell, facts: HostFacts, engine: Engine) -> Abstract
     return exclusive(engine.folder.with_name(f".install-{digest}.lock"), lambda: None)
 
 
-async def _manifest_there(shell: Shell, agent: str, folder: str) -> Manifest | None:
-    """The manifest of a complete engine on the host, None when there is none or its files are damaged."""
+async def _manifest_there(shell: Shell, agent: str, folder: str) -> tuple[Manifest | None, str]:
+    """The manifest of a whole engine on the host, None when there is none; what is damaged in it, "" for nothing."""
     answer = await shell.run(("cat", str(PurePosixPath(folder, MANIFEST))), deadline_s=_QUICK_S, check=False)
     if answer.status != 0:
-        return None
+        return None, ""
     try:
         manifest = read_manifest(answer.stdout)
     except ManifestError:
-        return None
-    return manifest if (await check_folder(shell, agent, folder)).ok else None
+        return None, f"{MANIFEST} cannot be read"
+    check = await check_folder(shell, agent, folder)
+    return (manifest if check.ok else None), str(check)
 
 
 def check_fits(host: str, facts: HostFacts, manifest: Manifest) -> None:
@@ -120,18 +137,18 @@ def check_room(host: str, facts: HostFacts, needed_bytes: int) -> None:
 
 async def _send(shell: Shell, agent: str, archive: Path, folder: str, progress: Progress) -> Manifest:
     packed = await asyncio.to_thread(describe_file, archive.parent, archive)
-    sent = f"{folder}.tar.gz"
+    sent = f"{folder}.part"  # a name that is tidied away if we are killed
     try:
         await shell.put(archive, sent, progress=progress)
         await unpack(shell, agent, sent, folder, packed.sha256)
     finally:
         with suppress(HostError):  # a lost connection is reported by what failed first
             await shell.run(("rm", "-f", sent), deadline_s=_QUICK_S)
-    there = await _manifest_there(shell, agent, folder)
+    there, damage = await _manifest_there(shell, agent, folder)
     if there is None:
         raise EngineError(
-            f"{shell.host}: the engine in {folder} is not what was sent",
-            hint="look at the disk there (meshctl doctor) and try again",
+            f"{shell.host}: the engine in {folder} is not what was sent: {damage}",
+            hint="look at the disks there and here (meshctl doctor), and try again",
         )
     return there
 
@@ -140,9 +157,15 @@ async def pack_engine(engine: Engine) -> Path:
     """The archive that hosts get, made once per build: with every library, also those that crash on this machine."""
     archive = beside(engine.folder, ".tar.gz")
     async with exclusive(beside(engine.folder, ".pack.lock"), lambda: None):
-        if not archive.is_file():
+        if not await asyncio.to_thread(_is_as_packed, archive):
             await asyncio.to_thread(_pack, engine.folder, archive)
     return archive
+
+
+def _is_as_packed(archive: Path) -> bool:
+    """Whether it is there and what it was when it was packed: its digest is kept beside."""
+    known = [one.sha256 for one in read_record(str(archive))]
+    return archive.is_file() and known == [describe_file(archive.parent, archive).sha256]
 
 
 def _pack(folder: Path, archive: Path) -> None:
@@ -154,7 +177,9 @@ def _pack(folder: Path, archive: Path) -> None:
                 place = folder / file.path
                 tar.add(place if place.is_file() else folder / EXCLUDED / file.path, arcname=file.path)
             _add_bytes(tar, MANIFEST, manifest.to_json())
+        packed = describe_file(archive.parent, partial)
         partial.replace(archive)
+        write_record(str(archive), Recorded("", packed.size_bytes, packed.sha256))
     finally:
         partial.unlink(missing_ok=True)
 

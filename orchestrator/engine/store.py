@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import EngineError
+from workers.agent import extra_files
 from workers.engine import RECIPES, EngineFile, Manifest, engine_id, read_manifest
 
 MANIFEST = "manifest.json"
@@ -45,6 +46,11 @@ def engine_folder(cache: Path, backend: str, platform: str) -> Path:
     return engines_folder(cache) / engine_id(recipe, platform)
 
 
+def engines_of(platform: str) -> tuple[str, ...]:
+    """Where engines of this version of meshctl for that platform lie in a cache, each as a path in it."""
+    return tuple(f"engines/{engine_id(recipe, platform)}" for recipe in RECIPES.values())
+
+
 def beside(folder: Path, suffix: str) -> Path:
     """What belongs to an engine without being part of it: its ".log", ".lock" and ".tar.gz"."""
     return folder.with_name(folder.name + suffix)
@@ -68,9 +74,11 @@ def list_engines(cache: Path) -> tuple[Engine, ...]:
 
 
 def check_engine(engine: Engine) -> tuple[str, ...]:
-    """What is wrong with its files, one sentence each; empty when every one has the size and hash of the manifest."""
+    """What is wrong with its files, one sentence each; empty when those of the manifest, and no others, are there as
+    they were built."""
     problems = (_file_problem(engine.folder, file) for file in engine.manifest.files)
-    return tuple(problem for problem in problems if problem)
+    extra = extra_files(str(engine.folder), {file.path for file in engine.manifest.files})
+    return (*(problem for problem in problems if problem), *(f"{path} does not belong there" for path in extra))
 
 
 def _file_problem(folder: Path, expected: EngineFile) -> str:

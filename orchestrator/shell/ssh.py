@@ -82,9 +82,8 @@ class SshShell:
             process = await self._open(announced(self._launched(under_c_locale(words, environment))), words)
             try:
                 async with asyncio.timeout(deadline_s):
-                    if not stdin:
-                        process.stdin.write_eof()  # communicate leaves stdin open when it has nothing to send
-                    stdout, stderr = await process.communicate(stdin)
+                    _feed(process, stdin)
+                    stdout, stderr = await process.communicate()
             except TimeoutError as error:
                 await self._end(process)
                 message = f"`{shown(words)}` did not end within {deadline_s:g} s and was killed"
@@ -208,6 +207,13 @@ class SshProcess:
     async def _follow(self) -> None:
         with suppress(*FOREIGN):
             await self._tail.follow(self._process.stderr.read)
+
+
+def _feed(process: "ClientProcess", stdin: bytes) -> None:
+    """Give it its stdin and close that; one that has ended without reading is no error, its status tells."""
+    with suppress(BrokenPipeError):
+        process.stdin.write(stdin)
+        process.stdin.write_eof()
 
 
 def _kill(process: "ClientProcess") -> None:

@@ -251,12 +251,15 @@ async def _in_context(
 
 
 async def _measured_link(measuring: Measuring, host: OpenHost) -> Link:
-    """Through a tunnel of the very kind that carries the tensors, or plain loopback on this machine."""
-    server = await start_link_server(host.shell, host.agent)
+    """On the very path that carries the tensors: a tunnel, the network itself, or plain loopback on this machine."""
+    address = host.worker_address
+    server = await start_link_server(host.shell, host.agent, address=address)
     try:
         async with stopping() as started:
             if host.is_local:
                 return await measure_link(host.name, "loopback", server.port)
+            if not host.is_linked:
+                return await measure_link(host.name, "direct", server.port, address, medium=host.facts.medium)
             link = await open_link(started, measuring.hosts, measuring.logs, host, server.port)
             return await measure_link(host.name, "tunnel", link.port, medium=host.facts.medium)
     finally:

@@ -24,19 +24,29 @@ ECHO_OF_ONE_BYTE = struct.pack(">cQQ", b"E", 1, 1) + b"x"
 """A request to the measuring server with its payload; the answer is the last byte."""
 
 
-async def measure_link(host: str, kind: str, port: int, *, medium: str = "", deadline_s: float = 30) -> Link:
-    """Measure through 127.0.0.1:`port`; ConnectError when the far end does not answer.
+async def measure_link(
+    host: str, kind: str, port: int, address: str = "127.0.0.1", *, medium: str = "", deadline_s: float = 30
+) -> Link:
+    """Measure through `address`:`port`; ConnectError when the far end does not answer.
 
     `medium` is what the host says of its interface (`HostFacts.medium`).
     """
     try:
-        return await asyncio.wait_for(asyncio.to_thread(_measure, kind, medium, port, deadline_s), deadline_s + 5)
+        return await asyncio.wait_for(
+            asyncio.to_thread(_measure, kind, medium, (address, port), deadline_s), deadline_s + 5
+        )
     except (OSError, EOFError, TimeoutError) as error:
         raise ConnectError(
             host,
             f"the {kind} link carries nothing: {_what_happened(error)}",
-            hint="the host's sshd must allow TCP forwarding (AllowTcpForwarding yes in its sshd_config)",
+            hint=_DIRECT_HINT.format(address=address, host=host) if kind == "direct" else _TUNNEL_HINT,
         ) from error
+
+
+_TUNNEL_HINT = "the host's sshd must allow TCP forwarding (AllowTcpForwarding yes in its sshd_config)"
+_DIRECT_HINT = (
+    "this machine must reach ports from 20000 on at {address}: see its firewall, or use `link: tunnel` for {host}"
+)
 
 
 def _what_happened(error: Exception) -> str:
@@ -46,8 +56,8 @@ def _what_happened(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def _measure(kind: str, medium: str, port: int, deadline_s: float) -> Link:
-    with socket.create_connection(("127.0.0.1", port), timeout=deadline_s) as connection:
+def _measure(kind: str, medium: str, place: tuple[str, int], deadline_s: float) -> Link:
+    with socket.create_connection(place, timeout=deadline_s) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return Link(
             kind=kind,

@@ -1,6 +1,5 @@
 """The slices of a model that devices are timed on: which depths, where they lie, what their layers weigh."""
 
-import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from quant.gguf_file import read_model
 from quant.model import Model, hidden_bytes, layer_bytes, logits_bytes, output_bytes
 from quant.slice import shape_digest, slice_depths, write_slice
 from quant.synthetic import like_shape, write_random_model
+from workers.agent import Recorded, mark_of, read_record, sha256_of, touch, write_record
 from workers.budget import MIB
 
 BESIDE_LAYERS_BYTES = 24 * MIB
@@ -122,28 +122,37 @@ class SliceStore:
         if layers == model.block_count and len(model.shards) == 1:
             return Slice(model.path, layers, layer_bytes(model), "model")
         path = self._folder / f"{self._digest}-{layers}.gguf"
-        if not _in_use(path):
+        if not _is_whole(path):
             self._delete_old()
             write_slice(model, layers, path)
+            _record(path)
         return Slice(path, layers, layer_bytes(model)[:layers], "slice")
 
     def _synthetic(self, layers: int) -> Slice:
         path = self._folder / f"{self._digest}-{layers}-synthetic.gguf"
-        if not _in_use(path):
+        if not _is_whole(path):
             self._delete_old()
             write_random_model(path, like_shape(self._model, layers), self._model.quantisation)
+            _record(path)
         return Slice(path, layers, layer_bytes(read_model(path)), "synthetic")
 
     def _delete_old(self) -> None:
         for path in self._folder.glob("*.gguf"):
+            mark = Path(mark_of(str(path)))
             with suppress(OSError):
-                if time.time() - path.stat().st_mtime > KEPT_S:
+                if time.time() - max(one.stat().st_mtime for one in (path, mark) if one.exists()) > KEPT_S:
                     path.unlink()
+                    mark.unlink(missing_ok=True)
 
 
-def _in_use(path: Path) -> bool:
-    """Whether it is there; if so it is kept for another while."""
-    with suppress(FileNotFoundError):
-        os.utime(path)
-        return True
-    return False
+def _is_whole(path: Path) -> bool:
+    """Whether it is there with the size it was written with; if so it is kept for another while."""
+    known = read_record(str(path))
+    if not path.is_file() or [one.size_bytes for one in known] != [path.stat().st_size]:
+        return False
+    touch(mark_of(str(path)))
+    return True
+
+
+def _record(path: Path) -> None:
+    write_record(str(path), Recorded("", path.stat().st_size, sha256_of(str(path))))

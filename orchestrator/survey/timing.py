@@ -57,9 +57,10 @@ async def time_passes(
 ) -> Mapping[int, Timed]:
     """Time these passes by a bench that runs on `host`, each after `context` tokens; EngineError with the end of its
     log when it fails."""
+    engine, model = measuring.engine_on(host), await _on_host(host, one.path)
     words = pass_bench_command(
-        f"{measuring.engine_on(host)}/llama-bench",
-        model=await _on_host(host, one.path),
+        f"{engine}/llama-bench",
+        model=model,
         passes=passes,
         threads=threads,
         placement=placement,
@@ -73,6 +74,7 @@ async def time_passes(
         log=log_path(host, measuring.logs, f"bench-{name.replace('/', '_')}-0"),
         environment={**ENVIRONMENT, "LC_ALL": "C"},
         name=f"llama-bench for {name}",
+        uses=host.items(engine, model),
         deadline_s=DEADLINE_S,
     )
     if done.status != 0:
@@ -95,16 +97,9 @@ async def stopping() -> AsyncIterator[Started]:
 
 
 async def _on_host(host: OpenHost, path: Path) -> str:
-    """The slice's path there; it is put there first when the host is another machine, under a name that says all.
-
-    Slices that were not used for a day go when another comes.
-    """
+    """The slice's path there; it is put there first when the host is another machine, under a name that says all."""
     if host.is_local:
         return str(path)
-    folder = f"{host.shell.root}/slices"
-    target = f"{folder}/{path.stat().st_size}-{path.name}"
-    await host.shell.run(("touch", "-c", target), deadline_s=60, check=False)
-    if await host.put_once(path, target):
-        old = ("find", folder, "-name", "*.gguf", "-mtime", "+0", "-delete")
-        await host.shell.run(old, deadline_s=60, check=False)
+    target = f"{host.shell.root}/slices/{path.stat().st_size}-{path.name}"
+    await host.put_once(target, {"": path})
     return target

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.doctor import Check, Examined, examine_facts
+from orchestrator.doctor import Check, Examined, examine_facts, examine_others
+from orchestrator.host_agent import Others
 from orchestrator.inventory import Host
 from orchestrator.view.doctor import doctor_view
 from tests.orchestrator.plan.examples import FACTS
@@ -43,3 +44,23 @@ def test_fixes_stand_under_what_they_mend() -> None:
     assert rendered(doctor_view([examined])) == (
         "[desk]\n  ✓ reachable  192.0.2.1\n  ✗ disk       1 MiB free\n    fix: free 200 MiB\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("others", "text"),
+    [
+        (Others((), ()), "no other user than root"),
+        (
+            Others(("ada", "bob"), ("www-data",)),
+            "can reach a worker's port on its loopback, and run code as this user: "
+            "ada, bob (may log in); www-data (has processes)",
+        ),
+        (
+            Others((), tuple("abcdefghij")),
+            "can reach a worker's port on its loopback, and run code as this user: "
+            "a, b, c, d, e, f, g, h and 2 more (has processes)",
+        ),
+    ],
+)
+def test_who_else_is_on_a_host_is_a_note(others: Others, text: str) -> None:
+    assert examine_others(others) == Check("others", True, text)

@@ -46,16 +46,38 @@ async def until(held: Leashed, pid: int) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_the_agent_is_put_once_and_again_only_when_it_was_changed(shell: LocalShell) -> None:
+async def test_the_agent_is_put_once_and_again_without_running_it_when_it_was_changed(
+    shell: LocalShell, tmp_path: Path
+) -> None:
     path = Path(await host_agent.ensure_agent(shell))
     assert path.parent == Path(shell.root) / "agent"
     assert path.read_bytes() == host_agent.agent_source()
-    before = path.stat().st_mtime_ns
+    before = path.stat().st_ino
     assert await host_agent.ensure_agent(shell) == str(path)
-    assert path.stat().st_mtime_ns == before
-    path.write_text("print('{}')")
-    assert await host_agent.ensure_agent(shell) == str(path)
+    assert path.stat().st_ino == before
+    path.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    told: list[str] = []
+    assert await host_agent.ensure_agent(shell, told.append) == str(path)
     assert path.read_bytes() == host_agent.agent_source()
+    assert told == ["desk: the agent there was not as it was put (by its sha256): it is put there anew"]
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files to somebody else")
+async def test_a_folder_of_another_user_is_refused(shell: LocalShell) -> None:
+    Path(shell.root).mkdir()
+    os.chown(shell.root, 65534, 65534)
+    with pytest.raises(HostError, match=r"^desk: .*/root belongs to the user nobody, who could change what runs here$"):
+        await host_agent.ensure_agent(shell)
+
+
+async def test_a_folder_that_was_open_to_others_is_closed_and_told(shell: LocalShell) -> None:
+    Path(shell.root).mkdir()
+    Path(shell.root).chmod(0o777)
+    told: list[str] = []
+    await host_agent.ensure_agent(shell, told.append)
+    (text,) = told
+    assert text.startswith(f"desk: {shell.root} could be written to by other users (mode 777)")
 
 
 async def test_a_host_without_python_gets_an_error_that_says_so(
@@ -101,10 +123,15 @@ async def test_an_agents_error_names_the_host(shell: LocalShell, agent: str, tmp
 
 
 async def test_a_folder_that_equals_its_manifest_is_ok(shell: LocalShell, agent: str, tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text('{"files": []}')
-    assert (await host_agent.check_folder(shell, agent, str(tmp_path))).ok
-    (tmp_path / "manifest.json").write_text('{"files": [{"path": "a", "sha256": "0", "size_bytes": 1}]}')
-    assert await host_agent.check_folder(shell, agent, str(tmp_path)) == FolderCheck(missing=("a",))
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    (folder / "manifest.json").write_text('{"files": []}')
+    assert (await host_agent.check_folder(shell, agent, str(folder))).ok
+    (folder / "manifest.json").write_text('{"files": [{"path": "a", "sha256": "0", "size_bytes": 1}]}')
+    (folder / "b").touch()
+    check = await host_agent.check_folder(shell, agent, str(folder))
+    assert check == FolderCheck(missing=("a",), extra=("b",))
+    assert str(check) == "a is missing; b does not belong there"
 
 
 async def test_the_measuring_server_listens_on_loopback_until_it_is_closed(shell: LocalShell, agent: str) -> None:

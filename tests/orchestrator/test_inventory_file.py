@@ -111,7 +111,7 @@ BAD: list[tuple[str, str, list[str]]] = [
         f"{WHOLE}zzz: 1\n",
         [
             "zzz: unknown key; the keys here are cluster, model, context, parallel, minimum_context, goal, survive,"
-            " gateway, hosts"
+            " gateway, cache, hosts"
         ],
     ),
     (
@@ -119,7 +119,7 @@ BAD: list[tuple[str, str, list[str]]] = [
         f"{WHOLE}7: 1\n",
         [
             "7: unknown key; the keys here are cluster, model, context, parallel, minimum_context, goal, survive,"
-            " gateway, hosts"
+            " gateway, cache, hosts"
         ],
     ),
     ("unknown in gateway", f"{WHOLE}gateway:\n  prt: 80\n", ['gateway.prt: unknown key; did you mean "port"?']),
@@ -409,8 +409,44 @@ BAD: list[tuple[str, str, list[str]]] = [
         "link direct",
         in_host("link: direct", SSH),
         [
-            "hosts[0].link: direct comes with a later version, because a worker outside the tunnel lets anybody on its"
-            ' network run code there; write "link: tunnel" or remove the line'
+            "hosts[0].link: direct goes without password and encryption: whoever reaches the worker's port runs code as"
+            ' its user; write "plaintext_rpc: accept" beside it if nobody else is on that network, or "link: tunnel"'
+        ],
+    ),
+    (
+        "link direct refused",
+        in_host("link: direct\n    plaintext_rpc: refuse", SSH),
+        [
+            "hosts[0].link: direct goes without password and encryption: whoever reaches the worker's port runs code as"
+            ' its user; write "plaintext_rpc: accept" beside it if nobody else is on that network, or "link: tunnel"'
+        ],
+    ),
+    (
+        "link direct through a jump",
+        in_host("link: direct\n    plaintext_rpc: accept\n    jump: ada@gate", SSH),
+        ['hosts[0].link: direct does not go through a jump; remove "jump", or write "link: tunnel"'],
+    ),
+    (
+        "link direct to this machine",
+        in_host("link: direct"),
+        ['hosts[0].link: direct is only for hosts reached by ssh; remove it or write "connection: ssh"'],
+    ),
+    (
+        "plaintext rpc",
+        in_host("plaintext_rpc: yes", SSH),
+        ['hosts[0].plaintext_rpc: "yes" is not possible here; write refuse or accept'],
+    ),
+    (
+        "cache of this machine",
+        in_host("cache: 1GiB"),
+        ['hosts[0].cache: only for hosts reached by ssh; remove it or write "connection: ssh"'],
+    ),
+    (
+        "cache",
+        f"cache: much\n{WHOLE}",
+        [
+            'cache: "much" is not an amount of memory; write a size such as "12GiB" or "800MiB", or a share such as'
+            ' "80%"'
         ],
     ),
     (
@@ -759,3 +795,13 @@ def test_the_example_host_in_the_root_inventory_is_valid_when_the_comment_signs_
     inventory = load_inventory(path)
     assert inventory.hosts[2].address == "192.168.1.20"
     assert inventory.gateway == GatewaySettings()
+
+
+def test_what_may_be_kept_is_said_for_all_or_for_one_host(tmp_path: Path) -> None:
+    path = tmp_path / "inventory.yaml"
+    text = "cluster: demo\nmodel: smollm2-135m\ncache: 25%\nhosts:\n"
+    text += "  - {name: a, connection: ssh, address: a}\n  - {name: b, connection: ssh, address: b, cache: 20GiB}\n"
+    path.write_text(text)
+    loaded = load_inventory(path)
+    assert loaded.cache == MemoryCap(share=0.25)
+    assert [host.cache for host in loaded.hosts] == [MemoryCap(share=0.25), MemoryCap(limit_bytes=20 * 2**30)]

@@ -30,10 +30,6 @@ def run_agent(*words: str) -> dict[str, Any]:
     return answer
 
 
-def test_the_version_is_the_files_own_hash() -> None:
-    assert run_agent("version") == {"agent": hashlib.sha256(AGENT.read_bytes()).hexdigest()}
-
-
 def test_wrong_usage_is_status_2() -> None:
     finished = subprocess.run((PYTHON, str(AGENT), "dance"), capture_output=True, timeout=60, check=False)
     assert finished.returncode == 2
@@ -147,7 +143,19 @@ def test_a_folder_is_compared_with_its_manifest(tmp_path: Path) -> None:
     (tmp_path / "short").write_bytes(b"long")
     (tmp_path / "gone").unlink()
     answer = run_agent("check", str(tmp_path))
-    assert answer == {"ok": False, "wrong": ["bin/changed", "short"], "missing": ["gone"]}
+    assert answer == {"ok": False, "wrong": ["bin/changed", "short"], "missing": ["gone"], "extra": []}
+
+
+def test_a_file_that_no_manifest_speaks_of_is_found(tmp_path: Path) -> None:
+    """The engine loads every `libggml-*.so` beside its programs."""
+    (tmp_path / "manifest.json").write_text('{"files": []}')
+    for name in ("proofs.json", ".manifest.json.0f.part", "excluded/libggml-cpu-amx.so", ".smoke/a.gguf"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert run_agent("check", str(tmp_path)) == {"ok": True}
+    for name in ("libggml-cpu-best.so", "libggml-cpu-x.tmp-1.so"):
+        (tmp_path / name).touch()
+    assert run_agent("check", str(tmp_path))["extra"] == ["libggml-cpu-best.so", "libggml-cpu-x.tmp-1.so"]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"files": [{"path": "a"}]}'])
@@ -164,20 +172,140 @@ def test_the_tail_of_a_log_reaches_back_into_the_older_file(tmp_path: Path) -> N
     assert run_agent("tail", str(tmp_path / "none")) == {"error": f"{tmp_path}/none: there is no such log"}
 
 
-def test_tidy_removes_only_what_is_ours_unfinished_and_old(tmp_path: Path) -> None:
-    old = time.time() - 2 * 24 * 3600
-    names = ["engines/cpu.tmp-12/bin/server", "models/.a.gguf.0f.part", "models/a.gguf", "engines/cpu.lock"]
-    for name in [*names, "models/.b.gguf.0f.part"]:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("x")
-    for name in ["engines/cpu.tmp-12", *names]:
-        os.utime(tmp_path / name, (old, old))
-    assert run_agent("tidy", "--root", str(tmp_path)) == {"removed": ["engines/cpu.tmp-12", "models/.a.gguf.0f.part"]}
-    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
-    assert left == ["engines/cpu.lock", "models/.b.gguf.0f.part", "models/a.gguf"]
+def put(root: Path, name: str, content: str = "x", *, age_s: float = 0) -> Path:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    os.utime(path, (time.time() - age_s,) * 2)
+    return path
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_tidy_removes_only_what_is_ours_temporary_and_untouched_for_a_while(tmp_path: Path) -> None:
+    hour_s = 3600.0
+    gone = ["clusters/demo/head-0f.key", "models/.a.gguf.0f.part", "slices/a.gguf.0f.partial"]
+    stays = ["clusters/demo/gateway.key", "engines/cpu.lock", "models/a.gguf"]
+    for name in (*gone, *stays, "engines/cpu.tmp-12/bin/server", "engines/new.tmp-13/bin/server"):
+        put(tmp_path, name, age_s=hour_s)
+    for name in ("engines/cpu.tmp-12/bin", "engines/cpu.tmp-12"):
+        os.utime(tmp_path / name, (time.time() - hour_s,) * 2)
+    fresh = ["models/.b.gguf.0f.part", "clusters/other/head2-1e.key"]
+    for name in fresh:
+        put(tmp_path, name)
+    assert run_agent("tidy", "--root", str(tmp_path)) == {"removed": sorted([*gone, "engines/cpu.tmp-12"])}
+    assert files_below(tmp_path) == sorted([*stays, *fresh, "engines/new.tmp-13/bin/server"])
+
+
+# what is kept
+
+
+def stored(root: Path, check: str = "none") -> dict[str, dict[str, Any]]:
+    answer = run_agent("stored", "--root", str(root), "--check", check)
+    assert answer["disk_free_bytes"] > 0
+    return {f"{item['kind']}/{item['name']}".rstrip("/"): item for item in answer["items"]}
+
+
+def record(item: Path, name: str, content: str) -> None:
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    run_agent("record", str(item), name, str(len(content)), digest)
+
+
+def test_what_is_kept_is_listed_by_what_can_go_by_itself(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    put(root, "models/0f12/a-1.gguf", "12345", age_s=500)
+    put(root, "models/0f12/a-2.gguf", "123", age_s=100)
+    put(root, "models/fetched.gguf", "12", age_s=50)
+    put(root, "engines/cpu-1/bin/server", "1234")
+    put(root, "engines/cpu-1.tar.gz", "12")
+    put(root, "engines/cpu-1.lock", "")
+    put(root, "calibration/a.json", "{}")
+    put(root, "slices/.b.gguf.0f.part")
+    put(tmp_path, "elsewhere/x", "123456")
+    (root / "slices").joinpath("elsewhere").symlink_to(tmp_path / "elsewhere")
+    (root / "sources").symlink_to(tmp_path / "elsewhere")
+    items = stored(root)
+    assert {place: item["size_bytes"] for place, item in items.items()} == {
+        "calibration": 2,
+        "engines/cpu-1": 6,
+        "models/0f12": 8,
+        "models/fetched.gguf": 2,
+    }
+    os.utime(root / "models/0f12", (1, 1))
+    assert 90 < time.time() - stored(root)["models/0f12"]["used_s"] < 200
+    assert [items[place]["is_folder"] for place in ("models/0f12", "models/fetched.gguf")] == [True, False]
+
+
+def test_a_file_is_compared_with_what_was_put_there(tmp_path: Path) -> None:
+    item = tmp_path / "models" / "0f12"
+    for name, content in (("a", "12345"), ("b", "12345"), ("c", "12345")):
+        put(item, name, content)
+        record(item, name, content)
+    assert run_agent("look", str(item), "a") == {"size_bytes": 5, "recorded": True}
+    assert run_agent("look", str(item), "d") == {"size_bytes": None, "recorded": False}
+    assert stored(tmp_path, "hashes")["models/0f12"]["problems"] == []
+    put(item, "a", "12x45")
+    put(item, "b", "123")
+    (item / "c").unlink()
+    short = {"path": "b", "why": "has 3 bytes, not the 5 that were put there"}
+    gone = {"path": "c", "why": "is missing"}
+    changed = {"path": "a", "why": "has changed: its sha256 is not the one it was put with"}
+    assert stored(tmp_path, "sizes")["models/0f12"]["problems"] == [short, gone]
+    assert stored(tmp_path, "hashes")["models/0f12"]["problems"] == [changed, short, gone]
+
+
+def test_an_engine_is_compared_with_its_own_manifest(tmp_path: Path) -> None:
+    put(tmp_path, "engines/cpu-1/server", "good")
+    files = [{"path": "server", "size_bytes": 4, "sha256": hashlib.sha256(b"good").hexdigest()}]
+    put(tmp_path, "engines/cpu-1/manifest.json", json.dumps({"files": files}))
+    assert stored(tmp_path, "hashes")["engines/cpu-1"]["problems"] == []
+    put(tmp_path, "engines/cpu-1/server", "evil")
+    assert [one["path"] for one in stored(tmp_path, "hashes")["engines/cpu-1"]["problems"]] == ["server"]
+
+
+def test_looking_at_an_item_marks_it_as_used(tmp_path: Path) -> None:
+    item = put(tmp_path, "slices/a.gguf", "12345", age_s=5000)
+    record(item, "", "12345")
+    os.utime(f"{item}.mark", (1, 1))
+    assert time.time() - stored(tmp_path)["slices/a.gguf"]["used_s"] > 4000
+    run_agent("look", str(item), "")
+    assert time.time() - stored(tmp_path)["slices/a.gguf"]["used_s"] < 100
+
+
+def test_items_are_removed_with_what_lies_beside_them_but_not_while_they_are_used(tmp_path: Path) -> None:
+    for name in ("slices/a.gguf", "slices/b.gguf", "engines/cpu-1/server", "engines/cpu-1.tar.gz", "bench-plan/x/y"):
+        put(tmp_path, name)
+    record(tmp_path / "slices/a.gguf", "", "x")
+    held = agent.hold_item(str(tmp_path / "slices/b.gguf"))
+    try:
+        assert [place for place, item in stored(tmp_path).items() if item["in_use"]] == ["slices/b.gguf"]
+        asked = ("slices/a.gguf", "slices/b.gguf", "engines/cpu-1", "bench-plan", "../outside", "engines/none")
+        answer = run_agent("forget", "--root", str(tmp_path), *asked)
+    finally:
+        os.close(held)
+    assert answer == {"removed": ["slices/a.gguf", "engines/cpu-1", "bench-plan"]}
+    assert files_below(tmp_path) == ["slices/b.gguf", "slices/b.gguf.mark"]
+
+
+def test_everybody_else_who_is_here_is_named() -> None:
+    answer = run_agent("others")
+    assert not {"root", agent.user_name()} & {*answer["login"], *answer["running"]}
+    assert not set(answer["login"]) & set(answer["running"])
 
 
 # sockets
+
+
+def test_the_measuring_server_ends_when_nothing_is_heard_for_a_while() -> None:
+    """As on a path that is lost: its stdin stays open, and brings nothing."""
+    code = f"import sys; sys.path[:0] = [{str(AGENT.parent)!r}]; import agent; agent.LINK_PATIENCE_S = 0.3; "
+    words = (PYTHON, "-c", f"{code}sys.exit(agent.main(['link']))")
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.wait(30) == 0
+        assert process.stdout is not None
+        assert b"port" in process.stdout.read()
 
 
 def test_ports_are_free_and_below_those_of_outgoing_connections() -> None:

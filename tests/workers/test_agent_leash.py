@@ -285,3 +285,51 @@ def test_a_host_that_does_not_say_its_memory_ends_nothing(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(agent, "current_memory", unknown)
     assert agent.available_bytes() is None
+
+
+def test_an_item_in_use_cannot_go_until_the_leash_has_ended(hold: Hold, tmp_path: Path) -> None:
+    item = tmp_path / "slices" / "a.gguf"
+    item.parent.mkdir()
+    item.write_text("x")
+    held = hold("sleep", "99", options=("--uses", str(item)), heartbeat_s=60)
+    held.wait_for("started")
+    assert run_agent("forget", "--root", str(tmp_path), "slices/a.gguf") == {"removed": []}
+    held.process.kill()  # the kernel gives up its lock, whatever becomes of the program
+    held.process.wait(10)
+    wait_until(lambda: run_agent("forget", "--root", str(tmp_path), "slices/a.gguf")["removed"] == ["slices/a.gguf"])
+
+
+def test_nothing_is_started_from_an_item_that_is_not_whole(hold: Hold, tmp_path: Path) -> None:
+    item = tmp_path / "models" / "0f12"
+    item.mkdir(parents=True)
+    (item / "a.gguf").write_text("12345")
+    run_agent("record", str(item), "a.gguf", "6", "0f")
+    held = hold("touch", str(tmp_path / "ran"), options=("--uses", str(item)))
+    assert held.process.wait(10) == 1
+    assert held.events.get(timeout=5)["error"] == (
+        f"{item} is not whole: a.gguf has 5 bytes, not the 6 that were put there; "
+        "start again, it is then put there anew"
+    )
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("how", ["by itself", "stopped", "leash killed"])
+def test_what_was_for_this_run_only_goes_with_it(hold: Hold, tmp_path: Path, how: str) -> None:
+    key = tmp_path / "head key"
+    key.write_text("secret")
+    seconds = "0" if how == "by itself" else "99"
+    held = hold("sleep", seconds, options=("--temporary", str(key)), heartbeat_s=60)
+    held.wait_for("started")
+    if how == "stopped":
+        held.say(b"stop\n")
+    elif how == "leash killed":
+        held.process.kill()
+    wait_until(lambda: not key.exists())
+
+
+def test_stdout_is_captured_apart_from_the_log(hold: Hold, tmp_path: Path) -> None:
+    """More than a pipe holds, by a program that ends at once."""
+    code = "import sys; sys.stdout.write('x' * 300_000 + '\\n'); sys.stderr.write('talk')"
+    ended = hold(sys.executable, "-c", code, options=("--capture",)).wait_for("exit")
+    assert (len(ended["output"]), ended["output"][-2:], ended["tail"]) == (300_001, "x\n", "talk")
+    assert (tmp_path / "test.log").read_text() == "talk"

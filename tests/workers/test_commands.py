@@ -12,20 +12,24 @@ def test_the_words_of_a_leash() -> None:
         log_bytes=1024,
         heartbeat_s=10.0,
         environment={"A": "b c"},
+        uses=("/r/engines/cpu", "/r/models/0f"),
+        temporary=("/r/key",),
+        capture=True,
     )
     assert words == (
         *("python3", "-I", "-S", "/r/agent.py", "leash", "--name", "worker-0", "--log", "/r/logs/worker-0.log"),
-        *("--log-bytes", "1024", "--heartbeat-s", "10", "--env", "A=b c"),
+        *("--log-bytes", "1024", "--heartbeat-s", "10", "--capture", "--env", "A=b c"),
+        *("--uses", "/r/engines/cpu", "--uses", "/r/models/0f", "--temporary", "/r/key"),
         *("--", "/e/ggml-rpc-server", "--port", "20480"),
     )
 
 
 def test_the_words_of_the_questions() -> None:
     start = ("python3", "-I", "-S", "/a.py")
-    assert commands.version_words("/a.py") == (*start, "version")
+    assert commands.door_words("/r", "/a.py") == (*start[:-1], "-", "/r", "/a.py")
     assert commands.facts_words("/a.py", "/r") == (*start, "facts", "--root", "/r")
-    assert commands.link_words("/a.py") == (*start, "link")
-    assert commands.ports_words("/a.py", 2) == (*start, "ports", "--count", "2")
+    assert commands.link_words("/a.py", "::1") == (*start, "link", "--address", "::1")
+    assert commands.ports_words("/a.py", 2, "::1") == (*start, "ports", "--count", "2", "--address", "::1")
     assert commands.unpack_words("/a.py", "/x.tar.gz", "/f", "0f") == (*start, "unpack", "/x.tar.gz", "/f", "0f")
     assert commands.check_words("/a.py", "/f") == (*start, "check", "/f")
     assert commands.tail_words("/a.py", "/l", 5) == (*start, "tail", "/l", "--lines", "5")
@@ -36,3 +40,8 @@ def test_the_words_of_the_questions() -> None:
     assert since == (*follow, "--since-s", "60.0", "--from-clock-s", "1750000000.000", "--heartbeat-s", "10")
     assert commands.tidy_words("/a.py", "/r") == (*start, "tidy", "--root", "/r")
     assert commands.listen_words("/a.py") == (*start, "listen")
+    assert commands.look_words("/a.py", "/r/models/0f", "a") == (*start, "look", "/r/models/0f", "a")
+    assert commands.record_words("/a.py", "/i", "a", 5, "0f") == (*start, "record", "/i", "a", "5", "0f")
+    assert commands.stored_words("/a.py", "/r", "sizes") == (*start, "stored", "--root", "/r", "--check", "sizes")
+    assert commands.forget_words("/a.py", "/r", ("a", "b/c")) == (*start, "forget", "--root", "/r", "a", "b/c")
+    assert commands.others_words("/a.py") == (*start, "others")

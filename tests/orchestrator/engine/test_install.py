@@ -67,13 +67,37 @@ async def test_a_host_that_has_the_engine_is_sent_nothing(
     assert runs(Engine(Path(folder), engine.manifest)) == 1
 
 
-async def test_a_damaged_engine_on_a_host_is_replaced(
-    there: LocalShell, agent: str, facts: HostFacts, engine: Engine
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        (BEST, f"Code of {BEST}", f"{BEST} has changed"),
+        (BEST, "short", f"{BEST} has changed"),
+        ("libggml-cpu-added.so", "code that would be loaded", "libggml-cpu-added.so does not belong there"),
+        ("manifest.json", "{}", "manifest.json cannot be read"),
+    ],
+)
+async def test_a_damaged_engine_on_a_host_is_put_there_anew_before_it_runs(
+    there: LocalShell, agent: str, facts: HostFacts, engine: Engine, name: str, content: str, what: str
 ) -> None:
     folder = Path(await ensure_on_host(there, facts, agent, engine, ignore))
-    (folder / BEST).write_text("other code")
-    await ensure_on_host(there, facts, agent, engine, ignore)
+    (folder / name).write_text(content)
+    told: list[str] = []
+    await ensure_on_host(there, facts, agent, engine, ignore, told.append)
+    assert told == [f"there: the engine there is damaged and is put there anew: {what}"]
     assert (folder / BEST).read_text() == f"code of {BEST}"
+    assert read_engine(folder).manifest == engine.manifest
+    assert not (folder / "libggml-cpu-added.so").exists()
+    await ensure_on_host(there, facts, agent, engine, ignore, told.append)
+    assert len(told) == 1
+
+
+async def test_a_damaged_archive_here_is_packed_again(engine: Engine) -> None:
+    archive = await pack_engine(engine)
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:-20] + bytes(20))
+    (await pack_engine(engine)).read_bytes()
+    assert len(archive.read_bytes()) == pytest.approx(len(whole), abs=100)
+    assert archive.read_bytes()[-20:] != bytes(20)
 
 
 async def test_another_build_of_the_same_recipe_on_a_host_is_replaced(

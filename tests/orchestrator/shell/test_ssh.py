@@ -10,7 +10,7 @@ import pytest
 from orchestrator.errors import CommandError, ConnectError, DeadlineError, HostError, TransferError
 from orchestrator.shell.connect import connect
 from orchestrator.shell.protocol import Finished
-from orchestrator.shell.ssh import SshShell
+from orchestrator.shell.ssh import SshShell, _feed
 from orchestrator.shell.ssh_config import SshFiles
 from orchestrator.shell.ssh_files import read_free_bytes
 from tests.orchestrator.shell.ssh_server import Server, host_of, running_server
@@ -55,6 +55,15 @@ async def test_a_command_without_stdin_sees_its_end_at_once(shell: SshShell) -> 
 
 async def test_a_command_that_does_not_read_its_stdin_still_succeeds(shell: SshShell) -> None:
     assert await shell.run(("true",), deadline_s=10, stdin=b"x" * 5_000_000) == Finished(0, b"", b"")
+
+
+async def test_a_command_that_has_ended_before_it_gets_its_stdin_is_not_taken_for_a_lost_connection(
+    shell: SshShell,
+) -> None:
+    process = await shell._open(("sh", "-c", "exit 3"), ("sh",))
+    await process.wait_closed()
+    _feed(process, b"x")
+    assert process.returncode == 3
 
 
 async def test_a_cancelled_command_is_ended_there(shell: SshShell, server: Server) -> None:

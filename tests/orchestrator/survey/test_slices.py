@@ -101,7 +101,23 @@ def test_hosts_that_ask_at_once_get_the_same_files(model: Model, tmp_path: Path)
         found = list(pool.map(ask, range(together)))
     assert found[0] is not None
     assert set(found) == {found[0]}
-    assert sorted((tmp_path / "slices").iterdir()) == [found[0].shallow.path]
+    assert [path.name for path in sorted((tmp_path / "slices").iterdir())] == [
+        found[0].shallow.path.name,
+        f"{found[0].shallow.path.name}.mark",
+    ]
+
+
+@pytest.mark.parametrize("change", [b"", b"too long"])
+def test_a_slice_of_another_size_than_it_was_written_with_is_written_again(
+    model: Model, tmp_path: Path, change: bytes
+) -> None:
+    found = SliceStore(model, tmp_path / "slices").slices()
+    assert found is not None
+    path = found.shallow.path
+    whole = path.read_bytes()
+    path.write_bytes(whole + change if change else whole[:-1])
+    assert SliceStore(model, tmp_path / "slices").slices() == found
+    assert path.read_bytes() == whole
 
 
 def test_a_device_too_small_for_two_layers_has_no_slices(model: Model, tmp_path: Path) -> None:

@@ -1,0 +1,120 @@
+"""What crashes on hosts leave: nothing that runs, no key, no half file; and a flipped bit never computes."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab_folder import LabHost
+from lab_running import RunningHost
+from tests.end_to_end.inventories import free_port
+from tests.end_to_end.refusals import HALF_MARKS, files_of, wait_idle
+from tests.lab_fixture import MakeLab
+from tests.program import Meshctl, left_after
+
+pytestmark = [pytest.mark.engine, pytest.mark.lab]
+
+SPLIT = "host1/cpu=30"
+
+
+def test_a_killed_leash_and_a_rebooted_host_leave_nothing_and_the_cluster_answers_again(
+    make_lab: MakeLab, meshctl: Meshctl
+) -> None:
+    """SIGKILL of the leash of a worker, then the host's power; then a byte of its engine flips while all is down."""
+    lab = make_lab(LabHost("host1"))
+    (host,) = lab.hosts
+    inventory = str(lab.inventory(context=512, memory="120MiB", gateway_port=free_port()))
+    meshctl.ok("trust", inventory, "--yes")
+    meshctl.ok("up", inventory, "--detach", "--split", SPLIT)
+    assert head_keys(meshctl, host) == []
+    (leash,) = running(host, " leash ")
+    os.kill(leash, signal.SIGKILL)
+    began = time.monotonic()
+    until(lambda: not running(host, "ggml-rpc-server") or running(host, " leash ") not in ([], [leash]), began + 15)
+    serves_again(meshctl)
+    lab.reboot(host)
+    serves_again(meshctl)
+    assert meshctl.ok("chat", "Say hello.").stdout.strip()
+    meshctl.ok("down")
+    wait_idle(host, deadline_s=15)
+    assert [program for _, _, program in host.listening()] == ["sshd"]
+    assert [name for name in files_of(host) if any(mark in name for mark in HALF_MARKS)] == []
+    assert head_keys(meshctl, host) == []
+    assert left_after(str(meshctl.folder), 15, but="lab_enter.sh") == []
+    a_flipped_byte_is_found_named_and_mended(meshctl, inventory, host)
+
+
+def test_a_truncated_copy_of_the_model_is_put_again_before_it_is_loaded(make_lab: MakeLab, meshctl: Meshctl) -> None:
+    """A head on the host itself: it holds its copy while it runs, and its key is gone as soon as it has read it."""
+    lab = make_lab(LabHost("host1"))
+    (host,) = lab.hosts
+    inventory = str(lab.inventory(context=512, gateway_port=free_port()))
+    meshctl.ok("trust", inventory, "--yes")
+    up = ("up", inventory, "--detach", "--mode", "single")
+    meshctl.ok(*up)
+    (copy,) = root_of(host).glob("models/*/*.gguf")
+    assert head_keys(meshctl, host) == []
+    cleaned = meshctl.ok("cache", "clean", "--dry-run", inventory).stdout
+    assert f"models/{copy.parent.name}" not in cleaned
+    meshctl.ok("down")
+    whole = copy.read_bytes()
+    copy.write_bytes(whole[:-1])
+    told = " ".join(meshctl.ok(*up).stderr.split())
+    assert f"{copy.name} there has {len(whole) - 1} bytes, not {len(whole)}: it is put there again" in told
+    assert copy.read_bytes() == whole
+    assert meshctl.ok("chat", "Say hello.").stdout.strip()
+    meshctl.ok("down")
+    wait_idle(host, deadline_s=15)
+
+
+def a_flipped_byte_is_found_named_and_mended(meshctl: Meshctl, inventory: str, host: RunningHost) -> None:
+    (library,) = root_of(host).glob("engines/*/libggml-base.so")
+    whole = library.read_bytes()
+    library.write_bytes(whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:])
+    place = f"engines/{library.parent.name}"
+    assert meshctl.run("cache", "check", inventory).status == 0
+    checked = meshctl.run("cache", "check", "--hashes", inventory)
+    named = f"host1: {place}/libggml-base.so has changed: its sha256 is not the one it was put with"
+    assert (checked.status, [line for line in checked.stdout.splitlines() if "has changed" in line]) == (1, [named])
+    told = meshctl.ok("plan", inventory, "--split", SPLIT).stderr
+    assert "host1: the engine there is damaged and is put there anew: libggml-base.so has changed" in " ".join(
+        told.split()
+    )
+    (library,) = root_of(host).glob("engines/*/libggml-base.so")
+    assert library.read_bytes() == whole
+    assert meshctl.run("cache", "check", "--hashes", inventory).status == 0
+
+
+def root_of(host: RunningHost) -> Path:
+    """Our folder there, as a path here."""
+    return host.folder / "home" / ".cache" / "meshctl"
+
+
+def serves_again(meshctl: Meshctl) -> None:
+    """Until it has noticed, and then until it answers."""
+    until(lambda: state_of(meshctl)["phase"] not in ("ready", "degraded"), time.monotonic() + 45)
+    until(lambda: state_of(meshctl)["phase"] == "ready", time.monotonic() + 90)
+
+
+def state_of(meshctl: Meshctl) -> dict[str, Any]:
+    (state,) = meshctl.states()
+    return state
+
+
+def running(host: RunningHost, words: str) -> list[int]:
+    """Agents and programs whose command line has these words."""
+    return [one.pid for one in host.processes() if words in one.command and not one.command.startswith("sh -c")]
+
+
+def head_keys(meshctl: Meshctl, host: RunningHost) -> list[Path]:
+    folders = (meshctl.folder / "state", root_of(host))
+    return [path for folder in folders for path in folder.rglob("head*.key*")]
+
+
+def until(condition: Any, deadline_s: float) -> None:
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)

@@ -1,0 +1,88 @@
+"""What is looked at on a host before anything that lies there is run: whose our folder is, and the agent's digest.
+
+It is sent to `python3 -` there, so it runs as it lies here; the standard library of any Python 3 is all it may use.
+Prints {"agent": "SHA-256, or nothing", "mended": [...], "refused": "..."}: what other users could change is closed to
+them; what is not ours is not touched, and refused.
+"""
+
+import hashlib
+import json
+import os
+import pwd
+import stat
+import sys
+
+OTHERS_MAY_WRITE = 0o022
+OTHERS = 0o077
+
+
+class RefusedError(Exception):
+    """Somebody else could change what we run."""
+
+
+def main(root: str, agent: str) -> None:
+    mended, digest, refused = [], "", ""
+    try:
+        mended = close_to_others(root)
+        digest = digest_of(agent)
+    except RefusedError as error:
+        refused = str(error)
+    except OSError as error:
+        refused = f"{error.filename}: {error.strerror}"
+    sys.stdout.write(json.dumps({"agent": digest, "mended": mended, "refused": refused}))
+
+
+def close_to_others(root: str) -> "list[str]":
+    """Make the folder where it is missing, and our own alone; gives a sentence when others could write in it."""
+    if not os.path.isdir(root):
+        os.makedirs(root, 0o700)
+    there = os.stat(root)
+    refuse_strangers(root, there)
+    if there.st_mode & OTHERS:
+        os.chmod(root, 0o700)
+    for folder, folders, files in os.walk(root):
+        for name in folders + files:
+            close_entry(os.path.join(folder, name))
+    if not there.st_mode & OTHERS_MAY_WRITE:
+        return []
+    mode = stat.S_IMODE(there.st_mode)
+    return [
+        f"{root} could be written to by other users (mode {mode:03o}): it is closed to them now; see whether all in it "
+        "is as it was put with `meshctl cache check --hashes`"
+    ]
+
+
+def close_entry(path: str) -> None:
+    try:
+        there = os.lstat(path)
+    except FileNotFoundError:
+        return
+    refuse_strangers(path, there)
+    if there.st_mode & OTHERS_MAY_WRITE and not stat.S_ISLNK(there.st_mode):
+        os.chmod(path, stat.S_IMODE(there.st_mode) & ~OTHERS_MAY_WRITE)
+
+
+def refuse_strangers(path: str, there: os.stat_result) -> None:
+    """root may change anything anyway."""
+    if there.st_uid not in (0, os.getuid()):
+        raise RefusedError(f"{path} belongs to {name_of(there.st_uid)}, who could change what runs here")
+
+
+def name_of(user: int) -> str:
+    try:
+        return f"the user {pwd.getpwuid(user).pw_name}"
+    except KeyError:
+        return f"the user with number {user}"
+
+
+def digest_of(path: str) -> str:
+    """Of the agent, which is marked as used; nothing when it is not there."""
+    if not os.path.isfile(path):
+        return ""
+    os.utime(path)
+    with open(path, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
