@@ -18,8 +18,8 @@ PLAN_WIDTH = 78
 """Two columns less than a terminal's 80: remarks are indented."""
 
 
-def head_addresses(heads: Iterable[RunningGroup]) -> tuple[HeadAddress, ...]:
-    """What the gateway routes among, each with its measured speed."""
+def head_addresses(heads: Iterable[RunningGroup], context: int) -> tuple[HeadAddress, ...]:
+    """What the gateway routes among, each with its measured speed; `context` is that of their plan."""
     return tuple(
         HeadAddress(
             name=one.name,
@@ -29,6 +29,7 @@ def head_addresses(heads: Iterable[RunningGroup]) -> tuple[HeadAddress, ...]:
             token_s=one.speed.token_s,
             step_s=one.speed.step_s,
             prefill_token_s=one.speed.prefill_s / one.group.prompt_tokens,
+            context=context,
         )
         for one in heads
     )

@@ -202,13 +202,6 @@ async def start_link_server(
         raise
 
 
-def _port(host: str, line: str) -> int:
-    answer = read_object(host, line)
-    if "error" in answer:
-        raise HostError(host, str(answer["error"]))
-    return int(answer["port"])
-
-
 async def ask_agent(shell: Shell, words: Words, deadline_s: float = QUESTION_S) -> dict[str, Any]:
     """What a verb of the agent answers; HostError with what it says when it cannot do it."""
     return _read_answer(shell.host, await _run(shell, words, deadline_s))

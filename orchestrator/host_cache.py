@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pydantic import TypeAdapter
 
 from orchestrator.errors import TransferError
-from orchestrator.host_agent import ask_agent
+from orchestrator.host_agent import ask_agent, read_part
 from orchestrator.shell.protocol import Shell
 from orchestrator.view.sizes import bytes_text
 from workers import commands
@@ -87,7 +87,7 @@ _CACHE = TypeAdapter(HostCache)
 async def ask_cache(shell: Shell, agent: str, check: str = "none") -> HostCache:
     """What lies there; `check` is "none", "sizes" or "hashes" and decides what `problems` can tell."""
     answer = await ask_agent(shell, commands.stored_words(agent, shell.root, check), HASHES_S)
-    return _CACHE.validate_python(answer)
+    return read_part(shell.host, _CACHE, answer)
 
 
 async def forget(shell: Shell, agent: str, items: Iterable[Item]) -> tuple[Item, ...]:

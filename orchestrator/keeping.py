@@ -218,7 +218,7 @@ class Keeping:
         self._crews.append(crew)
         self._happen(Up(crew.hosts.missing))
         self._situation.become(Situation("ready" if self._cycle.state == "ready" else "degraded", self._cycle.reason))
-        self._backends.add(head_addresses(crew.groups.values()))
+        self._backends.add(head_addresses(crew.groups.values(), crew.plan.context))
         figures = self._figures()
         if self._keeper.state.gateway:
             self._keeper.phase(self._cycle.state, self._cycle.reason, **figures)

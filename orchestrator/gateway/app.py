@@ -157,14 +157,14 @@ class _Gateway:
         return Response(self._metrics.text(), media_type=CONTENT_TYPE)
 
     async def _models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._model]})
+        return JSONResponse({"object": "list", "data": [self._model_now]})
 
     async def _one_model(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name != self._model["id"]:
             message = f"the model `{name}` is not served here; this cluster serves `{self._model['id']}`"
             raise ApiError(404, message, param="model", code="model_not_found")
-        return JSONResponse(self._model)
+        return JSONResponse(self._model_now)
 
     async def _chat(self, request: Request) -> Response:
         return await self._relay(request, "/v1/chat/completions", chat_body)
@@ -185,6 +185,13 @@ class _Gateway:
             body_bytes=len(raw),
             answer_s=self._waits.answer_s,
         )
+
+    @property
+    def _model_now(self) -> dict[str, object]:
+        """A cluster that has less memory than it had may serve with a smaller context."""
+        serving = self._backends.serving
+        context = 0 if serving is None else serving.router.context
+        return {**self._model, "context_length": context} if context else self._model
 
     @property
     def _most_choices(self) -> int:

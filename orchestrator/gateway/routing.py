@@ -40,7 +40,7 @@ class HeadAddress:
     """One head: how it is reached, how many conversations it takes at once, and its measured speed.
 
     `token_s`: per token of one conversation; `step_s`: per step of `parallel` at once (0.0: as if one after the other);
-    `prefill_token_s`: per prompt token.
+    `prefill_token_s`: per prompt token. A conversation may hold `context` tokens (0: not told).
     """
 
     name: str
@@ -50,6 +50,7 @@ class HeadAddress:
     token_s: float = 0.1
     prefill_token_s: float = 0.01
     step_s: float = 0.0
+    context: int = 0
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,11 @@ class Router:
             state.lose(ticket.number, now_s)
 
     @property
+    def context(self) -> int:
+        """The tokens that a conversation may hold at whichever head; 0: not told."""
+        return min((state.context for state in self._heads.values() if state.context), default=0)
+
+    @property
     def slots(self) -> int:
         """Of all heads together."""
         return sum(state.parallel for state in self._heads.values())
@@ -180,6 +186,7 @@ class _HeadState:
 
     def __init__(self, address: HeadAddress) -> None:
         self.parallel = address.parallel
+        self.context = address.context
         self._token_s = address.token_s
         self._prefill_token_s = address.prefill_token_s
         self._crowding = (address.step_s or address.parallel * address.token_s) / address.token_s

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import yaml
 from openai.types.chat import ChatCompletionMessageParam
 
 from orchestrator.engine.store import Engine
@@ -148,54 +148,58 @@ def test_after_a_worker_has_died_the_cluster_answers_again(meshctl: Meshctl) -> 
     assert processes_with(str(meshctl.folder)) == []
 
 
-def test_a_stream_goes_on_when_a_worker_dies(meshctl: Meshctl) -> None:
-    """What follows the seam is what a fresh request with the text up to there is given; ids stay the same."""
-    inventory = str(write_local(meshctl.folder / "inventory.yaml", context=512))
-    meshctl.ok("up", inventory, "--detach", "--mode", "layers")
-    state = meshctl.ok("status", "--json").json
-    worker = worker_pid(state)
-    asked: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Tell me a story about a fox."}]
-    pieces, gaps, ids, last = list[str](), list[float](), set[str](), time.monotonic()
-    with openai.OpenAI(base_url=state["gateway"], api_key=key_of(meshctl), max_retries=0, timeout=120) as client:
-        ask: Callable[..., Any] = partial(
-            client.chat.completions.create, model="smollm2-135m", temperature=0, stream=True
+def test_of_two_heads_one_serves_on_while_the_other_is_replaced(meshctl: Meshctl) -> None:
+    """The one that is left keeps its process; the gateway answers all the time."""
+    inventory = str(write_local(meshctl.folder / "inventory.yaml", memory="400MiB", context=512, parallel=2))
+    meshctl.ok("up", inventory, "--detach", "--mode", "replicas")
+    before = meshctl.ok("status", "--json").json
+    heads = {one["name"].partition("-")[0]: one["pid"] for one in before["processes"]}
+    assert heads.keys() == {"head1", "head2"}
+    os.kill(heads["head1"], signal.SIGKILL)
+    state = _until_phase(meshctl, "degraded")
+    assert [one["pid"] for one in state["processes"] if one["name"].startswith("head2")] == [heads["head2"]]
+    with openai.OpenAI(base_url=before["gateway"], api_key=key_of(meshctl), max_retries=0, timeout=30) as client:
+        told = client.chat.completions.with_raw_response.create(
+            model="smollm2-135m", messages=[{"role": "user", "content": "Say hello."}], max_tokens=4
         )
-        for chunk in ask(messages=asked, max_tokens=60):
-            if piece := chunk.choices[0].delta.content:
-                pieces.append(piece)
-                gaps.append(time.monotonic() - last)
-                last = time.monotonic()
-            ids.add(chunk.id)
-            if len(pieces) == 10:
-                os.kill(worker, signal.SIGKILL)
-        seam = gaps.index(max(gaps))
-        assert 10 <= seam < len(pieces)
-        assert max(gaps) < 30
-        assert len(ids) == 1
-        so_far: ChatCompletionMessageParam = {"role": "assistant", "content": "".join(pieces[:seam])}
-        more = {"continue_final_message": True, "add_generation_prompt": False, "cache_prompt": False}
-        fresh = ask(messages=[*asked, so_far], max_tokens=60 - seam, extra_body=more)
-        assert [chunk.choices[0].delta.content for chunk in fresh if chunk.choices[0].delta.content] == pieces[seam:]
-    meshctl.ok("down")
-
-
-def test_a_worker_that_hangs_is_noticed_and_replaced(meshctl: Meshctl) -> None:
-    """SIGSTOP: every process lives, and the head calls itself healthy. The stream goes on with other processes."""
-    inventory = str(write_local(meshctl.folder / "inventory.yaml", context=512))
-    meshctl.ok("up", inventory, "--detach", "--mode", "layers")
-    state = meshctl.ok("status", "--json").json
-    worker = worker_pid(state)
-    asked: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Count to one hundred."}]
-    with openai.OpenAI(base_url=state["gateway"], api_key=key_of(meshctl), max_retries=0, timeout=180) as client:
-        stream = client.chat.completions.create(model="smollm2-135m", messages=asked, stream=True, max_tokens=60)
-        next(iter(stream))
-        os.kill(worker, signal.SIGSTOP)
-        began = time.monotonic()
-        assert [chunk.choices[0].finish_reason for chunk in stream if chunk.choices][-1] in ("stop", "length")
-        assert time.monotonic() - began < 150
-    assert re.search(r"hangs: no progress for \d\d s", meshctl.ok("events").stdout)
+    assert told.headers["x-meshctl-head"] == "head2"
+    after = _until_phase(meshctl, "ready")
+    assert heads["head2"] in [one["pid"] for one in after["processes"]]
+    assert len([one for one in after["processes"] if one["name"].startswith("head")]) == 2
     meshctl.ok("down")
     assert processes_with(str(meshctl.folder)) == []
+
+
+def _until_phase(meshctl: Meshctl, phase: str) -> dict[str, Any]:
+    deadline = time.monotonic() + 90
+    path = meshctl.folder / "state/meshctl/clusters/test/state.json"
+    while (state := json.loads(path.read_text()))["phase"] != phase:
+        assert time.monotonic() < deadline, state
+        time.sleep(0.02)
+    return dict(state)
+
+
+def test_a_smaller_context_is_taken_where_that_is_allowed_and_more_when_a_host_is_added(meshctl: Meshctl) -> None:
+    """`minimum_context` and `rebalance`: one host holds the model at less than was wanted, two at all of it."""
+    path = meshctl.folder / "inventory.yaml"
+    write_local(path, hosts=1, memory="150MiB", minimum_context=512)
+    up = meshctl.ok("up", str(path), "--detach")
+    small = meshctl.ok("status", "--json").json
+    assert 512 <= small["plan"]["context"] < 4096
+    assert f"conversations may hold {small['plan']['context']} tokens" in up.stderr
+    assert "stays as it is" in meshctl.ok("rebalance").stderr
+    two = yaml.safe_load(path.read_text())
+    two["hosts"].append({**two["hosts"][0], "name": "part2"})
+    path.write_text(yaml.safe_dump(two))
+    assert "answers again" in meshctl.ok("rebalance").stderr
+    large = meshctl.ok("status", "--json").json
+    assert (large["phase"], large["plan"]["context"], large["pid"]) == ("ready", 4096, small["pid"])
+    assert {share["device"] for share in large["plan"]["groups"][0]["shares"]} == {"part1/cpu", "part2/cpu"}
+    two["parallel"] = 2
+    path.write_text(yaml.safe_dump(two))
+    refused = meshctl.run("rebalance")
+    assert (refused.status, "more than the hosts has changed" in refused.stderr) == (1, True)
+    meshctl.ok("down")
 
 
 def test_a_cluster_that_recovers_can_be_stopped(meshctl: Meshctl) -> None:

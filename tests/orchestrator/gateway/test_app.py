@@ -527,15 +527,19 @@ async def test_a_whole_answer_counts_for_the_time_that_it_took() -> None:
 
 
 async def test_health_is_open_and_models_are_listed_with_their_context() -> None:
-    entry = {"id": "tiny", "object": "model", "created": 1700000000, "owned_by": "meshctl", "context_length": 4096}
+    entry: dict[str, object] = {"id": "tiny", "object": "model", "created": 1700000000, "owned_by": "meshctl"}
+    entry["context_length"] = 4096
     async with gateway_for(FakeHead()) as gateway:
         health = await gateway.http.get("/health", headers={"authorization": ""})
         models = await gateway.http.get("/v1/models")
         one = await gateway.http.get("/v1/models/tiny")
         other = await gateway.http.get("/v1/models/other")
+        gateway.backends.replace([HeadAddress("small", "http://127.0.0.1:1", HEAD_KEY, 1, context=1024)])
+        smaller = await gateway.http.get("/v1/models/tiny")
     assert (health.status_code, health.json()) == (200, {"status": "ok"})
     assert models.json() == {"object": "list", "data": [entry]}
     assert one.json() == entry
+    assert smaller.json() == {**entry, "context_length": 1024}
     assert (other.status_code, other.json()["error"]["code"]) == (404, "model_not_found")
 
 
