@@ -42,9 +42,9 @@ class Crew:
         return tuple(self._started.processes)
 
     async def lose(self, names: Collection[str], *, away: str) -> None:
-        """End these groups, those that are of this crew; the others serve on. Host `away` is not waited for long."""
+        """End these groups at once, those of this crew; the others serve on. Host `away` is not waited for long."""
         lost = [self._forget(name) for name in names if name in self.groups]
-        await self._started.stop([process for group in lost for process in group.processes], away=away)
+        await self._started.kill([process for group in lost for process in group.processes], away=away)
         if not self.groups:
             await self.end()
 

@@ -92,14 +92,14 @@ class Leashed:
         await asyncio.wait((self._reader,))
         return ended
 
-    async def stop(self, deadline_s: float = 15.0) -> Exit:
-        """End it and everything it started in order (SIGTERM, 2 s, SIGTERM, 1 s, SIGKILL).
+    async def stop(self, deadline_s: float = 15.0, *, at_once: bool = False) -> Exit:
+        """End it and everything it started in order (SIGTERM, 2 s, SIGTERM, 1 s, SIGKILL), or `at_once` by SIGKILL.
 
         When the host does not answer in time our side is closed, upon which the leash there does the same by itself.
         """
         try:
             async with asyncio.timeout(deadline_s):
-                await self._process.write(b"stop\n")
+                await self._process.write(b"kill\n" if at_once else b"stop\n")
                 return await self.wait()
         except TimeoutError:
             return await self.abandon()

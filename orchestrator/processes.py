@@ -9,7 +9,7 @@ from time import monotonic
 from orchestrator.errors import BringUpError, DeadlineError, MeshctlError
 from orchestrator.host_agent import LOOPBACK, Listening, free_ports, listening, log_tail
 from orchestrator.hosts import OpenHost, OpenHosts
-from orchestrator.leash import Leashed, start_leashed
+from orchestrator.leash import Exit, Leashed, start_leashed
 from orchestrator.tunnel import free_local_port, tunnel_command, wait_listening
 from workers.engine_commands import ENVIRONMENT, HeadSettings, Placement, head_command, worker_command
 from workers.head_log import plain_log
@@ -40,17 +40,27 @@ class Started:
         self.processes.append(process)
         return process
 
-    async def stop(self, those: Iterable[Leashed] | None = None, *, away: str = "") -> None:
-        """End all, or only those; heads before the links and workers they talk to, these side by side.
+    async def stop(self) -> None:
+        """End all in order; heads before the links and workers they talk to, these side by side."""
+        await self._stop(self.processes, lambda process: process.stop(STOP_S))
+
+    async def kill(self, those: Iterable[Leashed], *, away: str) -> None:
+        """End these at once, in the same order: their head is lost, there is nothing to wait for.
 
         What runs on a host that may be `away` is let go of soon: its leash ends it for want of heartbeats.
         """
-        ending = list(self.processes if those is None else those)
+
+        def kill(process: Leashed) -> Awaitable[Exit]:
+            return process.stop(AWAY_S if host_of(process) == away else STOP_S, at_once=True)
+
+        await self._stop(those, kill)
+
+    async def _stop(self, those: Iterable[Leashed], stop: Callable[[Leashed], Awaitable[Exit]]) -> None:
+        ending = list(those)
         heads = [process for process in ending if process.name.startswith("head")]
         rest = [process for process in ending if process not in heads]
         for group in (heads, rest):
-            deadlines = (AWAY_S if away and host_of(process) == away else STOP_S for process in group)
-            await asyncio.gather(*(process.stop(one) for process, one in zip(group, deadlines, strict=True)))
+            await asyncio.gather(*(stop(process) for process in group))
         self.processes = [process for process in self.processes if process not in ending]
 
 

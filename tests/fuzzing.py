@@ -36,4 +36,5 @@ def nothing_logged() -> Iterator[None]:
     finally:
         logging.getLogger().removeHandler(kept)
     formatter = logging.Formatter("%(name)s %(levelname)s %(message)s")
-    assert [formatter.format(record) for record in kept.records] == []
+    if kept.records:
+        raise AssertionError("\n".join(map(formatter.format, kept.records)))

@@ -993,8 +993,10 @@ class Leash:
         self.heard = time.monotonic()
         *lines, self.typed = (self.typed + data).split(b"\n")
         self.typed = self.typed[-KIB:]
-        if b"stop" in lines:
+        if b"stop" in lines or b"kill" in lines:
             self.stop("asked to stop")
+        if b"kill" in lines:
+            self.stage, self.stage_ends = max(self.stage, len(STOP_STAGES) - 1), self.heard
 
     def read_output(self) -> None:
         try:

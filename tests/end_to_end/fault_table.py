@@ -34,7 +34,7 @@ class Row:
 
     def cells(self) -> tuple[str, ...]:
         times = (self.noticed_s, self.serving_s, self.goes_on_s)
-        counts = (str(self.outcomes[one]) for one in ("resumed", "replayed", "failed", "lost"))
+        counts = (str(self.outcomes[one]) for one in ("undisturbed", "resumed", "replayed", "failed", "lost"))
         return (
             self.fault,
             *("-" if one is None else f"{one:.1f} s" for one in times),
@@ -48,6 +48,7 @@ HEADINGS = (
     "noticed after",
     "serves again after",
     "streams go on after",
+    "undisturbed",
     "resumed",
     "replayed",
     "failed explicitly",
@@ -128,11 +129,10 @@ class Cluster:
     def url(self) -> str:
         return str(self.state["gateway"]).removesuffix("/v1")
 
-    def pid(self, name: str, host: str = "") -> int:
-        """Of a process of this cluster whose name begins so, on this host or on any."""
-        every = self.state["processes"]
-        pids = [one["pid"] for one in every if one["name"].startswith(name) and host in ("", one["host"])]
-        return int(pids[0])
+    def pid(self, name: str) -> int:
+        """Of a process of this cluster whose name begins so."""
+        pids: list[int] = [one["pid"] for one in self.state["processes"] if one["name"].startswith(name)]
+        return pids[0]
 
     def undisturbed(self) -> dict[str, str]:
         """What each prompt is answered while nothing happens."""

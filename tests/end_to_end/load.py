@@ -12,6 +12,7 @@ import httpx
 
 DEADLINE_S = 180.0
 BEGUN_PIECES = 5
+STILL_S = 2.0
 SENT_S = 0.3
 """A request has reached its head by then, and its answer is far from complete."""
 
@@ -52,22 +53,25 @@ class Asked:
     def begun(self) -> bool:
         return len(self.pieces) >= BEGUN_PIECES
 
-    def outcome(self, fault_s: float) -> Literal["finished before", "resumed", "replayed", "failed", "lost"]:
-        """What the fault at that moment made of it."""
-        if self.finish and self.ended_s < fault_s:
-            return "finished before"
-        if self.finish:
-            return "resumed" if self.times_s[0] < fault_s else "replayed"
-        return "failed" if self.error else "lost"
+    def outcome(self, fault_s: float) -> Literal["undisturbed", "resumed", "replayed", "failed", "lost"]:
+        """What the fault at that moment made of it; what did not stand still for a while was not disturbed."""
+        if not self.finish:
+            return "failed" if self.error else "lost"
+        times_s = [fault_s, *(time_s for time_s in self.times_s if time_s > fault_s)]
+        if all(later - earlier < STILL_S for earlier, later in zip(times_s, times_s[1:], strict=False)):
+            return "undisturbed"
+        return "resumed" if self.times_s[0] < fault_s else "replayed"
 
     def seam(self, fault_s: float) -> int:
-        """How many pieces had come when the stream was interrupted: before the longest gap after the fault."""
+        """How many pieces had come when the stream was interrupted: before the last gap after the fault in which it
+        stood still, or the longest where none is that long."""
         gaps = [
             (later - earlier, number)
             for number, (earlier, later) in enumerate(zip(self.times_s, self.times_s[1:], strict=False), start=1)
             if later > fault_s
         ]
-        return max(gaps)[1]
+        still = [number for seconds, number in gaps if seconds > STILL_S]
+        return still[-1] if still else max(gaps)[1]
 
 
 def body_of(prompt: str, *, stream: bool = True, tokens: int = TOKENS) -> dict[str, Any]:

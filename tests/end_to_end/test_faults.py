@@ -38,29 +38,33 @@ that somebody takes little by little."""
 Strike = Callable[[Cluster], Callable[[], None]]
 
 
-def signalled(name: str, host: str, number: int) -> Strike:
+def signalled(name: str, number: int) -> Strike:
     """To a process on this machine."""
-    return lambda cluster: kill(cluster.pid(name, host), number)
+    return lambda cluster: kill(cluster.pid(name), number)
 
 
-def leash_signalled(name: str, host: str, number: int) -> Strike:
-    return lambda cluster: kill(parent_of(cluster.pid(name, host)), number)
+def leash_signalled(name: str, number: int) -> Strike:
+    return lambda cluster: kill(parent_of(cluster.pid(name)), number)
 
 
-LOCAL: dict[str, tuple[Strike, float]] = {
-    "worker killed": (signalled("worker", "part1", signal.SIGKILL), AT_ONCE_S),
-    "worker stopped": (signalled("worker", "part1", signal.SIGSTOP), HANG_S),
-    "head killed": (signalled("head", "controller", signal.SIGKILL), AT_ONCE_S),
-    "head stopped": (signalled("head", "controller", signal.SIGSTOP), HANG_S),
-    "agent of a worker killed": (leash_signalled("worker", "part2", signal.SIGKILL), AT_ONCE_S),
-    "agent of a worker stopped": (leash_signalled("worker", "part2", signal.SIGSTOP), PATH_S),
-}
-"""No host has three faults: it would be set aside."""
+LOCAL: list[dict[str, tuple[Strike, float]]] = [
+    {
+        "worker killed": (signalled("worker", signal.SIGKILL), AT_ONCE_S),
+        "worker stopped": (signalled("worker", signal.SIGSTOP), HANG_S),
+        "head killed": (signalled("head", signal.SIGKILL), AT_ONCE_S),
+        "agent of a worker killed": (leash_signalled("worker", signal.SIGKILL), AT_ONCE_S),
+    },
+    {
+        "head stopped": (signalled("head", signal.SIGSTOP), HANG_S),
+        "agent of a worker stopped": (leash_signalled("worker", signal.SIGSTOP), PATH_S),
+    },
+]
+"""On a cluster each: a host on which something fails three times is set aside."""
 
 
 @pytest.fixture
 def local(meshctl: Meshctl) -> Cluster:
-    """Both of two local hosts are used."""
+    """Both of two local hosts are used: the head computes the first half of the layers, a worker the second."""
     inventory = str(write_local(meshctl.folder / "inventory.yaml", memory=ROOMY, context=512, parallel=5))
     meshctl.ok("up", inventory, "--detach", "--split", HALVES.format("part1", "part2"))
     return Cluster(meshctl, "test")
@@ -83,9 +87,12 @@ def see_through(
     assert row.equal == row.compared, row
 
 
-def test_local_processes_that_end_or_stop(local: Cluster, fault_rows: list[Row]) -> None:
+@pytest.mark.parametrize("faults", LOCAL)
+def test_local_processes_that_end_or_stop(
+    local: Cluster, fault_rows: list[Row], faults: dict[str, tuple[Strike, float]]
+) -> None:
     """One after the other on one cluster, which is whole again each time."""
-    for name, (strike, bound_s) in LOCAL.items():
+    for name, (strike, bound_s) in faults.items():
         see_through(fault_rows, local, f"local: {name}", strike(local), bound_s)
     local.meshctl.ok("down")
     assert processes_with(str(local.meshctl.folder)) == []

@@ -137,6 +137,19 @@ def test_silence_ends_the_program_within_the_heartbeat_and_not_before(hold: Hold
     assert not alive(pid)
 
 
+def test_a_program_deaf_to_sigterm_is_killed_at_once_when_that_is_asked(hold: Hold) -> None:
+    held = hold(sys.executable, "-c", STUBBORN, heartbeat_s=30)
+    pid = held.wait_for("started")["pid"]
+    log = Path(held_log(held))
+    wait_until(lambda: "deaf" in log.read_text())
+    began = time.monotonic()
+    held.say(b"kill\n")
+    ended = held.wait_for("exit")
+    assert time.monotonic() - began < 2.5
+    assert (ended["status"], ended["reason"]) == (-signal.SIGKILL, "asked to stop")
+    assert not alive(pid)
+
+
 def test_a_program_deaf_to_sigterm_is_killed_after_three_seconds(hold: Hold) -> None:
     held = hold(sys.executable, "-c", STUBBORN, heartbeat_s=30)
     pid = held.wait_for("started")["pid"]
