@@ -18,7 +18,7 @@ from orchestrator.shell.protocol import Finished, Process, Shell, Words
 from workers import commands
 
 HEARTBEAT_S = 10.0
-SILENCE_S = 17.0
+SILENCE_S = 14.0
 """Without a life sign for so long, of which one should come every 2 s, it is lost. Counted in heartbeats of ours and
 not by the clock, so that a controller that was busy or asleep itself blames nobody."""
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from threading import Event, Thread
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ STILL_S = 2.0
 SENT_S = 0.3
 """A request has reached its head by then, and its answer is far from complete."""
 
-TOKENS = 60
+TOKENS = 40
 
 PROMPTS = (
     "List the numbers from one to forty.",
@@ -58,7 +59,7 @@ class Asked:
         if not self.finish:
             return "failed" if self.error else "lost"
         times_s = [fault_s, *(time_s for time_s in self.times_s if time_s > fault_s)]
-        if all(later - earlier < STILL_S for earlier, later in zip(times_s, times_s[1:], strict=False)):
+        if all(later - earlier < STILL_S for earlier, later in pairwise(times_s)):
             return "undisturbed"
         return "resumed" if self.times_s[0] < fault_s else "replayed"
 
@@ -67,7 +68,7 @@ class Asked:
         stood still, or the longest where none is that long."""
         gaps = [
             (later - earlier, number)
-            for number, (earlier, later) in enumerate(zip(self.times_s, self.times_s[1:], strict=False), start=1)
+            for number, (earlier, later) in enumerate(pairwise(self.times_s), start=1)
             if later > fault_s
         ]
         still = [number for seconds, number in gaps if seconds > STILL_S]
