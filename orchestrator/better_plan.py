@@ -1,12 +1,14 @@
 """Survey what a running cluster does not use, and work out whether a plan with it would be better."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from orchestrator.crew import Crew
+from orchestrator.crew import Crew, busy_devices
 from orchestrator.folders import Folders
 from orchestrator.hosts import open_hosts
 from orchestrator.inventory import Inventory
+from orchestrator.plan.conversations import for_conversations
 from orchestrator.plan.robust import rank_within
 from orchestrator.plan.values import Plan
 from orchestrator.prepare import asked_of, prepare
@@ -17,25 +19,35 @@ from orchestrator.wishes import Wishes
 
 
 async def better_plan(
-    inventory: Inventory, crews: Sequence[Crew], present: Plan, folders: Folders, report: Report, wishes: Wishes
+    inventory: Inventory,
+    crews: Sequence[Crew],
+    present: Plan,
+    folders: Folders,
+    report: Report,
+    wishes: Wishes,
+    aside: Collection[str],
 ) -> Worth:
     """The best plan with every host of the inventory's file that can be reached now, and its gain over the present one.
 
-    What the cluster uses is known from its bring-up: measuring it now would measure the cluster. InventoryError where
-    more than the hosts has changed, HostsError where none of the further hosts can be reached.
+    What the cluster uses is known from its bring-up: measuring it now would measure the cluster. Every other host is
+    surveyed, but for those set `aside`. InventoryError where more than the hosts has changed, HostsError where none of
+    the others can be reached.
     """
     fresh = inventory_now(inventory)
     known = [crew.prepared for crew in crews]
-    surveys = [one.survey for one in known]
-    connected = {name for crew in crews for name in crew.hosts.by_name}
-    unused = tuple(host for host in fresh.hosts if host.name not in connected)
-    if unused:
-        surveys.append(await _surveyed(replace(fresh, hosts=unused), folders, report, wishes))
-    names = {host.name for host in fresh.hosts}
-    every = joined(surveys)
-    every = replace(every, hosts=tuple(host for host in every.hosts if host.name in names))
-    ranking = rank_within(every, known[0].memories, asked_of(wishes, fresh), known[0].experience)
+    used = {device.partition("/")[0] for device in busy_devices(crews)}
+    others = tuple(host for host in fresh.hosts if host.name not in used and host.name not in aside)
+    surveys = [_only(one.survey, used & {host.name for host in fresh.hosts}) for one in known]
+    if others:
+        surveys.append(await _surveyed(replace(fresh, hosts=others), folders, report, wishes))
+    memories = for_conversations(known[0].memories, fresh.parallel)
+    asked, experience = asked_of(wishes, fresh), known[0].experience
+    ranking = await asyncio.to_thread(rank_within, joined(surveys), memories, asked, experience)
     return Worth(fresh, ranking.chosen, gain(present, ranking))
+
+
+def _only(survey: Survey, names: Collection[str]) -> Survey:
+    return replace(survey, hosts=tuple(host for host in survey.hosts if host.name in names))
 
 
 async def _surveyed(inventory: Inventory, folders: Folders, report: Report, wishes: Wishes) -> Survey:

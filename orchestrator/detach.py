@@ -116,6 +116,8 @@ async def until_rebalanced(folder: ClusterFolder, request: Request) -> Outcome:
             f"the supervisor of {folder.path.name} has not answered within {REBALANCE_DEADLINE_S / 60:.0f} minutes",
             hint="it may still be at it: `meshctl status`",
         ) from error
+    finally:
+        folder.rebalance_request.unlink(missing_ok=True)  # nobody waits for it any more
     return outcome
 
 

@@ -81,7 +81,17 @@ class HostCache:
         return sum(item.size_bytes for item in self.items)
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What the agent says of one file."""
+
+    size_bytes: int | None
+    recorded: bool
+
+
 _CACHE = TypeAdapter(HostCache)
+_PLACES = TypeAdapter(tuple[str, ...])
+_SEEN = TypeAdapter(_Seen)
 
 
 async def ask_cache(shell: Shell, agent: str, check: str = "none") -> HostCache:
@@ -96,7 +106,8 @@ async def forget(shell: Shell, agent: str, items: Iterable[Item]) -> tuple[Item,
     if not by_place:
         return ()
     answer = await ask_agent(shell, commands.forget_words(agent, shell.root, tuple(by_place)), HASHES_S)
-    return tuple(by_place[place] for place in answer["removed"])
+    removed = read_part(shell.host, _PLACES, answer.get("removed"))
+    return tuple(by_place[place] for place in removed if place in by_place)
 
 
 async def make_room(
@@ -167,7 +178,8 @@ async def size_there(shell: Shell, agent: str, item: str, name: str = "") -> tup
     `item` is an absolute path there, `name` the file's path in it. Marks the item as used.
     """
     answer = await ask_agent(shell, commands.look_words(agent, item, name))
-    return answer["size_bytes"], bool(answer["recorded"])
+    seen = read_part(shell.host, _SEEN, answer)
+    return seen.size_bytes, seen.recorded
 
 
 async def record(shell: Shell, agent: str, item: str, name: str, size_bytes: int, sha256: str) -> None:

@@ -9,10 +9,12 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
+from pydantic import TypeAdapter
+
 from orchestrator.errors import REPORTED, DeadlineError, HostError, UsageError
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
-from orchestrator.host_agent import REAP_S, ensure_agent, log_tail, read_object
+from orchestrator.host_agent import REAP_S, ensure_agent, log_tail, read_object, read_part
 from orchestrator.inventory import CONTROLLER, Host, Inventory
 from orchestrator.processes import BENCH_LOGS, SURVEY_LOGS
 from orchestrator.shell.connect import connect
@@ -34,6 +36,18 @@ class LogLine:
     host: str
     log: str
     text: str
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What the agent tells of the logs that it follows: lines of one of them, and its host's clock."""
+
+    clock_s: float
+    log: str = ""
+    lines: tuple[str, ...] = ()
+
+
+_TOLD = TypeAdapter(_Told)
 
 
 def hosts_named(inventory: Inventory, names: Collection[str]) -> dict[str, Host]:
@@ -163,9 +177,10 @@ class _HostFollower:
             event = read_object(self._host.name, line)
             if "error" in event:
                 raise HostError(self._host.name, str(event["error"]))
-            self._clock_s = float(event["clock_s"])
-            for text in event.get("lines", ()):
-                self._show_text(str(event["log"]).removesuffix(".log"), str(text))
+            told = read_part(self._host.name, _TOLD, event)
+            self._clock_s = told.clock_s
+            for text in told.lines:
+                self._show_text(told.log.removesuffix(".log"), text)
 
     def _show_text(self, log: str, text: str) -> None:
         """A head writes JSON, of which one message may be several lines, or none."""

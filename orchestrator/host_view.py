@@ -44,6 +44,10 @@ class HostView:
         self._missing: Mapping[str, str] = {}
         self._zero = now - timedelta(seconds=now_s)
 
+    def know(self, inventory: Inventory) -> None:
+        """These are the hosts from now on."""
+        self._names = tuple(host.name for host in inventory.hosts)
+
     def meet(self, hosts: OpenHosts) -> None:
         """These are the hosts of this life."""
         opened = {CONTROLLER: hosts.controller, **hosts.by_name}

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,15 @@ from orchestrator.better_plan import better_plan
 from orchestrator.chronicle import Chronicle
 from orchestrator.cluster import RunningGroup
 from orchestrator.crew import Crew, Muster, busy_devices, groups_of, taken_hosts, until_done
-from orchestrator.errors import BringUpError, ConnectError, HostError, HostsError, MeshctlError, PlanError
+from orchestrator.errors import (
+    REPORTED,
+    BringUpError,
+    ConnectError,
+    HostError,
+    HostsError,
+    PlanError,
+    of_system,
+)
 from orchestrator.folders import Folders
 from orchestrator.gateway.api_error import unavailable
 from orchestrator.gateway.app import create_app
@@ -37,6 +45,7 @@ from orchestrator.prepare import Prepared, display_name
 from orchestrator.processes import ended_by_itself
 from orchestrator.rebalance import WORTH, Outcome, Request, devices_text, take_request, tell
 from orchestrator.report import Report, both
+from orchestrator.state import inventory_digest
 from orchestrator.state_keeper import StateKeeper
 from orchestrator.steps import StepListener
 from orchestrator.view.sizes import bytes_text
@@ -79,31 +88,34 @@ class Keeping:
         self._view = HostView(inventory, self._counters, monotonic(), datetime.now(UTC))
         self._chronicle = Chronicle(keeper.note, self._counters)
         self._request: Request | None = None
+        take_request(self._folder)  # one that a former supervisor did not come to
 
     async def go_on(self) -> NoReturn:
         """Until it is cancelled. What goes wrong before the cluster has answered once is raised."""
         try:
-            await self._take(await self._muster(first=True).crew())
+            await self._take(await self._muster({}, first=True).crew())
             while True:
                 await self._turn()
         finally:
-            self._backends.take_away()
-            await until_done(self._end(self._crews))
+            self._situation.become(Situation("stopping", "the cluster is stopped"))
+            self._backends.line.turn_away(unavailable("the cluster is stopped", code="stopping"))
+            await until_done(self._close())
 
     async def _turn(self) -> None:
         """Watch, and meanwhile try to replace what is missing, or work out a better plan, until there is news."""
         beside = self._beside()
-        lost = None
         try:
             lost = await self._until_lost(beside)
+            if lost is not None:
+                if beside is not None:
+                    beside.cancel()
+                await self._lose(lost)
         finally:
             if beside is not None:
                 beside.cancel()
                 await asyncio.wait((beside,))
                 if not beside.cancelled():
                     await self._came(beside.result())
-        if lost:
-            await self._lose(lost)
 
     def _happen(self, event: Event) -> None:
         """The event happens to the cluster."""
@@ -129,29 +141,40 @@ class Keeping:
         title = f"Recovering: {self._cycle.reason}" if self._cycle.fits else "Waiting for more memory"
         self._report.step(title, "waiting")
         await asyncio.sleep(self._cycle.wait_s(random()))
+        aside = self._cycle.without(monotonic())
+        came = await self._try(aside)
+        if isinstance(came, NothingFits) and aside and not self._crews:
+            return await self._try({})  # a host that fails now and then is better than none
+        return came
+
+    async def _try(self, aside: Mapping[str, str]) -> Crew | NothingFits | CannotStart:
         others = bool(self._crews)
-        muster = self._muster(first=False)
+        muster = self._muster(aside, first=False)
         if {host.name for host in self._inventory.hosts} <= set(muster.without):
             return NothingFits("every other host is in use or set aside", others)
         try:
             return await muster.crew()
         except PlanError as error:
             return NothingFits(str(error), others)
-        except MeshctlError as error:
+        except REPORTED as error:
             return CannotStart(str(error), blamed(error), others)
+        except OSError as error:
+            return CannotStart(str(of_system(error)), (), others)
 
-    def _muster(self, *, first: bool) -> Muster:
+    def _muster(self, aside: Mapping[str, str], *, first: bool) -> Muster:
         """What the next crew is to be made of: whatever is not in use, for the conversations that are left."""
         count = len(self._inventory.hosts)
         self._report.step(f"Connecting to {count} host{'s' if count != 1 else ''}", "connecting")
-        hurried = replace(self._wishes, recalibrate=False, hurry=True, busy=busy_devices(self._crews))
         serving = sum(one.group.parallel for one in groups_of(self._crews).values())
+        left = max(1, self._inventory.parallel - serving) if serving else None
+        busy = busy_devices(self._crews)
+        hurried = replace(self._wishes, recalibrate=False, hurry=True, busy=busy, parallel=left)
         return Muster(
-            replace(self._inventory, parallel=max(1, self._inventory.parallel - serving)),
+            self._inventory,
             self._folders,
             self._report,
             wishes=self._wishes if first else hurried,
-            without={*self._cycle.without(monotonic()), *taken_hosts(self._crews)},
+            without={*aside, *taken_hosts(self._crews)},
             tolerant=not first,
             measure=first,
             taken=tuple(groups_of(self._crews)),
@@ -176,19 +199,37 @@ class Keeping:
         try:
             groups = [one.group for one in groups_of(self._crews).values()]
             present = plan_of([crew.plan for crew in self._crews], groups)
-            worth = await better_plan(self._inventory, self._crews, present, self._folders, self._report, self._wishes)
-        except MeshctlError as error:
+            aside = self._cycle.without(monotonic())
+            worth = await better_plan(
+                self._inventory, self._crews, present, self._folders, self._report, self._wishes, aside
+            )
+        except REPORTED as error:
             self._answer(moved=False, message=str(error), failed=True)
+            return None
+        except OSError as error:
+            self._answer(moved=False, message=str(of_system(error)), failed=True)
             return None
         if not worth.gain > WORTH:
             self._answer(moved=False, message=f"{self._inventory.cluster} stays as it is: {worth}")
             return None
-        with suppress(TimeoutError):
-            async with asyncio.timeout(0 if request.now else QUIET_WAIT_S):
+        if not request.now and not await self._is_quiet():
+            busy = f"{worth}, but there was no quiet moment within {QUIET_WAIT_S:.0f} s; `--now` carries answers over"
+            self._answer(moved=False, message=busy, failed=True)
+            return None
+        self._inventory = worth.inventory
+        self._view.know(worth.inventory)
+        self._keeper.update(inventory_sha256=inventory_digest(worth.inventory.path))
+        return Moving(f"rebalancing: {worth}")
+
+    async def _is_quiet(self) -> bool:
+        """Whether a moment comes soon at which no request is with a head."""
+        try:
+            async with asyncio.timeout(QUIET_WAIT_S):
                 while self._counters.now.running:
                     await asyncio.sleep(QUIET_LOOK_S)
-        self._inventory = worth.inventory
-        return Moving(f"rebalancing: {worth}")
+        except TimeoutError:
+            return False
+        return True
 
     def _answer(self, *, moved: bool, message: str, failed: bool = False) -> None:
         """Tell whoever asked to rebalance, if somebody does."""
@@ -203,6 +244,7 @@ class Keeping:
             await self._take(came)
             return
         if came is None:
+            self._keeper.update(step=None)
             return
         if isinstance(came, Moving):
             self._backends.take_away()
@@ -267,12 +309,10 @@ class Keeping:
         waiting: set[asyncio.Future[Any]] = {*ends, *hangs, *((beside,) if beside else ())}
         memory = MemoryWatch(memory_of_hosts(self._crews))
         while True:
-            if waiting:
-                done, _ = await asyncio.wait(waiting, timeout=STATE_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
-                if done:
-                    return await self._what_is_lost()
-            if self._crews:
-                self._keeper.update(**self._figures())
+            done, _ = await asyncio.wait(waiting, timeout=STATE_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                return await self._what_is_lost()
+            self._keeper.update(**(self._figures() if self._crews else self._nothing()))
             if self._request is None and (request := take_request(self._folder)) is not None:
                 self._request = request
                 if beside is None:
@@ -293,6 +333,8 @@ class Keeping:
             return _Loss(error.host, str(error), ended(groups))
         for name, watch in ((name, watch) for crew in self._crews for name, watch in crew.watches.items()):
             if watch.done():
+                self._backends.remove([name])
+                self._chronicle.interrupted(monotonic())
                 host = groups[name].head.host
                 return _Loss(host, f"{name} on {host} hangs: no progress for {watch.result():.0f} s", (name,))
         return None
@@ -302,14 +344,16 @@ class Keeping:
         names = tuple(
             name
             for name, one in groups_of(self._crews).items()
-            if any(process.host == host for process in one.processes)
+            if host in (one.head.host, *(worker.host for worker in one.workers))
         )
+        self._backends.remove(names)
         return _Loss(host, f"{host}: its memory runs out, {bytes_text(free_bytes)} are left", names)
 
     async def _lose(self, loss: "_Loss") -> None:
         """End what is left of the groups that are lost, heads first; the others serve on."""
         self._backends.remove(loss.names)
         self._report.warn(loss.what)
+        self._answer(moved=False, message=f"interrupted: {loss.what}", failed=True)
         others = bool(groups_of(self._crews).keys() - loss.names)
         self._happen(Lost(loss.host, loss.what, others))
         self._tell()
@@ -334,29 +378,41 @@ class Keeping:
     def _nothing(self) -> dict[str, object]:
         """What the state file has while nothing serves."""
         self._view.look(self._cycle, monotonic())
-        return {"processes": (), "hosts": self._view.hosts, "heads": self._view.heads, "tokens_per_s": 0.0}
+        shown = {"processes": (), "hosts": self._view.hosts, "heads": self._view.heads, "tokens_per_s": 0.0}
+        return {**shown, **self._requests()}
+
+    def _requests(self) -> dict[str, object]:
+        now = self._counters.now
+        return {
+            "requests_running": now.running,
+            "requests_waiting": now.waiting,
+            "requests_finished": now.finished,
+        }
 
     def _figures(self) -> dict[str, object]:
         """What the state file has of the groups that serve."""
         groups = groups_of(self._crews)
         plan = plan_of([crew.plan for crew in self._crews], [one.group for one in groups.values()])
         self._view.look(self._cycle, monotonic(), plan, self._processes, tuple(groups))
-        now = self._counters.now
         return {
             "plan": plan,
             "speeds": tuple(map(group_speed, groups.values())),
             "processes": process_states(self._processes),
             "hosts": self._view.hosts,
             "heads": self._view.heads,
-            "requests_running": now.running,
-            "requests_waiting": now.waiting,
-            "requests_finished": now.finished,
+            **self._requests(),
             "tokens_per_s": round(sum(head.tokens_per_s for head in self._view.heads), 1),
         }
 
     @property
     def _processes(self) -> tuple[Leashed, ...]:
         return tuple(process for crew in self._crews for process in crew.processes)
+
+    async def _close(self) -> None:
+        """The gateway first: it takes no new request, and gives running answers a while to come to their ends."""
+        await self._gateway.aclose()
+        self._backends.take_away()
+        await self._end(self._crews)
 
     async def _end(self, crews: Iterable[Crew]) -> None:
         await asyncio.gather(*(crew.end() for crew in crews))
@@ -380,7 +436,7 @@ def ended(groups: Mapping[str, RunningGroup]) -> tuple[str, ...]:
     return tuple(name for name, one in groups.items() if not all(process.running for process in one.processes))
 
 
-def blamed(error: MeshctlError) -> tuple[str, ...]:
+def blamed(error: Exception) -> tuple[str, ...]:
     """The hosts that an error is about. One that cannot be reached is away, which is no fault: it has to come back."""
     if isinstance(error, HostsError):
         return tuple(host for host, one in error.errors.items() if not isinstance(one, ConnectError))

@@ -3,6 +3,7 @@
 Nothing is started that outlives these functions; what they put on a host is its own copy of the engine, and slices.
 """
 
+import asyncio
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from orchestrator.inventory import Inventory
 from orchestrator.memory import count_memory
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.choose import rank_plans
+from orchestrator.plan.conversations import for_conversations
 from orchestrator.plan.experience import NO_EXPERIENCE, Experience
 from orchestrator.plan.pools import find_candidates
 from orchestrator.plan.robust import find_fallbacks, rank_within
@@ -95,10 +97,14 @@ async def prepare_ranking(
     prepared = await prepare(inventory, hosts, folders, report, wishes)
     report.step("Planning", "planning")
     asked = _but_busy(asked_of(wishes, inventory), prepared.survey, wishes.busy)
-    tuned = None if wishes.recalibrate else await _tuned(prepared, folders, asked)
+    if wishes.parallel is not None:
+        prepared = replace(prepared, memories=for_conversations(prepared.memories, wishes.parallel))
+    anew = wishes.recalibrate or wishes.parallel is not None
+    tuned = None if anew else await _tuned(prepared, folders, asked)
     if tuned is not None:
         return tuned
-    ranking = rank_within(prepared.survey, prepared.memories, asked, prepared.experience)
+    survey, memories, experience = prepared.survey, prepared.memories, prepared.experience
+    ranking = await asyncio.to_thread(rank_within, survey, memories, asked, experience)
     if ranking.chosen.context < inventory.context:
         fitting = ranking.chosen.context
         report.warn(f"at context {inventory.context} it does not fit: conversations may hold {fitting} tokens")

@@ -7,6 +7,7 @@ the cluster up anew, at a moment when nothing is under way.
 
 import secrets
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
@@ -79,8 +80,9 @@ def take_request(folder: ClusterFolder) -> Request | None:
 
 
 def tell(folder: ClusterFolder, outcome: Outcome) -> None:
-    """Leave the outcome where the user's command looks."""
-    write_private(folder.rebalance_outcome, _OUTCOME.dump_json(outcome).decode())
+    """Leave the outcome where the user's command looks; where the disk is full it waits in vain, and says so."""
+    with suppress(OSError):
+        write_private(folder.rebalance_outcome, _OUTCOME.dump_json(outcome).decode())
 
 
 def outcome_of(folder: ClusterFolder, request: Request) -> Outcome | None:

@@ -105,9 +105,13 @@ def write_private(path: Path, text: str) -> None:
     """Write a file of mode 0600 beside and rename it, so that nobody ever reads half of it."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    beside.replace(path)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def read_state(folder: ClusterFolder) -> ClusterState | None:

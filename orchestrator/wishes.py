@@ -14,6 +14,7 @@ class Wishes:
     recalibrate: measure again what has been measured before.
     hurry: measure nothing that a plan can be made without; no option, but what a recovery asks for.
     busy: names of devices that are in use already; likewise.
+    parallel: conversations that are left for what is planned, where others are served already; likewise.
     """
 
     devices: frozenset[str] | None = None
@@ -23,3 +24,4 @@ class Wishes:
     recalibrate: bool = False
     hurry: bool = False
     busy: frozenset[str] = frozenset()
+    parallel: int | None = None

@@ -20,6 +20,8 @@ LEARNING = 0.2
 """How much the time of one turn counts against all before."""
 
 MOST_RETRY_S = 600
+_AGAIN = "\0again"
+"""Stands for the clients of requests that had their turn already; no key or address is like it."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,16 @@ class Line:
         return sum(map(len, self._waiting.values()))
 
     @asynccontextmanager
-    async def turn(self, client: str, *, slots: int = 1, body_bytes: int = 0) -> AsyncIterator[None]:
+    async def turn(
+        self, client: str, *, slots: int = 1, body_bytes: int = 0, again: bool = False
+    ) -> AsyncIterator[None]:
         """Wait for so many slots and have them until the block ends.
 
-        ApiError: 429 at once where too many wait already, 503 after `wait_s`.
+        `again`: for a request that had its turn and lost it through no fault of its own; such ones go before all
+        others, and are never turned away because too many wait. ApiError: 429 at once where too many wait already, 503
+        after `wait_s`.
         """
-        place = _Place(client, slots, body_bytes)
+        place = _Place(_AGAIN if again else client, slots, body_bytes)
         self._join(place)
         try:
             await self._wait(place)
@@ -112,6 +118,9 @@ class Line:
         self._admit()
 
     def _join(self, place: _Place) -> None:
+        if place.client == _AGAIN:
+            self._join_again(place)
+            return
         if not self._waiting and self._fits(place):
             self._let_in(place)
             return
@@ -121,6 +130,15 @@ class Line:
         if self.waiting >= self._limits.requests or too_large:
             raise self._full("too many requests wait already", "queue_full")
         self._waiting.setdefault(place.client, deque()).append(place)
+        self._body_bytes += place.body_bytes
+
+    def _join_again(self, place: _Place) -> None:
+        before = self._waiting.pop(_AGAIN, deque())
+        if not before and self._fits(place):
+            self._let_in(place)
+            return
+        before.append(place)
+        self._waiting = {_AGAIN: before, **self._waiting}
         self._body_bytes += place.body_bytes
 
     async def _wait(self, place: _Place) -> None:
@@ -152,7 +170,7 @@ class Line:
             if not self._fits(place):
                 return
             self._remove(place)
-            if client in self._waiting:
+            if client in self._waiting and client != _AGAIN:
                 self._waiting[client] = self._waiting.pop(client)
             self._let_in(place)
 

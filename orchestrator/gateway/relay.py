@@ -75,6 +75,7 @@ class Relay(Response):
         self._answer_s = answer_s
         self._arrived_s = monotonic()
         self._begun = False
+        self._had_turn = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         work = asyncio.create_task(self._run(_Out(send)))
@@ -149,12 +150,12 @@ class Relay(Response):
     async def _in_turn(self, out: "_Out", answer: Answer) -> None:
         choices = self._question.get("n")
         slots = choices if isinstance(choices, int) else 1
-        turn = self._backends.line.turn(self._client, slots=slots, body_bytes=self._body_bytes)
+        turn = self._backends.line.turn(self._client, slots=slots, body_bytes=self._body_bytes, again=self._had_turn)
         async with AsyncExitStack() as stack:
             async with _alive(out):
                 await stack.enter_async_context(turn)
             self._counters.begin()
-            self._begun = True
+            self._begun = self._had_turn = True
             await self._answer(out, answer)
 
     async def _answer(self, out: "_Out", answer: Answer) -> None:
@@ -183,6 +184,8 @@ class Relay(Response):
                     raise down()
                 router = serving.router
                 ticket = router.choose(question, monotonic(), without=tried)
+                if ticket is None and tried:
+                    raise down()
                 if ticket is None:
                     raise bad_field("n", f"no head takes more than {serving.most_choices} choices at once now")
                 stack.callback(router.release, ticket)

@@ -197,7 +197,7 @@ def test_paths_and_memory_of_hosts_reached_by_ssh(make_lab: MakeLab, meshctl: Me
     with hog(lab, lab.hosts[1]) as grow:
         see("memory of a host taken by another program", grow, HOG_S)
     host.new_host_key()
-    see("its key changed, and a worker killed", kill(_worker(lab), signal.SIGKILL), AT_ONCE_S)
+    see("its key changed, and a worker killed", kill(_worker(lab.hosts[1]), signal.SIGKILL), AT_ONCE_S)
     assert cluster.state["phase"] == "degraded"
     assert "host1 is missing" in cluster.state["message"]
     assert "key" in cluster.state["message"]
@@ -207,11 +207,9 @@ def test_paths_and_memory_of_hosts_reached_by_ssh(make_lab: MakeLab, meshctl: Me
     assert processes_with(str(meshctl.folder)) == []
 
 
-def _worker(lab: Lab) -> int:
-    """Of any host that has one."""
-    return next(
-        one.pid for host in lab.hosts for one in host.processes() if "ggml-rpc-server" in one.command.split(" ")[0]
-    )
+def _worker(host: RunningHost) -> int:
+    """The program itself, not the leash, whose command line names it, too."""
+    return next(one.pid for one in host.processes() if "ggml-rpc-server" in one.command.split(" ")[0])
 
 
 def _kill_sessions(host: RunningHost) -> None:

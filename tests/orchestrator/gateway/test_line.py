@@ -201,3 +201,25 @@ async def test_after_any_coming_and_going_all_slots_are_free_again(seed: int) ->
     async with AsyncExitStack() as stack:
         for _ in range(slots):
             await asyncio.wait_for(stack.enter_async_context(line.turn("last")), 1)
+
+
+async def test_whoever_had_a_turn_and_lost_it_goes_before_all_others_and_is_never_turned_away() -> None:
+    """A stream whose head was lost has been waited for by its client all along."""
+    line = Line(0, LineLimits(requests=1))
+    order: list[str] = []
+
+    async def ask(name: str, *, again: bool) -> None:
+        async with line.turn(name, again=again):
+            order.append(name)
+
+    waiting = [asyncio.create_task(ask("new", again=False))]
+    await asyncio.sleep(0)
+    with pytest.raises(ApiError):
+        await ask("refused", again=False)
+    waiting += [asyncio.create_task(ask(name, again=True)) for name in ("first", "second")]
+    await asyncio.sleep(0)
+    assert line.waiting == 3
+    line.set_slots(1)
+    await asyncio.gather(*waiting)
+    assert order == ["first", "second", "new"]
+    assert line.waiting == 0
