@@ -100,7 +100,9 @@ class Answer:
     answer ends.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, *, timings: bool = True) -> None:
+        """`timings`: the client is told those that come with every token, too; else only those at the end."""
+        self._timings = timings
         self.tokens = Tokens()
         self.text = ""
         self.plain = True
@@ -142,6 +144,8 @@ class Answer:
         self._hear(chunk)
         self._same = self._same or {name: chunk[name] for name in _SAME if name in chunk}
         told = {**chunk, **self._same, "model": self._model}
+        if not self._timings and _goes_on(chunk):
+            told.pop("timings", None)
         if self.tokens.before and isinstance(usage := chunk.get("usage"), dict):
             told["usage"] = self._whole_usage(usage)
         return event if told == chunk else _event(told)
@@ -166,6 +170,12 @@ _SAME = ("id", "created", "system_fingerprint")
 
 def _event(chunk: Mapping[str, Any]) -> bytes:
     return b"data: " + json.dumps(chunk).encode() + b"\n\n"
+
+
+def _goes_on(chunk: Mapping[str, Any]) -> bool:
+    """Whether more is to come behind this chunk."""
+    choices = chunk.get("choices") or []
+    return bool(choices) and not any(choice.get("finish_reason") for choice in choices)
 
 
 def _has_text(choice: Mapping[str, Any]) -> bool:

@@ -67,8 +67,10 @@ class Relay(Response):
         super().__init__()
         self._backends = backends
         self._path = path
-        self._question = body
-        self._asking = body
+        # Heads are asked to count their tokens as they go: a piece of text may be several of them.
+        self._question: Body = {**body, **({"timings_per_token": True} if body.get("stream") else {})}
+        self._timings = bool(body.get("timings_per_token"))
+        self._asking = self._question
         self._counters = counters
         self._client = client
         self._body_bytes = body_bytes
@@ -89,7 +91,7 @@ class Relay(Response):
         work.result()
 
     async def _run(self, out: "_Out") -> None:
-        answer = Answer(str(self._question["model"]))
+        answer = Answer(str(self._question["model"]), timings=self._timings)
         end: Literal["finished", "failed", "cancelled"] = "failed"
         self._counters.arrive()
         try:

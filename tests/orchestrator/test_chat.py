@@ -52,6 +52,7 @@ async def test_one_question_writes_the_plain_answer_out_and_its_figures_to_the_t
             "return_progress": True,
             "temperature": 0,
             "max_tokens": 9,
+            "timings_per_token": True,
         }
     ]
 

@@ -163,6 +163,22 @@ async def test_a_stream_that_has_begun_goes_on_with_another_head() -> None:
     assert second.bodies[0]["max_tokens"] == 8
 
 
+async def test_tokens_of_a_stream_that_goes_on_are_those_that_its_head_has_counted() -> None:
+    """A character may be several tokens: pieces of text are fewer. The client is not told what it has not asked for."""
+    counted = chunk("日", timings={"prompt_n": 7, "predicted_n": 3})
+    first = FakeHead(parts=(ROLE, counted), tear=True)
+    second = FakeHead(parts=(ROLE, chunk("本", timings={"prompt_n": 9, "predicted_n": 2}), last_chunk(2), DONE))
+    async with gateway_for(first) as gateway, serve(second.app(), "127.0.0.1", 0, drain_s=1) as upstream:
+        asking = asyncio.create_task(gateway.http.post(CHAT, json={**STREAMED, "max_tokens": 10}))
+        await first.left.wait()
+        gateway.backends.replace([HeadAddress("other", upstream.url, HEAD_KEY, 1)])
+        text = (await asking).text
+        await _until(lambda: gateway.counters.now.tokens == 5)
+    assert second.bodies[0]["max_tokens"] == 7
+    chunks = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+    assert ["timings" in one for one in chunks] == [False] * (len(chunks) - 1) + [True]
+
+
 @pytest.mark.parametrize(
     ("parts", "limit", "reasons"),
     [((chunk("all"), last_chunk(1)), 10, ["stop"]), ((chunk("all"),), 1, ["length"])],
