@@ -218,7 +218,7 @@ async def ended_by_itself(processes: Iterable[Leashed], when: str) -> BringUpErr
     return BringUpError(
         f"{process.host}: {process.name} ended by itself ({how}) {when}",
         hint=KILLED_HINT.format(host=process.host) if killed else f"whole log: `meshctl logs {process.host}`",
-        details=await _last_words(process),
+        details=how.tail if how.lost else await _last_words(process),
         host=host_of(process),
     )
 

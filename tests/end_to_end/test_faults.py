@@ -177,6 +177,8 @@ def test_hosts_reached_by_ssh(make_lab: MakeLab, meshctl: Meshctl, fault_rows: l
 
     see("worker killed", kill(there(host, "ggml-rpc-server"), signal.SIGKILL), AT_ONCE_S)
     see("agent of a worker killed", kill(there(host, " leash "), signal.SIGKILL), AT_ONCE_S)
+    with hog(lab, lab.hosts[1]) as grow:
+        see("memory of a host taken by another program", grow, HOG_S)
     see("tunnel killed", kill(cluster.pid("link"), signal.SIGKILL), AT_ONCE_S)
     see("tunnel stopped", kill(cluster.pid("link"), signal.SIGSTOP), HANG_S)
     meshctl.ok("down")
@@ -185,7 +187,7 @@ def test_hosts_reached_by_ssh(make_lab: MakeLab, meshctl: Meshctl, fault_rows: l
 
 
 @pytest.mark.lab
-def test_paths_and_memory_of_hosts_reached_by_ssh(make_lab: MakeLab, meshctl: Meshctl, fault_rows: list[Row]) -> None:
+def test_paths_and_keys_of_hosts_reached_by_ssh(make_lab: MakeLab, meshctl: Meshctl, fault_rows: list[Row]) -> None:
     lab = make_lab(*(LabHost(name, memory_bytes=HOST_BYTES, rate="1gbit") for name in ("host1", "host2")))
     cluster, host = in_lab(lab, meshctl), lab.hosts[0]
 
@@ -194,12 +196,10 @@ def test_paths_and_memory_of_hosts_reached_by_ssh(make_lab: MakeLab, meshctl: Me
 
     see("link cut, restored when that was noticed", host.cut_link, PATH_S, host.restore_link)
     see("sessions of its sshd killed", lambda: _kill_sessions(host), AT_ONCE_S)
-    with hog(lab, lab.hosts[1]) as grow:
-        see("memory of a host taken by another program", grow, HOG_S)
-    host.new_host_key()
-    see("its key changed, and a worker killed", kill(_worker(lab.hosts[1]), signal.SIGKILL), AT_ONCE_S)
+    lab.hosts[1].new_host_key()
+    see("its key changed, and its worker killed", kill(_worker(lab.hosts[1]), signal.SIGKILL), AT_ONCE_S)
     assert cluster.state["phase"] == "degraded"
-    assert "host1 is missing" in cluster.state["message"]
+    assert "host2 is missing" in cluster.state["message"]
     assert "key" in cluster.state["message"]
     meshctl.ok("down")
     for one in lab.hosts:
