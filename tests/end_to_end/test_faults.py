@@ -204,7 +204,7 @@ def test_paths_and_keys_of_hosts_reached_by_ssh(make_lab: MakeLab, meshctl: Mesh
     meshctl.ok("down")
     for one in lab.hosts:
         wait_idle(one, deadline_s=15)
-    assert processes_with(str(meshctl.folder)) == []
+    assert processes_with(str(meshctl.folder / "state")) == []
 
 
 def _worker(host: RunningHost) -> int:
