@@ -35,7 +35,9 @@ from quant.fetch import fetch_model
 from workers.engine_commands import ENVIRONMENT
 
 STREAMS = (1, 32)
-TOKENS = 64
+TOKENS = {1: 64, 32: 16}
+"""Of each answer, by the number of streams."""
+
 CONTEXT = 256
 READY_S = 120.0
 MOST_LOSS, MOST_LATER_S = 0.03, 0.002
@@ -130,16 +132,16 @@ def _pairs(timed: dict[str, list[Timed]], head: Target, gateway: Target) -> Iter
 async def _round(target: Target, streams: int) -> Timed:
     async with _client(target) as client:
         began_s = time.perf_counter()
-        answers = await asyncio.gather(*(_stream(client, number) for number in range(streams)))
+        answers = await asyncio.gather(*(_stream(client, number, TOKENS[streams]) for number in range(streams)))
         seconds = time.perf_counter() - began_s
     return Timed(sum(count for count, _ in answers) / seconds, tuple(first_s for _, first_s in answers))
 
 
-async def _stream(client: httpx.AsyncClient, number: int) -> tuple[int, float]:
+async def _stream(client: httpx.AsyncClient, number: int, tokens: int) -> tuple[int, float]:
     """Its tokens, and when the first one came."""
     body = {
         "messages": [{"role": "user", "content": f"Tell me story {number}."}],
-        "max_tokens": TOKENS,
+        "max_tokens": tokens,
         "stream": True,
         "ignore_eos": True,
         "cache_prompt": False,
@@ -195,7 +197,7 @@ async def _ready(target: Target) -> None:
         while time.monotonic() < end:
             try:
                 if (await client.get("/health")).status_code == 200:
-                    await _stream(client, 0)
+                    await _stream(client, 0, 1)
                     return
             except httpx.HTTPError:
                 pass
