@@ -63,7 +63,7 @@ class Meshctl:
         """End every supervisor that still lives, by its pid; names of the clusters that were still up."""
         left = []
         for state in self.states():
-            if state["phase"] in ("starting", "ready", "stopping") and _is_supervisor(state["pid"]):
+            if state["phase"] != "stopped" and _is_supervisor(state["pid"]):
                 left.append(state["cluster"])
                 self.run("down", "--cluster", state["cluster"])
                 if _is_supervisor(state["pid"]):
