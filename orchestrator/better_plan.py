@@ -4,13 +4,12 @@ import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from orchestrator.crew import Crew, busy_devices
+from orchestrator.crew import Crew, busy_devices, plan_of
 from orchestrator.folders import Folders
 from orchestrator.hosts import open_hosts
 from orchestrator.inventory import Inventory
 from orchestrator.plan.conversations import for_conversations
 from orchestrator.plan.robust import rank_within
-from orchestrator.plan.values import Plan
 from orchestrator.prepare import asked_of, prepare
 from orchestrator.rebalance import Worth, gain, inventory_now, joined
 from orchestrator.report import Report
@@ -21,7 +20,6 @@ from orchestrator.wishes import Wishes
 async def better_plan(
     inventory: Inventory,
     crews: Sequence[Crew],
-    present: Plan,
     folders: Folders,
     report: Report,
     wishes: Wishes,
@@ -43,7 +41,7 @@ async def better_plan(
     memories = for_conversations(known[0].memories, fresh.parallel)
     asked, experience = asked_of(wishes, fresh), known[0].experience
     ranking = await asyncio.to_thread(rank_within, joined(surveys), memories, asked, experience)
-    return Worth(fresh, ranking.chosen, gain(present, ranking))
+    return Worth(fresh, ranking.chosen, gain(plan_of(crews), ranking))
 
 
 def _only(survey: Survey, names: Collection[str]) -> Survey:

@@ -5,16 +5,16 @@ is ended, the others serve on, and a further crew takes the place of what is gon
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 
 from orchestrator.cluster import RunningGroup, bring_up
 from orchestrator.folders import Folders
 from orchestrator.hosts import OpenHosts, open_hosts
-from orchestrator.inventory import Inventory
+from orchestrator.inventory import CONTROLLER, Inventory
 from orchestrator.leash import Leashed
-from orchestrator.plan.values import Plan
+from orchestrator.plan.values import Plan, PlanMode
 from orchestrator.prepare import Prepared, prepare_ranking
 from orchestrator.processes import Started
 from orchestrator.report import Report
@@ -128,3 +128,19 @@ def taken_hosts(crews: Collection[Crew]) -> frozenset[str]:
     busy = busy_devices(crews)
     hosts = {host.name: host for crew in crews for host in crew.prepared.survey.hosts}
     return frozenset(name for name, host in hosts.items() if {device.name for device in host.devices} <= busy)
+
+
+def plan_of(crews: Sequence[Crew]) -> Plan:
+    """What runs: the groups of all crews, of which the last one's plan was made last."""
+    groups = tuple(one.group for one in groups_of(crews).values())
+    mode: PlanMode = groups[0].mode if len(groups) == 1 else "replicas"
+    return replace(crews[-1].plan, mode=mode, groups=groups, parallel=sum(group.parallel for group in groups))
+
+
+def memory_of_hosts(crews: Iterable[Crew]) -> dict[str, int]:
+    """The memory of each host in bytes, also of the controller."""
+    totals = {}
+    for survey in (crew.prepared.survey for crew in crews):
+        totals[CONTROLLER] = survey.controller.memory_total_bytes
+        totals |= {host.name: host.facts.memory_total_bytes for host in survey.hosts}
+    return totals

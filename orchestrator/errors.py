@@ -101,6 +101,11 @@ def of_system(error: OSError) -> MeshctlError:
     return MeshctlError(f"{place}{error.strerror or error}", hint=_SYSTEM_HINTS.get(error.errno or 0, ""))
 
 
+def reason_of(error: Exception) -> str:
+    """What is said of a failure of `FAILED`."""
+    return str(of_system(error) if isinstance(error, OSError) else error)
+
+
 _OTHER_FOLDERS = "meshctl writes below XDG_CACHE_HOME and XDG_STATE_HOME: set them to folders that are yours"
 _SYSTEM_HINTS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space on that disk and try again"),
@@ -141,3 +146,6 @@ class GatewayError(MeshctlError):
 
 REPORTED = (MeshctlError, QuantError, WorkersError)
 """What the command line reports as `error:` and `hint:` instead of a traceback."""
+
+FAILED = (*REPORTED, OSError)
+"""All of these, and what this machine's own system refuses: what is no defect of ours."""

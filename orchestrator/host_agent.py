@@ -31,11 +31,11 @@ T = TypeVar("T")
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
-def _tell_nobody(text: str) -> None:
+def tell_nobody(text: str) -> None:
     """For those who have nobody to tell."""
 
 
-async def ensure_agent(shell: Shell, tell: Callable[[str], None] = _tell_nobody) -> str:
+async def ensure_agent(shell: Shell, tell: Callable[[str], None] = tell_nobody) -> str:
     """The agent's absolute path on the host; it is put there only when it is missing or another one.
 
     Before it is run its digest is compared, and our folder is closed to the host's other users; what had to be mended
@@ -158,7 +158,27 @@ async def ask_others(shell: Shell, agent: str) -> Others:
     return read_part(shell.host, _OTHERS, await ask_agent(shell, commands.others_words(agent)))
 
 
-class LinkServer:
+class Wanted:
+    """A verb of the agent that goes on as long as our life signs come; it ends with `close`, too."""
+
+    def __init__(self, process: Process, beat_s: float) -> None:
+        self._process = process
+        self._heart = asyncio.create_task(self._beat(beat_s))
+
+    async def _beat(self, every_s: float) -> None:
+        while True:
+            await self._process.write(b"\n")
+            await asyncio.sleep(every_s)
+
+    async def close(self) -> None:
+        self._heart.cancel()
+        await self._process.close_stdin()
+        with suppress(DeadlineError):
+            await self._process.wait(deadline_s=REAP_S)
+        await self._process.kill()
+
+
+class LinkServer(Wanted):
     """The measuring server on a host; it ends with `close`, with our connection, or when our life signs stop.
 
     A request is 17 bytes: one of b"E" b"S" b"R", the size and the count, both 8 bytes big-endian. E: `count` times
@@ -167,21 +187,8 @@ class LinkServer:
     """
 
     def __init__(self, process: Process, port: int) -> None:
-        self._process = process
-        self._heart = asyncio.create_task(self._beat())
+        super().__init__(process, LINK_BEAT_S)
         self.port = port
-
-    async def _beat(self) -> None:
-        while True:
-            await self._process.write(b"\n")
-            await asyncio.sleep(LINK_BEAT_S)
-
-    async def close(self) -> None:
-        self._heart.cancel()
-        await self._process.close_stdin()
-        with suppress(DeadlineError):
-            await self._process.wait(deadline_s=REAP_S)
-        await self._process.kill()
 
 
 async def start_link_server(

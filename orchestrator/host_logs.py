@@ -6,15 +6,14 @@ again until it answers.
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 
 from pydantic import TypeAdapter
 
-from orchestrator.errors import REPORTED, DeadlineError, HostError, UsageError
+from orchestrator.errors import REPORTED, HostError, UsageError
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
-from orchestrator.host_agent import REAP_S, ensure_agent, log_tail, read_object, read_part
+from orchestrator.host_agent import Wanted, ensure_agent, log_tail, read_object, read_part
 from orchestrator.inventory import CONTROLLER, Host, Inventory
 from orchestrator.processes import BENCH_LOGS, SURVEY_LOGS
 from orchestrator.shell.connect import connect
@@ -163,12 +162,11 @@ class _HostFollower:
                 heartbeat_s=HEARTBEAT_S,
             )
             process = await shell.start(words)
-            heart = asyncio.create_task(_beat(process))
+            wanted = Wanted(process, HEARTBEAT_S / 4)
             try:
                 await self._read(process)
             finally:
-                heart.cancel()
-                await _end(process)
+                await wanted.close()
         finally:
             await shell.close()
 
@@ -187,17 +185,3 @@ class _HostFollower:
         for part in plain_log(text).splitlines():
             if part.strip():
                 self._show(LogLine(self._host.name, log, part))
-
-
-async def _beat(process: Process) -> None:
-    while True:
-        await process.write(b"\n")
-        await asyncio.sleep(HEARTBEAT_S / 4)
-
-
-async def _end(process: Process) -> None:
-    """The agent ends when its input does."""
-    await process.close_stdin()
-    with suppress(DeadlineError):
-        await process.wait(deadline_s=REAP_S)
-    await process.kill()

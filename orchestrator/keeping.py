@@ -1,7 +1,7 @@
 """Keeps a cluster true to its plan: brings it up, watches it, and replaces what is lost while the rest serves on."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -14,15 +14,15 @@ from orchestrator.announce import group_speed, head_addresses, plan_lines, ready
 from orchestrator.better_plan import better_plan
 from orchestrator.chronicle import Chronicle
 from orchestrator.cluster import RunningGroup
-from orchestrator.crew import Crew, Muster, busy_devices, groups_of, taken_hosts, until_done
+from orchestrator.crew import Crew, Muster, busy_devices, groups_of, memory_of_hosts, plan_of, taken_hosts, until_done
 from orchestrator.errors import (
-    REPORTED,
+    FAILED,
     BringUpError,
     ConnectError,
     HostError,
     HostsError,
     PlanError,
-    of_system,
+    reason_of,
 )
 from orchestrator.folders import Folders
 from orchestrator.gateway.api_error import unavailable
@@ -36,11 +36,11 @@ from orchestrator.gateway.tls import Tls
 from orchestrator.host_state import StepState
 from orchestrator.host_view import HostView, process_states
 from orchestrator.hosts import OpenHosts
-from orchestrator.inventory import CONTROLLER, Inventory
+from orchestrator.inventory import Inventory
 from orchestrator.leash import Leashed
 from orchestrator.lifecycle import CannotStart, Event, Lifecycle, Lost, Moving, NothingFits, Up
 from orchestrator.memory_watch import MemoryWatch
-from orchestrator.plan.values import Group, Plan, PlanMode
+from orchestrator.plan.values import Plan
 from orchestrator.prepare import Prepared, display_name
 from orchestrator.processes import ended_by_itself
 from orchestrator.rebalance import WORTH, Outcome, Request, devices_text, take_request, tell
@@ -156,10 +156,8 @@ class Keeping:
             return await muster.crew()
         except PlanError as error:
             return NothingFits(str(error), others)
-        except REPORTED as error:
-            return CannotStart(str(error), blamed(error), others)
-        except OSError as error:
-            return CannotStart(str(of_system(error)), (), others)
+        except FAILED as error:
+            return CannotStart(reason_of(error), blamed(error), others)
 
     def _muster(self, aside: Mapping[str, str], *, first: bool) -> Muster:
         """What the next crew is to be made of: whatever is not in use, for the conversations that are left."""
@@ -197,17 +195,10 @@ class Keeping:
     async def _consider(self, request: Request) -> Moving | None:
         """Whether it is worth to move to a plan with what is not in use, and then a quiet moment for that."""
         try:
-            groups = [one.group for one in groups_of(self._crews).values()]
-            present = plan_of([crew.plan for crew in self._crews], groups)
             aside = self._cycle.without(monotonic())
-            worth = await better_plan(
-                self._inventory, self._crews, present, self._folders, self._report, self._wishes, aside
-            )
-        except REPORTED as error:
-            self._answer(moved=False, message=str(error), failed=True)
-            return None
-        except OSError as error:
-            self._answer(moved=False, message=str(of_system(error)), failed=True)
+            worth = await better_plan(self._inventory, self._crews, self._folders, self._report, self._wishes, aside)
+        except FAILED as error:
+            self._answer(moved=False, message=reason_of(error), failed=True)
             return None
         if not worth.gain > WORTH:
             self._answer(moved=False, message=f"{self._inventory.cluster} stays as it is: {worth}")
@@ -392,7 +383,7 @@ class Keeping:
     def _figures(self) -> dict[str, object]:
         """What the state file has of the groups that serve."""
         groups = groups_of(self._crews)
-        plan = plan_of([crew.plan for crew in self._crews], [one.group for one in groups.values()])
+        plan = plan_of(self._crews)
         self._view.look(self._cycle, monotonic(), plan, self._processes, tuple(groups))
         return {
             "plan": plan,
@@ -443,19 +434,3 @@ def blamed(error: Exception) -> tuple[str, ...]:
     if isinstance(error, HostError | BringUpError) and not isinstance(error, ConnectError):
         return (error.host,) if error.host else ()
     return ()
-
-
-def plan_of(plans: Sequence[Plan], groups: Sequence[Group]) -> Plan:
-    """The plan of a cluster whose groups came up with these plans, the oldest first."""
-    mode: PlanMode = groups[0].mode if len(groups) == 1 else "replicas"
-    parallel = sum(group.parallel for group in groups)
-    return replace(plans[-1], mode=mode, groups=tuple(groups), parallel=parallel)
-
-
-def memory_of_hosts(crews: Iterable[Crew]) -> dict[str, int]:
-    """The memory of each host in bytes, also of the controller."""
-    totals = {}
-    for survey in (crew.prepared.survey for crew in crews):
-        totals[CONTROLLER] = survey.controller.memory_total_bytes
-        totals |= {host.name: host.facts.memory_total_bytes for host in survey.hosts}
-    return totals

@@ -86,7 +86,7 @@ class Worker:
 
     @property
     def processes(self) -> tuple[Leashed, ...]:
-        return (self.process,) if self.link is None else (self.process, self.link)
+        return _with_link(self.process, self.link)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,11 @@ class Head:
 
     @property
     def processes(self) -> tuple[Leashed, ...]:
-        return (self.process,) if self.link is None else (self.process, self.link)
+        return _with_link(self.process, self.link)
+
+
+def _with_link(process: Leashed, link: Leashed | None) -> tuple[Leashed, ...]:
+    return (process,) if link is None else (process, link)
 
 
 async def start_worker(

@@ -49,7 +49,7 @@ def _cluster() -> Iterator[Cluster]:
         inventory = str(write_local(Path(folder, "inventory.yaml"), memory="400MiB", context=512, parallel=5))
         try:
             program.ok("up", inventory, "--detach", "--split", "part1/cpu=15,part2/cpu=15")
-            yield Cluster(program, "test")
+            yield Cluster(program)
         finally:
             program.run("down", inventory)
 

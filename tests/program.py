@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 DEADLINE_S = 300
+POLL_S = 0.02
+LEAVE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -59,16 +61,44 @@ class Meshctl:
         clusters = self.folder / "state" / "meshctl" / "clusters"
         return [json.loads(path.read_text()) for path in clusters.glob("*/state.json")]
 
+    def state(self) -> dict[str, Any]:
+        """The state of this test's only cluster."""
+        (state,) = self.states()
+        return state
+
+    def key(self) -> str:
+        """The key that opens the gateway of this test's only cluster."""
+        (path,) = (self.folder / "state" / "meshctl" / "clusters").glob("*/gateway.key")
+        return path.read_text().strip()
+
+    def until_phase(self, *phases: str, deadline_s: float) -> dict[str, Any]:
+        """Wait until the cluster is in one of these; its state then."""
+        deadline = time.monotonic() + deadline_s
+        while (state := self.state())["phase"] not in phases:
+            assert time.monotonic() < deadline, state
+            time.sleep(POLL_S)
+        return state
+
     def end_all(self) -> list[str]:
-        """End every supervisor that still lives, by its pid; names of the clusters that were still up."""
+        """End every supervisor that still lives, by its pid; names of the clusters that were still up.
+
+        One that has told why it failed, or that it stopped, is just about to leave.
+        """
         left = []
         for state in self.states():
-            if state["phase"] != "stopped" and _is_supervisor(state["pid"]):
+            if _lives_after(state["pid"], 0 if state["supervised"] else LEAVE_S):
                 left.append(state["cluster"])
                 self.run("down", "--cluster", state["cluster"])
-                if _is_supervisor(state["pid"]):
+                if _lives_after(state["pid"], LEAVE_S):
                     os.kill(state["pid"], signal.SIGKILL)
         return left
+
+
+def _lives_after(pid: int, wait_s: float) -> bool:
+    end = time.monotonic() + wait_s
+    while (lives := _is_supervisor(pid)) and time.monotonic() < end:
+        time.sleep(POLL_S)
+    return lives
 
 
 def _is_supervisor(pid: int) -> bool:

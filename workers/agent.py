@@ -1585,8 +1585,9 @@ class Follower:
             self.events.send({"event": "lines", "log": name, "lines": lines, "clock_s": time.time()})
 
     def is_wanted(self) -> bool:
-        """Waits a moment for heartbeats; False when they have stopped, or nobody reads any more."""
-        readable, _, _ = select.select([0], [], [], FOLLOW_EVERY_S)
+        """Waits a moment for heartbeats, or for room for what waits; False when they have stopped, or nobody reads."""
+        full = [self.events.descriptor] if self.events.waiting else []
+        readable, _, _ = select.select([0], full, [], FOLLOW_EVERY_S)
         if readable:
             if not os.read(0, 64 * KIB):
                 return False

@@ -26,7 +26,7 @@ from orchestrator.engine.store import (
     read_engine,
 )
 from orchestrator.errors import EngineError, HostError
-from orchestrator.host_agent import check_folder, unpack
+from orchestrator.host_agent import check_folder, tell_nobody, unpack
 from orchestrator.shell.protocol import Progress, Shell
 from orchestrator.view.sizes import bytes_text
 from workers.agent import Recorded, read_record, write_record
@@ -37,17 +37,13 @@ from workers.facts import HostFacts
 _QUICK_S = 30.0
 
 
-def _tell_nobody(text: str) -> None:
-    """For those who have nobody to tell."""
-
-
 async def ensure_on_host(
     shell: Shell,
     facts: HostFacts,
     agent: str,
     engine: Engine,
     progress: Progress,
-    tell: Callable[[str], None] = _tell_nobody,
+    tell: Callable[[str], None] = tell_nobody,
 ) -> str:
     """Absolute folder of the engine on the host, complete and proven there.
 

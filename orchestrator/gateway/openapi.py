@@ -166,7 +166,9 @@ _ANSWERS: Document = {
         "error",
         error=_object("message type param code", message=_TEXT, type=_TEXT, param=_TEXT_OR_NULL, code=_TEXT_OR_NULL),
     ),
-    "Health": _object("status", status=_TEXT, fraction={"type": ["number", "null"], "minimum": 0, "maximum": 1}),
+    "Health": _object(
+        "status", status=_TEXT, step=_TEXT, fraction={"type": ["number", "null"], "minimum": 0, "maximum": 1}
+    ),
     "Model": _object(
         "id object created owned_by",
         id=_TEXT,

@@ -186,7 +186,7 @@ class Relay(Response):
                     raise down()
                 router = serving.router
                 ticket = router.choose(question, monotonic(), without=tried)
-                if ticket is None and tried:
+                if ticket is None and tried:  # none is left
                     raise down()
                 if ticket is None:
                     raise bad_field("n", f"no head takes more than {serving.most_choices} choices at once now")
@@ -197,10 +197,9 @@ class Relay(Response):
                     response = await stack.enter_async_context(head.ask(self._path, self._asking))
                 except ApiError as problem:
                     tried.append(ticket.head)
-                    if problem.code == HEAD_DOWN:
-                        router.lost(ticket, monotonic())
-                    if problem.code != HEAD_DOWN or serving.heads.keys() <= set(tried):
+                    if problem.code != HEAD_DOWN:
                         raise
+                    router.lost(ticket, monotonic())
                 else:
                     stack.callback(_release, router, ticket, answer)  # before the callback above: ends run backwards
                     yield ticket.head, head, response

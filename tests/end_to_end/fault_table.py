@@ -1,6 +1,5 @@
 """One fault after the other under load, each timed and judged: the rows of the table in docs/reliability.md."""
 
-import json
 import os
 import time
 from collections import Counter
@@ -8,7 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
 
 from tests.end_to_end.load import PROMPTS, Asked, ask, asking, body_of
 from tests.program import Meshctl
@@ -65,9 +63,9 @@ def as_markdown(rows: Iterable[Row]) -> str:
 
 @dataclass
 class Watch:
-    """The cluster's state file, read all the time in a thread: when each phase began, by the monotonic clock."""
+    """The cluster's state, read all the time in a thread: when each phase began, by the monotonic clock."""
 
-    path: Path
+    meshctl: Meshctl
     phases: list[tuple[float, str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -95,10 +93,7 @@ class Watch:
     def _run(self) -> None:
         last = ""
         while not self._stop.wait(LOOK_S):
-            try:
-                state = json.loads(self.path.read_text())
-            except (FileNotFoundError, ValueError):
-                continue
+            state = self.meshctl.state()
             mark = f"{state['phase']} {state['since']} {state['message']}"
             if mark != last:
                 self.phases.append((time.monotonic(), state["phase"], state["message"]))
@@ -110,39 +105,16 @@ class Cluster:
     """A cluster that is up, as a test sees it."""
 
     meshctl: Meshctl
-    name: str
-
-    @property
-    def folder(self) -> Path:
-        return self.meshctl.folder / "state/meshctl/clusters" / self.name
-
-    @property
-    def key(self) -> str:
-        return (self.folder / "gateway.key").read_text().strip()
-
-    @property
-    def state(self) -> dict[str, Any]:
-        state: dict[str, Any] = json.loads((self.folder / "state.json").read_text())
-        return state
 
     @property
     def url(self) -> str:
-        return str(self.state["gateway"]).removesuffix("/v1")
+        return str(self.meshctl.state()["gateway"]).removesuffix("/v1")
 
     def pid(self, name: str) -> int:
         """Of a process of this cluster whose name begins so."""
-        pids: list[int] = [one["pid"] for one in self.state["processes"] if one["name"].startswith(name)]
+        every = self.meshctl.state()["processes"]
+        pids: list[int] = [one["pid"] for one in every if one["name"].startswith(name)]
         return pids[0]
-
-    def undisturbed(self) -> dict[str, str]:
-        """What each prompt is answered while nothing happens."""
-        texts = {}
-        for prompt in PROMPTS:
-            asked = Asked(prompt)
-            ask(self.url, self.key, asked, body_of(prompt))
-            assert asked.finish, asked
-            texts[prompt] = asked.text
-        return texts
 
 
 def parent_of(pid: int) -> int:
@@ -166,9 +138,9 @@ def row_of(
     there twice, and what followed a seam is compared with what a fresh request is given.
     """
     requests = [Asked(prompt) for prompt in PROMPTS] + [Asked(PROMPTS[0], stream=False) for _ in range(waiting)]
-    watch = Watch(cluster.folder / "state.json")
+    watch = Watch(cluster.meshctl)
     try:
-        with asking(cluster.url, cluster.key, requests) as wait:
+        with asking(cluster.url, cluster.meshctl.key(), requests) as wait:
             fault_s = time.monotonic()
             strike()
             noticed_s = watch.wait(fault_s, lambda phase: phase == "recovering")
@@ -203,7 +175,7 @@ def fresh(cluster: Cluster, one: Asked, fault_s: float) -> str:
     body["messages"].append({"role": "assistant", "content": "".join(one.pieces[:seam])})
     body |= {"continue_final_message": True, "add_generation_prompt": False, "cache_prompt": False}
     again = Asked(one.prompt)
-    ask(cluster.url, cluster.key, again, body)
+    ask(cluster.url, cluster.meshctl.key(), again, body)
     return again.text
 
 

@@ -67,7 +67,7 @@ def local(meshctl: Meshctl) -> Cluster:
     """Both of two local hosts are used: the head computes the first half of the layers, a worker the second."""
     inventory = str(write_local(meshctl.folder / "inventory.yaml", memory=ROOMY, context=512, parallel=5))
     meshctl.ok("up", inventory, "--detach", "--split", HALVES.format("part1", "part2"))
-    return Cluster(meshctl, "test")
+    return Cluster(meshctl)
 
 
 def see_through(
@@ -101,9 +101,9 @@ def test_local_processes_that_end_or_stop(
 def test_a_supervisor_that_was_stopped_goes_on_with_a_new_cluster(local: Cluster, fault_rows: list[Row]) -> None:
     """Meanwhile every program of the cluster ends for want of heartbeats. The supervisor holds the gateway: streams
     stand still as long as it does, and go on when it does."""
-    pid = local.state["pid"]
+    pid = local.meshctl.state()["pid"]
 
-    pids = [one["pid"] for one in local.state["processes"]]
+    pids = [one["pid"] for one in local.meshctl.state()["processes"]]
 
     def stop_and_go_on() -> None:
         os.kill(pid, signal.SIGSTOP)
@@ -122,8 +122,8 @@ def test_a_supervisor_that_was_stopped_goes_on_with_a_new_cluster(local: Cluster
 def test_a_killed_supervisor_breaks_connections_visibly_and_leaves_nothing(local: Cluster) -> None:
     """Nobody is there to tell the clients; what they see is a connection that breaks, and not an answer that ends."""
     requests = [Asked(prompt) for prompt in PROMPTS]
-    with asking(local.url, local.key, requests) as wait:
-        os.kill(local.state["pid"], signal.SIGKILL)
+    with asking(local.url, local.meshctl.key(), requests) as wait:
+        os.kill(local.meshctl.state()["pid"], signal.SIGKILL)
         wait()
     assert [one.error for one in requests] == ["connection"] * len(requests)
     assert left_after(str(local.meshctl.folder), 15) == []
@@ -139,7 +139,7 @@ def in_lab(lab: Lab, meshctl: Meshctl) -> Cluster:
     inventory = str(lab.inventory(context=512, parallel=5, memory="80%", gateway_port=free_port()))
     meshctl.ok("trust", inventory, "--yes")
     meshctl.ok("up", inventory, "--detach", "--split", HALVES.format("host1", "host2"))
-    return Cluster(meshctl, lab.name)
+    return Cluster(meshctl)
 
 
 @contextmanager
@@ -198,9 +198,9 @@ def test_paths_and_keys_of_hosts_reached_by_ssh(make_lab: MakeLab, meshctl: Mesh
     see("sessions of its sshd killed", lambda: _kill_sessions(host), AT_ONCE_S)
     lab.hosts[1].new_host_key()
     see("its key changed, and its worker killed", kill(_worker(lab.hosts[1]), signal.SIGKILL), AT_ONCE_S)
-    assert cluster.state["phase"] == "degraded"
-    assert "host2 is missing" in cluster.state["message"]
-    assert "THE HOST KEY OF" in cluster.state["message"]
+    assert meshctl.state()["phase"] == "degraded"
+    assert "host2 is missing" in meshctl.state()["message"]
+    assert "THE HOST KEY OF" in meshctl.state()["message"]
     meshctl.ok("down")
     for one in lab.hosts:
         wait_idle(one, deadline_s=15)

@@ -50,9 +50,8 @@ def test_a_model_larger_than_each_host_answers_as_on_one_machine(
     state = meshctl.ok("status", "--json").json
     assert (state["phase"], state["plan"]["mode"]) == ("ready", "layers")
     assert len(state["plan"]["groups"][0]["shares"]) == 3
-    key = (meshctl.folder / "state/meshctl/clusters" / lab.name / "gateway.key").read_text().strip()
     with plain_head(engine, demo_model) as plain:
-        assert answers(state["gateway"].removesuffix("/v1"), key) == answers(plain)
+        assert answers(state["gateway"].removesuffix("/v1"), meshctl.key()) == answers(plain)
     for host in lab.hosts:
         assert open_to_others(host.listening()) <= {(host.address, 22)}
         assert "ggml-rpc-server" in {program for _, _, program in host.listening()}
@@ -89,25 +88,15 @@ def test_a_host_that_is_cut_off_ends_its_worker_by_itself_and_is_taken_back(
     meshctl.ok("up", inventory, "--detach")
     lab.hosts[0].cut_link()
     wait_for_no_worker(lab.hosts[0], deadline_s=20)
-    failed = wait_for_phase(meshctl, "failed", deadline_s=150)
+    failed = meshctl.until_phase("failed", deadline_s=150)
     assert "hold" in failed["message"]
     assert failed["supervised"]
     lab.hosts[0].restore_link()
-    wait_for_phase(meshctl, "ready", deadline_s=150)
+    meshctl.until_phase("ready", deadline_s=150)
     assert meshctl.ok("chat", "Say hello.").stdout.strip()
     meshctl.ok("down")
     for host in lab.hosts:
         wait_idle(host, deadline_s=15)
-
-
-def wait_for_phase(meshctl: Meshctl, phase: str, *, deadline_s: float) -> dict[str, Any]:
-    deadline = time.monotonic() + deadline_s
-    state: dict[str, Any] = meshctl.ok("status", "--json").json
-    while state["phase"] != phase:
-        assert time.monotonic() < deadline, state
-        time.sleep(0.5)
-        state = meshctl.ok("status", "--json").json
-    return state
 
 
 def open_to_others(sockets: Iterable[tuple[str, int, str]]) -> set[tuple[str, int]]:

@@ -95,13 +95,8 @@ def root_of(host: RunningHost) -> Path:
 
 def serves_again(meshctl: Meshctl) -> None:
     """Until it has noticed, and then until it answers."""
-    until(lambda: state_of(meshctl)["phase"] not in ("ready", "degraded"), time.monotonic() + 45)
-    until(lambda: state_of(meshctl)["phase"] == "ready", time.monotonic() + 90)
-
-
-def state_of(meshctl: Meshctl) -> dict[str, Any]:
-    (state,) = meshctl.states()
-    return state
+    until(lambda: meshctl.state()["phase"] not in ("ready", "degraded"), time.monotonic() + 45)
+    meshctl.until_phase("ready", deadline_s=90)
 
 
 def running(host: RunningHost, words: str) -> list[int]:

@@ -35,8 +35,7 @@ def test_a_direct_host_answers_as_usual_and_listens_at_its_one_address(
     assert sorted(process["name"].rpartition("-")[0] for process in state["processes"]) == ["head", "worker-cpu"]
     listening = {(one.address, one.program) for one in host.listening()}
     assert listening == {(host.address, "sshd"), (host.address, "ggml-rpc-server")}
-    key = (meshctl.folder / "state/meshctl/clusters" / lab.name / "gateway.key").read_text().strip()
     with plain_head(engine, demo_model) as plain:
-        assert answers(state["gateway"].removesuffix("/v1"), key) == answers(plain)
+        assert answers(state["gateway"].removesuffix("/v1"), meshctl.key()) == answers(plain)
     meshctl.ok("down")
     wait_idle(host, deadline_s=15)

@@ -23,10 +23,6 @@ from tests.program import Meshctl, processes_with
 pytestmark = pytest.mark.engine
 
 
-def key_of(meshctl: Meshctl, cluster: str = "test") -> str:
-    return (meshctl.folder / "state/meshctl/clusters" / cluster / "gateway.key").read_text().strip()
-
-
 def events_of(meshctl: Meshctl) -> list[dict[str, Any]]:
     return [json.loads(line) for line in meshctl.ok("events", "--json").stdout.splitlines()]
 
@@ -50,7 +46,7 @@ def test_a_model_that_fits_no_single_device_answers_as_on_one_machine(
     assert all(share["total"] <= share["budget_bytes"] for share in _totals(state["plan"]["groups"][0]["shares"]))
     url = state["gateway"].removesuffix("/v1")
     with plain_head(engine, demo_model) as plain:
-        assert answers(url, key_of(meshctl)) == answers(plain)
+        assert answers(url, meshctl.key()) == answers(plain)
     assert "is up already" in meshctl.ok("up", inventory).stderr
     assert "worker-cpu.log" in meshctl.ok("logs", "part1", "--inventory", inventory).stdout
     told = meshctl.ok("chat", "Count from one to ten.", "--temperature", "0").stdout
@@ -73,7 +69,7 @@ def test_the_official_client_talks_with_a_cluster(meshctl: Meshctl) -> None:
     """Chat, stream, completion and the model list by the `openai` package."""
     meshctl.ok("up", str(write_local(meshctl.folder / "inventory.yaml", context=1024)), "--detach")
     gateway = meshctl.ok("status", "--json").json["gateway"]
-    with openai.OpenAI(base_url=gateway, api_key=key_of(meshctl), max_retries=0, timeout=60) as client:
+    with openai.OpenAI(base_url=gateway, api_key=meshctl.key(), max_retries=0, timeout=60) as client:
         assert [model.id for model in client.models.list()] == ["smollm2-135m"]
         asked: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Say hello."}]
         ask = partial(client.chat.completions.create, model="smollm2-135m", messages=asked, max_tokens=8, temperature=0)
@@ -83,7 +79,7 @@ def test_the_official_client_talks_with_a_cluster(meshctl: Meshctl) -> None:
         assert completed.usage is not None
         assert completed.usage.completion_tokens == 4
     told = httpx.get(
-        f"{gateway.removesuffix('/v1')}/metrics", headers={"authorization": f"Bearer {key_of(meshctl)}"}
+        f"{gateway.removesuffix('/v1')}/metrics", headers={"authorization": f"Bearer {meshctl.key()}"}
     ).text
     assert 'meshctl_requests_total{outcome="finished"} 3.0' in told
     assert re.search(r'meshctl_memory_used_bytes\{host="part[12]"\} [1-9]', told)
@@ -124,7 +120,7 @@ def test_after_a_worker_has_died_the_cluster_answers_again(meshctl: Meshctl) -> 
     meshctl.ok("up", inventory, "--detach", "--mode", "layers")
     before = meshctl.ok("status", "--json").json
     os.kill(worker_pid(before), signal.SIGKILL)
-    with openai.OpenAI(base_url=before["gateway"], api_key=key_of(meshctl), max_retries=0, timeout=150) as client:
+    with openai.OpenAI(base_url=before["gateway"], api_key=meshctl.key(), max_retries=0, timeout=150) as client:
         told = client.chat.completions.create(
             model="smollm2-135m", messages=[{"role": "user", "content": "Say hello."}], max_tokens=8
         )
@@ -156,27 +152,18 @@ def test_of_two_heads_one_serves_on_while_the_other_is_replaced(meshctl: Meshctl
     heads = {one["name"].partition("-")[0]: one["pid"] for one in before["processes"]}
     assert heads.keys() == {"head1", "head2"}
     os.kill(heads["head1"], signal.SIGKILL)
-    state = _until_phase(meshctl, "degraded")
+    state = meshctl.until_phase("degraded", deadline_s=90)
     assert [one["pid"] for one in state["processes"] if one["name"].startswith("head2")] == [heads["head2"]]
-    with openai.OpenAI(base_url=before["gateway"], api_key=key_of(meshctl), max_retries=0, timeout=30) as client:
+    with openai.OpenAI(base_url=before["gateway"], api_key=meshctl.key(), max_retries=0, timeout=30) as client:
         told = client.chat.completions.with_raw_response.create(
             model="smollm2-135m", messages=[{"role": "user", "content": "Say hello."}], max_tokens=4
         )
     assert told.headers["x-meshctl-head"] == "head2"
-    after = _until_phase(meshctl, "ready")
+    after = meshctl.until_phase("ready", deadline_s=90)
     assert heads["head2"] in [one["pid"] for one in after["processes"]]
     assert len([one for one in after["processes"] if one["name"].startswith("head")]) == 2
     meshctl.ok("down")
     assert processes_with(str(meshctl.folder)) == []
-
-
-def _until_phase(meshctl: Meshctl, phase: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 90
-    path = meshctl.folder / "state/meshctl/clusters/test/state.json"
-    while (state := json.loads(path.read_text()))["phase"] != phase:
-        assert time.monotonic() < deadline, state
-        time.sleep(0.02)
-    return dict(state)
 
 
 def test_a_smaller_context_is_taken_where_that_is_allowed_and_more_when_a_host_is_added(meshctl: Meshctl) -> None:
@@ -207,10 +194,7 @@ def test_a_cluster_that_recovers_can_be_stopped(meshctl: Meshctl) -> None:
     meshctl.ok("up", inventory, "--detach", "--mode", "layers")
     worker = worker_pid(meshctl.ok("status", "--json").json)
     os.kill(worker, signal.SIGKILL)
-    deadline = time.monotonic() + 20
-    while meshctl.ok("status", "--json").json["phase"] != "recovering":
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    meshctl.until_phase("recovering", deadline_s=20)
     meshctl.ok("down")
     assert processes_with(str(meshctl.folder)) == []
     assert meshctl.ok("status", "--json").json["phase"] == "stopped"

@@ -41,7 +41,7 @@ def test_a_mode_gives_the_text_of_a_plain_head(meshctl: Meshctl, engine: Engine,
         assert state["plan"]["mode"] == mode
         heads = [one for one in state["processes"] if one["name"].startswith("head")]
         assert len(heads) == (2 if mode == "replicas" else 1)
-        assert answers(state["gateway"].removesuffix("/v1"), _key(meshctl)) == expected
+        assert answers(state["gateway"].removesuffix("/v1"), meshctl.key()) == expected
         meshctl.ok("down")
     assert processes_with(str(meshctl.folder)) == []
 
@@ -60,7 +60,7 @@ def test_tensor_gives_the_same_first_tokens_and_perplexity(
         state = meshctl.ok("status", "--json").json
         (group,) = state["plan"]["groups"]
         assert (group["mode"], len(group["shares"])) == ("tensor", hosts)
-        assert _counting(state["gateway"].removesuffix("/v1"), _key(meshctl)) == expected
+        assert _counting(state["gateway"].removesuffix("/v1"), meshctl.key()) == expected
         assert perplexity(_head_url(state), head_key[-1]) == pytest.approx(surprise, rel=0.01)
         meshctl.ok("down")
     assert processes_with(str(meshctl.folder)) == []
@@ -84,10 +84,6 @@ def test_tensor_keeps_the_perplexity_within_one_percent(
             ("--rpc", ",".join(endpoints), "--device", names, "--n-gpu-layers", "999", *split),
         )
     assert together == pytest.approx(alone, rel=0.01)
-
-
-def _key(meshctl: Meshctl) -> str:
-    return (meshctl.folder / "state/meshctl/clusters/test/gateway.key").read_text().strip()
 
 
 @contextmanager
