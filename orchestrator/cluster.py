@@ -270,8 +270,8 @@ async def _start_head(
         else:
             await place.host.shell.put_bytes(f"{key}\n".encode(), str(key_file), mode=0o600)
 
-    def settings(port: int) -> HeadSettings:
-        return head_settings(prepared, plan, group, place, model=model, key_file=str(key_file), port=port)
+    def settings(door: str) -> HeadSettings:
+        return head_settings(prepared, plan, group, place, model=model, key_file=str(key_file), socket=door)
 
     placement = placement_of(prepared, group, [worker.endpoint for worker in workers])
     cluster = prepared.inventory.cluster

@@ -1,8 +1,10 @@
 """Examine every host: what works, what does not, and the fix for each failure. It changes nothing but our own agent."""
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import time
 
 from orchestrator.direct import direct_warning, worker_address
@@ -12,14 +14,14 @@ from orchestrator.engine.store import Engine, find_engine
 from orchestrator.errors import REPORTED, ConnectError, DeadlineError, HostKeyError, TransferError
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
-from orchestrator.host_agent import Others, ask_facts, ask_others, ensure_agent, start_link_server
+from orchestrator.host_agent import LOOPBACK, Others, ask_facts, ask_others, ensure_agent, start_link_server
+from orchestrator.hosts import OpenHost
 from orchestrator.inventory import Host, Inventory
 from orchestrator.shell.connect import connect
 from orchestrator.shell.local import LocalShell
-from orchestrator.shell.protocol import Shell
 from orchestrator.shell.ssh_config import SshFiles, account_home, write_ssh_files
 from orchestrator.survey.links import ECHO_OF_ONE_BYTE
-from orchestrator.tunnel import probe_command
+from orchestrator.tunnel import tunnel_command
 from orchestrator.view.sizes import bytes_text
 from workers.budget import MIB, budget
 from workers.facts import HostFacts
@@ -29,6 +31,7 @@ DISK_NEEDED_BYTES = 200 * MIB
 
 CLOCK_TOLERANCE_S = 60.0
 PROBE_S = 20.0
+PROBE_LOOK_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,12 @@ async def _examine(host: Host, ssh: SshFiles, folders: Folders, engine: Engine |
         facts = await ask_facts(shell, agent)
         checks.append(Check("python", True, facts.python))
         checks += examine_facts(host, facts, engine, time(), ssh.inventory)
-        checks.append(examine_others(await ask_others(shell, agent)))
+        checks.append(examine_others(await ask_others(shell, agent), host, facts.private_network_refused))
         if host.link == "direct":
             worker_address(host, facts)
             checks.append(Check("link", True, direct_warning(host, facts).removeprefix(f"{host.name}: ")))
         if host.connection == "ssh":
-            checks.append(await _forwarding(host, ssh, shell, agent))
+            checks.append(await _forwarding(OpenHost(host, shell, agent, facts), ssh))
     except REPORTED as error:
         checks.append(_failed(host, error, bool(checks)))
     finally:
@@ -85,22 +88,42 @@ async def _examine(host: Host, ssh: SshFiles, folders: Folders, engine: Engine |
     return Examined(host.name, tuple(checks))
 
 
-async def _forwarding(host: Host, ssh: SshFiles, shell: Shell, agent: str) -> Check:
-    """Whether OpenSSH carries a byte to the host's loopback and back, as the tunnels will."""
-    server = await start_link_server(shell, agent)
+async def _forwarding(host: OpenHost, ssh: SshFiles) -> Check:
+    """Whether OpenSSH carries a byte to where workers of the host will be and back, as the tunnels will."""
+    door = host.new_socket() if host.is_private else ""
+    server = await start_link_server(host.shell, host.agent, socket=door)
     try:
-        words = probe_command(host, ssh, server.port)
-        here = LocalShell("this machine", ssh.config.parent, account_home())
-        answer = await here.run(words, deadline_s=PROBE_S, stdin=ECHO_OF_ONE_BYTE, check=False)
+        answer, said = await _through_tunnel(host.host, ssh, door or f"{LOOPBACK}:{server.port}")
     finally:
         await server.close()
-    said = answer.stderr.decode(errors="replace").strip().splitlines()
+    option = "AllowStreamLocalForwarding" if door else "AllowTcpForwarding"
     return Check(
         "forwarding",
-        answer.stdout == ECHO_OF_ONE_BYTE[-1:],
-        "works" if answer.stdout else f"`ssh` carries nothing to it: {said[0] if said else 'no answer'}",
-        "allow it there: `AllowTcpForwarding yes` in its sshd_config, then restart sshd",
+        answer == ECHO_OF_ONE_BYTE[-1:],
+        "works" if answer else f"`ssh` carries nothing to it: {said or 'no answer'}",
+        f"allow it there: `{option} yes` in its sshd_config, then restart sshd",
     )
+
+
+async def _through_tunnel(host: Host, ssh: SshFiles, far: str) -> tuple[bytes, str]:
+    """What the measuring server there answers through a tunnel of the real kind, and the last that ssh says."""
+    with TemporaryDirectory(prefix="meshctl-") as folder:
+        near = Path(folder, "near.sock")
+        here = LocalShell("this machine", ssh.config.parent, account_home())
+        tunnel = await here.start(tunnel_command(host, ssh, str(near), far))
+        try:
+            async with asyncio.timeout(PROBE_S):
+                while not near.is_socket():
+                    await asyncio.sleep(PROBE_LOOK_S)
+                reader, writer = await asyncio.open_unix_connection(str(near))
+                writer.write(ECHO_OF_ONE_BYTE)
+                answer = await reader.read(1)
+                writer.close()
+        except (OSError, TimeoutError):
+            answer = b""
+        finally:
+            await tunnel.kill()
+        return answer, (tunnel.stderr_tail().strip().splitlines() or [""])[-1]
 
 
 def _let_in(host: Host) -> Iterator[Check]:
@@ -152,13 +175,21 @@ def examine_facts(
 MOST_NAMES = 8
 
 
-def examine_others(others: Others) -> Check:
-    """Who else could reach a worker's port on this host's loopback: a note, since only its owner can judge them."""
+def examine_others(others: Others, host: Host, no_network: str) -> Check:
+    """Who else could reach a worker's port on this host: a note, since only its owner can judge them.
+
+    `no_network`: why its programs have no private network ("": they have one).
+    """
     parts = (("may log in", others.login), ("has processes", others.running))
     told = "; ".join(f"{_names(names)} ({what})" for what, names in parts if names)
     if not told:
         return Check("others", True, "no other user than root")
-    return Check("others", True, f"can reach a worker's port on its loopback, and run code as this user: {told}")
+    if host.link == "direct":
+        return Check("others", True, f"can reach its worker's port, and run code as this user: {told}")
+    if not no_network:
+        return Check("others", True, f"cannot reach workers, which have a network of their own: {told}")
+    reach = f"can reach a worker's port on its loopback, and run code as this user: {told}"
+    return Check("others", True, f"{reach}; a private network would prevent that, but: {no_network}")
 
 
 def _names(names: Sequence[str]) -> str:

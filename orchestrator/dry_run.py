@@ -1,4 +1,4 @@
-"""The exact commands that `up` would run, without running them: ports are those the first free choice would give."""
+"""The exact commands that `up` would run, without running them: ports and sockets are named here in order."""
 
 import shlex
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from orchestrator.wishes import Wishes
 from workers.engine_commands import head_command, worker_command
 
 FIRST_PORT = 20000
-"""Shown in place of the port that is chosen at start, upwards for one process after the other."""
+"""Shown in place of the port or the socket's name that is chosen at start, upwards for one after the other."""
 
 Command = tuple[str, tuple[str, ...]]
 
@@ -57,18 +57,21 @@ def _workers(
         )
         commands.append((f"{host.name}: worker", (*host.host.run_with, *words)))
         if host.is_linked:
-            yield f"127.0.0.1:{_near(host, hosts, port, ports, commands)}"
+            far = _socket(host, ports) if host.is_private else f"127.0.0.1:{port}"
+            _link(host, hosts, far, ports, commands)
+            yield f"127.0.0.1:{next(ports)}"
         else:
             yield f"{host.worker_address}:{port}"
 
 
-def _near(host: OpenHost, hosts: OpenHosts, port: int, ports: Iterator[int], commands: list[Command]) -> int:
-    """The port on the controller that leads to one on the host, with the link that it takes."""
-    if host.is_local:
-        return port
-    near = next(ports)
-    commands.append((f"controller: link to {host.name}", tunnel_command(host.host, hosts.ssh, near, port)))
-    return near
+def _socket(host: OpenHost, ports: Iterator[int]) -> str:
+    return f"{host.shell.root}/run/{next(ports)}.sock"
+
+
+def _link(host: OpenHost, hosts: OpenHosts, far: str, ports: Iterator[int], commands: list[Command]) -> None:
+    """The tunnel to a place on the host."""
+    near = _socket(hosts.controller, ports)
+    commands.append((f"controller: link to {host.name}", tunnel_command(host.host, hosts.ssh, near, far)))
 
 
 def _head(
@@ -83,10 +86,11 @@ def _head(
     commands: list[Command],
 ) -> None:
     place = head_place(prepared, hosts, group, name)
-    host, port = place.host, next(ports)
+    host, door = place.host, _socket(place.host, ports)
     model = str(prepared.model.path) if host.is_local else remote_model(prepared.model, host.shell.root)
     key_file = str(key_path(prepared, folders, place))
-    settings = head_settings(prepared, plan, group, place, model=model, key_file=key_file, port=port)
+    settings = head_settings(prepared, plan, group, place, model=model, key_file=key_file, socket=door)
     words = head_command(f"{place.engine}/llama-server", settings, placement_of(prepared, group, endpoints))
     commands.append((f"{host.name}: {name}", (*host.host.run_with, *words)))
-    _near(host, hosts, port, ports, commands)
+    if not host.is_local:
+        _link(host, hosts, door, ports, commands)

@@ -174,7 +174,8 @@ def _placement(bench: Bench, group: Group, workers: dict[str, Worker]) -> Placem
 
 
 async def _run(bench: Bench, place: HeadPlace, words: tuple[str, ...], model: str, log: str) -> bytes:
-    """The program's stdout; EngineError with the end of what it wrote when it fails."""
+    """The program's stdout; EngineError with the end of what it wrote when it fails. Where workers are on this machine
+    it joins them in their network."""
     program = words[0].rpartition("/")[2]
     done = await run_leashed(
         place.host.shell,
@@ -184,6 +185,7 @@ async def _run(bench: Bench, place: HeadPlace, words: tuple[str, ...], model: st
         environment={**ENVIRONMENT, "LC_ALL": "C"},
         name=program,
         uses=place.host.items(place.engine, model),
+        network=await bench.hosts.network.words() if place.host.is_local else (),
         deadline_s=DEADLINE_S,
     )
     if done.status != 0:

@@ -75,13 +75,13 @@ def head_place(prepared: Prepared, hosts: OpenHosts, group: Group, name: str = "
 
 
 def head_settings(
-    prepared: Prepared, plan: Plan, group: Group, place: HeadPlace, *, model: str, key_file: str, port: int
+    prepared: Prepared, plan: Plan, group: Group, place: HeadPlace, *, model: str, key_file: str, socket: str
 ) -> HeadSettings:
-    """`model` and `key_file` are paths on the head's host."""
+    """`model`, `key_file` and `socket` are paths on the head's host."""
     return HeadSettings(
         model=model,
         alias=prepared.memory.model,
-        port=port,
+        socket=socket,
         key_file=key_file,
         context=plan.context,
         parallel=group.parallel,

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 
 from orchestrator.errors import BringUpError
+from orchestrator.head_client import head_client
 from orchestrator.plan.values import Group
 from orchestrator.processes import POLL_S, Head, Started, ended_by_itself
 from workers.head_log import plain_log
@@ -61,7 +62,7 @@ async def wait_loaded(head: Head, started: Started, *, deadline_s: float, on_wai
     BringUpError with the log of what has ended, or with the head's when it is late.
     """
     began = monotonic()
-    async with _client(head, timeout_s=5) as client:
+    async with head_client(head.url, head.key, timeout=5) as client:
         while not await _is_healthy(client):
             passed = monotonic() - began
             if not all(process.running for process in started.processes):
@@ -189,7 +190,7 @@ async def _ask(head: Head, started: Started, path: str, fields: dict[str, Any], 
     """The head's answer with status 200; BringUpError with the log of what has ended, or with the head's."""
     fixed = {"temperature": 0, "ignore_eos": True, "cache_prompt": False} if path == "/completion" else {}
     try:
-        async with _client(head, timeout_s=deadline_s) as client:
+        async with head_client(head.url, head.key, timeout=deadline_s) as client:
             reply = await client.post(path, json=fields | fixed)
     except httpx.HTTPError as error:
         if not all(process.running for process in started.processes):
@@ -202,12 +203,6 @@ async def _ask(head: Head, started: Started, path: str, fields: dict[str, Any], 
 
 async def _unreadable(head: Head, reply: httpx.Response) -> BringUpError:
     return await head_failed(head, f"gave an answer that cannot be read: {reply.text[:200]}")
-
-
-def _client(head: Head, *, timeout_s: float) -> httpx.AsyncClient:
-    """Straight to the head: a proxy of the environment cannot reach our loopback, and would be told the key."""
-    headers = {"Authorization": f"Bearer {head.key}"}
-    return httpx.AsyncClient(base_url=head.url, headers=headers, timeout=timeout_s, trust_env=False)
 
 
 async def _is_healthy(client: httpx.AsyncClient) -> bool:

@@ -21,6 +21,9 @@ from workers.facts import HostFacts, read_facts
 LOOPBACK = "127.0.0.1"
 QUESTION_S = 30.0
 LINK_BEAT_S = 5.0
+FIRST_PORT = 20000
+"""Where ports of a network begin that has nobody else in it."""
+
 FACTS_S = 90.0  # nvidia-smi without its daemon and system_profiler may take half a minute each
 UNPACK_S = 600.0
 REAP_S = 5.0
@@ -93,9 +96,9 @@ class Listening:
     program: str
 
 
-async def listening(shell: Shell, agent: str) -> tuple[Listening, ...]:
-    """Every TCP socket of our user that listens on the host."""
-    answer = await ask_agent(shell, commands.listen_words(agent))
+async def listening(shell: Shell, agent: str, network: int = 0) -> tuple[Listening, ...]:
+    """Every TCP socket of our user that listens on the host, or in the network of one of its processes."""
+    answer = await ask_agent(shell, commands.listen_words(agent, network))
     return read_part(shell.host, _LISTENING, answer.get("listening"))
 
 
@@ -192,18 +195,45 @@ class LinkServer(Wanted):
 
 
 async def start_link_server(
-    shell: Shell, agent: str, *, address: str = LOOPBACK, deadline_s: float = QUESTION_S
+    shell: Shell, agent: str, *, address: str = LOOPBACK, socket: str = "", deadline_s: float = QUESTION_S
 ) -> LinkServer:
-    """Start it at that address of the host; DeadlineError or HostError when it does not say its port."""
-    process = await shell.start(commands.link_words(agent, address))
+    """Start it at that address of the host, or at a socket in our folder there, with port 0 then.
+
+    DeadlineError or HostError when it does not say its port.
+    """
+    words, what = commands.link_words(agent, address, socket), "the measuring server"
+    process, said = await _start_wanted(shell, words, what, deadline_s)
+    return LinkServer(process, read_part(shell.host, _PORT_OR_NONE, said.get("port")))
+
+
+class HeldNetwork(Wanted):
+    """A network of ours alone on a host, that of the process `pid`; programs join it until it is closed."""
+
+    def __init__(self, process: Process, pid: int) -> None:
+        super().__init__(process, LINK_BEAT_S)
+        self.pid = pid
+
+
+async def start_network(shell: Shell, agent: str) -> HeldNetwork:
+    """DeadlineError or HostError when the host has none for us."""
+    process, said = await _start_wanted(shell, commands.network_words(agent), "a private network", QUESTION_S)
+    return HeldNetwork(process, read_part(shell.host, _PID, said.get("pid")))
+
+
+async def _start_wanted(shell: Shell, words: Words, what: str, deadline_s: float) -> tuple[Process, dict[str, Any]]:
+    """A verb of the agent that goes on, and the first thing it says."""
+    process = await shell.start(words)
     try:
         async with asyncio.timeout(deadline_s):
             async for line in process.lines():
-                return LinkServer(process, read_part(shell.host, _PORT, read_object(shell.host, line).get("port")))
-        raise HostError(shell.host, "the measuring server did not start", details=process.stderr_tail())
+                said = read_object(shell.host, line)
+                if "error" in said:
+                    raise HostError(shell.host, f"{what}: {said['error']}")
+                return process, said
+        raise HostError(shell.host, f"{what} did not start", details=process.stderr_tail())
     except TimeoutError as error:
         await process.kill()
-        raise DeadlineError(shell.host, f"the measuring server did not start within {deadline_s:g} s") from error
+        raise DeadlineError(shell.host, f"{what} did not start within {deadline_s:g} s") from error
     except BaseException:
         await process.kill()
         raise
@@ -262,7 +292,8 @@ def read_part(host: str, kind: TypeAdapter[T], part: object) -> T:
 
 
 _OBJECT = TypeAdapter(dict[str, Any])
-_PORT = TypeAdapter(Port)
+_PORT_OR_NONE = TypeAdapter(Annotated[int, Field(ge=0, le=65535)])
+_PID = TypeAdapter(Annotated[int, Field(ge=1)])
 _PORTS = TypeAdapter(tuple[Port, ...])
 _PATHS = TypeAdapter(tuple[str, ...])
 _TEXT = TypeAdapter(str)

@@ -5,6 +5,7 @@ ago, where there is more than the host's quota.
 """
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,18 +14,22 @@ from pathlib import Path
 from orchestrator.direct import direct_warning, worker_address
 from orchestrator.engine.build import local_platform
 from orchestrator.engine.store import engines_of
-from orchestrator.errors import MeshctlError
+from orchestrator.errors import HostError, MeshctlError
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
 from orchestrator.host_agent import ask_facts, ensure_agent, tidy
 from orchestrator.host_cache import item_of, make_room, record, size_there
 from orchestrator.inventory import CONTROLLER, Host, Inventory
+from orchestrator.network import PrivateNetwork
 from orchestrator.report import Report, silent
 from orchestrator.shell.connect import connect
 from orchestrator.shell.protocol import Shell
 from orchestrator.shell.ssh_config import SshFiles, write_ssh_files
 from workers.agent import sha256_of
 from workers.facts import HostFacts
+
+LONGEST_SOCKET = 100
+"""Bytes of a socket's path: systems differ, none takes less (unix(7): 108; macOS: 104, each with its end)."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,23 @@ class OpenHost:
     def is_linked(self) -> bool:
         """Whether its workers are reached through a tunnel of ours."""
         return not self.is_local and self.host.link == "tunnel"
+
+    @property
+    def is_private(self) -> bool:
+        """Whether its workers are kept from the host's other users: by a network of their own, behind a tunnel."""
+        return self.is_linked and not self.facts.private_network_refused
+
+    def new_socket(self) -> str:
+        """Where something of ours may listen there: the path of a socket that nobody has used before. HostError."""
+        path = f"{self.shell.root}/run/{secrets.token_hex(6)}.sock"
+        if len(path.encode()) > LONGEST_SOCKET or any(mark in path for mark in ":=\n"):
+            raise HostError(
+                self.name,
+                f"sockets cannot be made in {self.shell.root}: a path must have no `:` and `=`, and {LONGEST_SOCKET} "
+                f"bytes at most, not {len(path.encode())}",
+                hint="set XDG_CACHE_HOME there to a shorter path",
+            )
+        return path
 
     def items(self, *paths: str) -> tuple[str, ...]:
         """The cached items that these paths lie in, for whoever uses them."""
@@ -96,12 +118,13 @@ class OpenHost:
 class OpenHosts:
     """The controller itself and every host of the inventory, by name in the inventory's order, but for the missing.
 
-    Those have the reason in `missing`.
+    Those have the reason in `missing`. `network` is that of heads with workers on this machine.
     """
 
     controller: OpenHost
     by_name: Mapping[str, OpenHost]
     ssh: SshFiles
+    network: PrivateNetwork
     missing: Mapping[str, str] = field(default_factory=dict)
 
     def of_head(self, head: str) -> OpenHost:
@@ -129,7 +152,12 @@ async def open_hosts(
         opened = all_or_raise({name: answer for name, answer in answers.items() if name not in failed})
         by_name = {name: one for name, one in opened.items() if name != CONTROLLER}
         missing = {name: str(error).removeprefix(f"{name}: ") for name, error in failed.items()}
-        yield OpenHosts(opened[CONTROLLER], by_name, ssh, missing)
+        here = opened[CONTROLLER]
+        network = PrivateNetwork(here.shell, here.agent, here.facts.private_network_refused)
+        try:
+            yield OpenHosts(here, by_name, ssh, network, missing)
+        finally:
+            await network.close()
     finally:
         await _close_all(shells)
 

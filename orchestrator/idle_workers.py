@@ -1,7 +1,8 @@
 """Loopback workers that compute nothing: `llama-fit-params` asks them about devices when it counts memory.
 
 They live as long as a `with` block, and not longer than this process: a shell holds each one and ends it when the
-pipe from here closes, however this process ends.
+pipe from here closes, however this process ends. They have a network that nobody else can reach, where the system
+allows one; who asks them has to join it.
 """
 
 import asyncio
@@ -10,11 +11,15 @@ import signal
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from orchestrator.errors import EngineError
-from orchestrator.tunnel import free_local_port
+from orchestrator.shell.protocol import Words
+from orchestrator.tunnel import free_local_port, listening_ports
+from workers import agent
+from workers.commands import PRIVATE, enter_words, in_network
 from workers.engine_commands import ENVIRONMENT, worker_command
 
 _LEASH = """
@@ -36,22 +41,58 @@ _POLL_S = 0.02
 _LOG_TAIL_BYTES = 2000
 
 
+@dataclass(frozen=True)
+class IdleWorkers:
+    """Their endpoints ("127.0.0.1:PORT"), in the network of the process `network` (0: this machine's)."""
+
+    endpoints: tuple[str, ...]
+    network: int
+
+    def first(self, count: int) -> "IdleWorkers":
+        """So many of them."""
+        return replace(self, endpoints=self.endpoints[:count])
+
+    def joined(self, words: Words) -> Words:
+        """The command, run in their network."""
+        return enter_words(agent.__file__, in_network(self.network), words) if self.network else words
+
+
 @asynccontextmanager
-async def idle_workers(engine: Path, count: int) -> AsyncIterator[tuple[str, ...]]:
-    """Start `count` workers of the engine in this folder; their endpoints ("127.0.0.1:PORT"). EngineError."""
+async def idle_workers(engine: Path, count: int) -> AsyncIterator[IdleWorkers]:
+    """Start `count` workers of the engine in this folder. EngineError."""
+    private = await _may_be_private()
+    network, endpoints = 0, list[str]()
     async with AsyncExitStack() as stack:
-        yield tuple([await stack.enter_async_context(_idle_worker(engine)) for _ in range(count)])
+        for _ in range(count):
+            choice = in_network(network) if network else PRIVATE if private else ()
+            worker = await stack.enter_async_context(_idle_worker(engine, choice))
+            endpoints.append(worker.endpoint)
+            network = network or (worker.pid if private else 0)
+        yield IdleWorkers(tuple(endpoints), network)
+
+
+class _Worker(NamedTuple):
+    endpoint: str
+    pid: int
+
+
+async def _may_be_private() -> bool:
+    words = enter_words(agent.__file__, PRIVATE, ("true",))
+    quiet = asyncio.subprocess.DEVNULL
+    process = await asyncio.create_subprocess_exec(*words, stdin=quiet, stdout=quiet, stderr=quiet)
+    return await process.wait() == 0
 
 
 @asynccontextmanager
-async def _idle_worker(engine: Path) -> AsyncIterator[str]:
-    """One worker; another port is tried when something else takes the first in between."""
+async def _idle_worker(engine: Path, network: Words) -> AsyncIterator[_Worker]:
+    """One worker in this network; another port is tried when something else takes the first in between."""
     with tempfile.TemporaryFile() as log:
         for _ in range(_ATTEMPTS):
             port = free_local_port()
-            async with _leashed(worker_command(str(engine / "ggml-rpc-server"), port=port, threads=1), log) as process:
+            words = ("sh", "-c", _LEASH, "sh", *worker_command(str(engine / "ggml-rpc-server"), port=port, threads=1))
+            async with _held(enter_words(agent.__file__, network, words) if network else words, log) as process:
                 if await _is_ready(process, port):
-                    yield f"127.0.0.1:{port}"
+                    yield _Worker(f"127.0.0.1:{port}", process.pid)
                     return
         raise EngineError(
             f"{engine / 'ggml-rpc-server'} did not come up on any of {_ATTEMPTS} ports",
@@ -61,16 +102,12 @@ async def _idle_worker(engine: Path) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def _leashed(words: tuple[str, ...], log: IO[bytes]) -> AsyncIterator[asyncio.subprocess.Process]:
+async def _held(words: Words, log: IO[bytes]) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A program that reads from a pipe which closes with us."""
     leash, hand = os.pipe()
     try:
         process = await asyncio.create_subprocess_exec(
-            *("sh", "-c", _LEASH, "sh", *words),
-            stdin=leash,
-            stdout=log,
-            stderr=log,
-            env={**os.environ, **ENVIRONMENT},
-            start_new_session=True,
+            *words, stdin=leash, stdout=log, stderr=log, env={**os.environ, **ENVIRONMENT}, start_new_session=True
         )
     except BaseException:
         os.close(hand)
@@ -97,25 +134,14 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 async def _is_ready(process: asyncio.subprocess.Process, port: int) -> bool:
-    """Whether the worker accepts connections; one that comes and goes does it no harm while it is idle."""
+    """Whether the worker comes to listen; nothing connects to it for that."""
     with suppress(TimeoutError):
         async with asyncio.timeout(_READY_DEADLINE_S):
             while process.returncode is None:
-                if await _accepts(port):
+                if port in await listening_ports(process.pid):
                     return process.returncode is None
                 await asyncio.sleep(_POLL_S)
     return False
-
-
-async def _accepts(port: int) -> bool:
-    try:
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-    except ConnectionRefusedError:
-        return False
-    writer.close()
-    with suppress(ConnectionError):
-        await writer.wait_closed()
-    return True
 
 
 def _tail(log: IO[bytes]) -> str:

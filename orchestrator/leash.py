@@ -209,12 +209,13 @@ async def start_leashed(
     uses: Sequence[str] = (),
     temporary: Sequence[str] = (),
     capture: bool = False,
+    network: Words = (),
     may_end: bool = False,
 ) -> Leashed:
     """Start a program on the host; `log` is an absolute path there, started anew.
 
     It does not start unless the cached items that it `uses` are whole, and keeps them from being removed; `temporary`
-    files go with it. With `capture` its stdout comes with its `Exit`.
+    files go with it. With `capture` its stdout comes with its `Exit`. `network`: options of `workers.commands`.
     BringUpError, with the end of its log, when it cannot start or, unless it `may_end`, ends within the first quarter
     of a second.
     """
@@ -229,6 +230,7 @@ async def start_leashed(
         uses=uses,
         temporary=temporary,
         capture=capture,
+        network=network,
     )
     process = await shell.start(leash)
     leashed = Leashed(shell, agent, process, name=name, log=log, heartbeat_s=heartbeat_s)
@@ -256,6 +258,7 @@ async def run_leashed(
     environment: Mapping[str, str] = NO_ENVIRONMENT,
     name: str,
     uses: Sequence[str] = (),
+    network: Words = (),
     deadline_s: float,
 ) -> Finished:
     """Run a program to its end as `Shell.run` does, for one that takes long: it ends with us, however we end.
@@ -263,7 +266,16 @@ async def run_leashed(
     Its stderr goes to `log`. DeadlineError when it is late; HostError when it is lost.
     """
     held = await start_leashed(
-        shell, agent, words, log=log, environment=environment, name=name, uses=uses, capture=True, may_end=True
+        shell,
+        agent,
+        words,
+        log=log,
+        environment=environment,
+        name=name,
+        uses=uses,
+        capture=True,
+        network=network,
+        may_end=True,
     )
     try:
         async with asyncio.timeout(deadline_s):

@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.errors import EngineError
-from orchestrator.idle_workers import idle_workers
+from orchestrator.idle_workers import IdleWorkers, idle_workers
 from orchestrator.plan.values import ModelMemory
 from quant.model import (
     Model,
@@ -43,6 +43,7 @@ _MOST_DEVICES = 15
 """More than this the engine does not take."""
 
 _STORED = TypeAdapter(ModelMemory)
+NO_WORKERS = IdleWorkers((), 0)
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class _Question:
     parallel: int
     micro_batch: int
 
-    async def ask(self, placement: Placement | None) -> tuple[FitRow, ...]:
+    async def ask(self, placement: Placement | None, workers: IdleWorkers = NO_WORKERS) -> tuple[FitRow, ...]:
         words = fit_command(
             str(self.engine / "llama-fit-params"),
             model=str(self.model.path),
@@ -64,20 +65,21 @@ class _Question:
             micro_batch=self.micro_batch,
             placement=placement,
         )
-        return read_fit_table(await _run(words), device_rows(placement))
+        return read_fit_table(await _run(workers.joined(words)), device_rows(placement))
 
     async def ask_split(
-        self, endpoints: Sequence[str], tensor_split: Sequence[int], *, output_on_head: bool = False
+        self, workers: IdleWorkers, tensor_split: Sequence[int], *, output_on_head: bool = False
     ) -> tuple[FitRow, ...]:
         tied = self.model.output_tied
-        return await self.ask(Placement(tuple(endpoints), tuple(tensor_split), output_on_head, tied))
+        return await self.ask(Placement(workers.endpoints, tuple(tensor_split), output_on_head, tied), workers)
 
-    async def ask_cut(self, endpoints: Sequence[str]) -> tuple[int | None, str]:
+    async def ask_cut(self, workers: IdleWorkers) -> tuple[int | None, str]:
         """Bytes of the compute buffers of each device of mode `tensor`, which do not depend on their number and parts;
         None, and the engine's reason, where it cannot cut this model."""
-        placement = Placement(tuple(endpoints), (1,) * len(endpoints), False, self.model.output_tied, mode="tensor")
+        parts = (1,) * len(workers.endpoints)
+        placement = Placement(workers.endpoints, parts, False, self.model.output_tied, mode="tensor")
         try:
-            return upper_bytes((await self.ask(placement))[0].compute_mib), ""
+            return upper_bytes((await self.ask(placement, workers))[0].compute_mib), ""
         except EngineError as error:
             return None, error.engine_words
 
@@ -104,11 +106,12 @@ async def count_memory(
 async def _count(question: _Question) -> ModelMemory:
     model = question.model
     native = (await question.ask(None))[-1]
-    async with idle_workers(question.engine, min(3, model.block_count)) as endpoints:
-        split = even_split(model.block_count, len(endpoints))
-        remote = await question.ask_split(endpoints, split)
-        on_head = await question.ask_split(endpoints, split, output_on_head=True)
-        cut, refused = await question.ask_cut(endpoints[:2]) if len(endpoints) > 1 else (None, "")
+    devices = min(3, model.block_count)
+    async with idle_workers(question.engine, devices) as workers:
+        split = even_split(model.block_count, devices)
+        remote = await question.ask_split(workers, split)
+        on_head = await question.ask_split(workers, split, output_on_head=True)
+        cut, refused = await question.ask_cut(workers.first(2)) if devices > 1 else (None, "")
     surplus = surplus_logits_bytes(model, parallel=question.parallel, micro_batch=question.micro_batch)
     compute = compute_buffers(native, remote, on_head, surplus)
     counted = compute.last_bytes if cut is None else min(compute.last_bytes, cut)
@@ -209,11 +212,12 @@ async def _layer_kv(question: _Question, total_mib: int) -> tuple[int, ...]:
         return computed
     layers = question.model.block_count
     cut_mib: list[int] = []
-    async with idle_workers(question.engine, min(_MOST_DEVICES, layers + 2)) as endpoints:
+    devices = min(_MOST_DEVICES, layers + 2)
+    async with idle_workers(question.engine, devices) as workers:
         while len(cut_mib) < layers:
-            asked = min(len(endpoints) - 2, layers - len(cut_mib))
+            asked = min(devices - 2, layers - len(cut_mib))
             split = one_layer_each(layers, first=len(cut_mib), asked=asked)
-            rows = await question.ask_split(endpoints[: len(split)], split)
+            rows = await question.ask_split(workers.first(len(split)), split)
             cut_mib += [row.context_mib for row in rows[1 : 1 + asked]]
     return spread_kv(cut_mib, total_mib)
 

@@ -1,16 +1,21 @@
 """The life of workers, links and heads: each is started under the leash, waited for, and ended in the right order."""
 
 import asyncio
+import secrets
 import signal
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import monotonic
 
 from orchestrator.errors import BringUpError, DeadlineError, MeshctlError
+from orchestrator.head_client import SOCKET
 from orchestrator.host_agent import LOOPBACK, Listening, free_ports, listening, log_tail
 from orchestrator.hosts import OpenHost, OpenHosts
 from orchestrator.leash import Exit, Leashed, start_leashed
-from orchestrator.tunnel import free_local_port, tunnel_command, wait_listening
+from orchestrator.shell.protocol import Words
+from orchestrator.tunnel import free_local_port, tunnel_command, wait_open
+from workers.commands import PRIVATE, bridged
 from workers.engine_commands import ENVIRONMENT, HeadSettings, Placement, head_command, worker_command
 from workers.head_log import plain_log
 
@@ -18,6 +23,7 @@ WORKER_READY_S = 20.0
 LINK_READY_S = 20.0
 PORT_TRIES = 3
 POLL_S = 0.1
+ADDRESS_TAKEN = "Address already in use"
 LINK = "link-"
 STOP_S, AWAY_S = 15.0, 4.0
 LAST_WORDS_S = 3.0
@@ -66,10 +72,14 @@ class Started:
 
 @dataclass(frozen=True)
 class OpenLink:
-    """A tunnel that runs here: what is sent to `port` on our loopback comes out at its far end."""
+    """A tunnel that runs here: what is sent to the socket `near` comes out at its far end.
 
-    port: int
+    So does what is sent to `port` on loopback, where one was asked for: that of the private network, if there is one.
+    """
+
+    near: str
     process: Leashed
+    port: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,58 +124,67 @@ async def start_worker(
     """Start a worker and, unless it is reached without one, the link to it; the next port is tried when one was taken
     meanwhile."""
     address = host.worker_address
+    door = host.new_socket() if host.is_private else ""
+    joined = await hosts.network.words() if host.is_local else ()
+
+    def network(port: int) -> Words:
+        return (*PRIVATE, *bridged(f"unix:{door}", f"tcp:{LOOPBACK}:{port}")) if door else joined
+
     process, port = await _start_on_free_port(
         started,
         host,
         cluster,
         f"worker-{device.rpartition('/')[2]}",
         lambda port: worker_command(f"{engine}/ggml-rpc-server", port=port, threads=threads, address=address),
+        hosts.network.ports(PORT_TRIES) if joined else await free_ports(host.shell, host.agent, PORT_TRIES, address),
         uses=host.items(engine),
+        temporary=(door,) if door else (),
+        network=network,
         address=address,
     )
     if not host.is_linked:
         return Worker(device, host.name, port, f"{address}:{port}", process)
-    link = await open_link(started, hosts, cluster, host, port)
+    link = await open_worker_link(started, hosts, cluster, host, door or f"{LOOPBACK}:{port}")
     return Worker(device, host.name, port, f"{LOOPBACK}:{link.port}", process, link.process)
 
 
-async def open_link(started: Started, hosts: OpenHosts, cluster: str, host: OpenHost, port: int) -> OpenLink:
-    """Open an OpenSSH tunnel to a port on the host's loopback."""
+async def open_worker_link(started: Started, hosts: OpenHosts, cluster: str, host: OpenHost, far: str) -> OpenLink:
+    """Open a tunnel to a worker with a port here for the head, which knows nothing but ports."""
+    network = await hosts.network.pid()
     failed = BringUpError(f"{host.name}: no local port is free for its tunnel")
     for _ in range(PORT_TRIES):
-        near = free_local_port()
+        (port,) = hosts.network.ports(1) if network else (free_local_port(),)
         try:
-            return OpenLink(near, await _open_tunnel(started, hosts, cluster, host, port, near))
+            return await open_link(started, hosts, cluster, host, far, port=port, network=network)
         except BringUpError as error:
             failed = error
-            if "Address already in use" not in error.details:
+            if ADDRESS_TAKEN not in str(error):
                 break
     raise failed
 
 
-async def _open_tunnel(
-    started: Started, hosts: OpenHosts, cluster: str, host: OpenHost, port: int, near: int
-) -> Leashed:
+async def open_link(
+    started: Started, hosts: OpenHosts, cluster: str, host: OpenHost, far: str, *, port: int = 0, network: int = 0
+) -> OpenLink:
+    """Open an OpenSSH tunnel from a socket here to `far` on the host: a socket's path, or an address and port.
+
+    With a `port` that is carried to the socket, on the loopback of the process `network` if one is given.
+    """
     name = f"{LINK}{host.name}-{port}"
-    words = tunnel_command(host.host, hosts.ssh, near, port)
+    near = hosts.controller.new_socket()
+    words = tunnel_command(host.host, hosts.ssh, near, far)
+    bridge = bridged(f"tcp:{LOOPBACK}:{port}", f"unix:{near}", network) if port else ()
     try:
-        process = started.add(await _leash(hosts.controller, words, cluster, name))
+        process = started.add(await _leash(hosts.controller, words, cluster, name, temporary=(near,), network=bridge))
     except BringUpError as error:
         raise await _link_failed(host.name, error, hosts.controller, cluster, name) from error
     try:
-        await _wait_link(hosts.controller, process, near)
+        await wait_open(Path(near), LINK_READY_S, lambda: process.running)
     except BringUpError as error:
         await process.stop()
         started.processes.remove(process)
         raise await _link_failed(host.name, error, hosts.controller, cluster, name) from error
-    return process
-
-
-async def _wait_link(controller: OpenHost, process: Leashed, near: int) -> None:
-    """Until this very tunnel listens: what listens there first may be another program that was quicker."""
-    await wait_listening(near, LINK_READY_S, lambda: process.running)
-    if not await _comes_up(controller, process, near):
-        raise BringUpError("another program listens at its local port")
+    return OpenLink(near, process, port)
 
 
 async def _link_failed(host: str, error: BringUpError, controller: OpenHost, cluster: str, name: str) -> BringUpError:
@@ -184,7 +203,7 @@ async def start_head(
     cluster: str,
     host: OpenHost,
     engine: str,
-    settings: Callable[[int], HeadSettings],
+    settings: Callable[[str], HeadSettings],
     placement: Placement | None,
     key: str,
     put_key: Callable[[], Awaitable[None]],
@@ -192,25 +211,27 @@ async def start_head(
 ) -> Head:
     """Start a head, without waiting for its model to load; a remote one is reached through a link.
 
-    `put_key` writes the key file, which is removed again when the head ends. `name` begins with "head": it is stopped
-    before what it talks to.
+    It listens at a socket in our folder there, and is in the private network of its workers. `put_key` writes the key
+    file, which is removed again when the head ends. `name` begins with "head": it is stopped before what it talks to.
     """
-    asked = settings(0)
-    process, port = await _start_on_free_port(
-        started,
-        host,
-        cluster,
-        name,
-        lambda port: head_command(f"{engine}/llama-server", settings(port), placement),
-        uses=host.items(engine, asked.model),
-        temporary=(asked.key_file,),
-        prepare=put_key,
-        wait=False,
+    await put_key()
+    door = host.new_socket()
+    asked = settings(door)
+    process = started.add(
+        await _leash(
+            host,
+            head_command(f"{engine}/llama-server", asked, placement),
+            cluster,
+            f"{name}-{secrets.token_hex(2)}",
+            uses=host.items(engine, asked.model),
+            temporary=(asked.key_file, door),
+            network=await hosts.network.words() if placement is not None and host.is_local else (),
+        )
     )
     if host.is_local:
-        return Head(host.name, f"http://127.0.0.1:{port}", key, process)
-    link = await open_link(started, hosts, cluster, host, port)
-    return Head(host.name, f"http://127.0.0.1:{link.port}", key, process, link.process)
+        return Head(host.name, f"{SOCKET}{door}", key, process)
+    link = await open_link(started, hosts, cluster, host, door)
+    return Head(host.name, f"{SOCKET}{link.near}", key, process, link.process)
 
 
 async def ended_by_itself(processes: Iterable[Leashed], when: str) -> BringUpError:
@@ -256,29 +277,25 @@ async def _start_on_free_port(
     host: OpenHost,
     cluster: str,
     name: str,
-    command: Callable[[int], tuple[str, ...]],
+    command: Callable[[int], Words],
+    ports: Iterable[int],
     *,
-    uses: Sequence[str] = (),
-    temporary: Sequence[str] = (),
-    prepare: Callable[[], Awaitable[None]] | None = None,
-    address: str = LOOPBACK,
-    wait: bool = True,
+    uses: Sequence[str],
+    temporary: Sequence[str],
+    network: Callable[[int], Words],
+    address: str,
 ) -> tuple[Leashed, int]:
-    """The engine's worker exits with status 0 when its port is taken: only LISTEN under its pid counts as success.
-
-    `prepare` writes the `temporary` files before every try: each one's end removes them.
-    """
-    ports = await free_ports(host.shell, host.agent, PORT_TRIES, address)
+    """The engine's worker exits with status 0 when its port is taken: only LISTEN under its pid counts as success."""
     tail = ""
     for port in ports:
-        if prepare is not None:
-            await prepare()
         try:
-            process = started.add(await _leash(host, command(port), cluster, f"{name}-{port}", uses, temporary))
+            process = started.add(
+                await _leash(host, command(port), cluster, f"{name}-{port}", uses, temporary, network(port))
+            )
         except BringUpError as error:
             tail = error.details or str(error)
             continue
-        if not wait or await _comes_up(host, process, port, address):
+        if await _comes_up(host, process, port, address):
             return process, port
         tail = await process.log_tail()
         started.processes.remove(process)
@@ -287,11 +304,11 @@ async def _start_on_free_port(
     )
 
 
-async def _comes_up(host: OpenHost, process: Leashed, port: int, address: str = LOOPBACK) -> bool:
+async def _comes_up(host: OpenHost, process: Leashed, port: int, address: str) -> bool:
     """Whether the process itself comes to listen there, as far as the host lets us see whose a socket is."""
     deadline = monotonic() + WORKER_READY_S
     while process.running:
-        if any(_is_of(process, port, address, socket) for socket in await listening(host.shell, host.agent)):
+        if any(_is_of(process, port, address, one) for one in await listening(host.shell, host.agent, process.pid)):
             return True
         if monotonic() > deadline:
             raise DeadlineError(
@@ -309,15 +326,23 @@ def _is_of(process: Leashed, port: int, address: str, socket: Listening) -> bool
 
 async def _leash(
     host: OpenHost,
-    words: tuple[str, ...],
+    words: Words,
     cluster: str,
     name: str,
     uses: Sequence[str] = (),
     temporary: Sequence[str] = (),
+    network: Words = (),
 ) -> Leashed:
-    log = log_path(host, cluster, name)
     return await start_leashed(
-        host.shell, host.agent, words, log=log, environment=ENVIRONMENT, name=name, uses=uses, temporary=temporary
+        host.shell,
+        host.agent,
+        words,
+        log=log_path(host, cluster, name),
+        environment=ENVIRONMENT,
+        name=name,
+        uses=uses,
+        temporary=temporary,
+        network=network,
     )
 
 

@@ -1,7 +1,8 @@
-"""Encrypted links for data: the `ssh -N -L` command of a tunnel, its local port, and when it listens.
+"""Encrypted links for data: the `ssh -N -L` command of a tunnel, its near end, and when that listens.
 
-Starts no process: the words run under the agent's leash on the controller. Nothing here ever connects to a tunnel,
-because the connection would reach the worker behind it, which serves only one.
+Starts no process: the words run under the agent's leash on the controller. The near end is a socket in a folder of
+ours, which no other user can reach. Nothing here ever connects to it, because the connection would reach the worker
+behind it, which serves only one.
 """
 
 import asyncio
@@ -30,28 +31,24 @@ _OPTIONS = (
     "ControlPath=none",
     "StrictHostKeyChecking=yes",
     "GatewayPorts=no",
+    "StreamLocalBindMask=0177",
 )
 _PORTS = range(20000, 32000)  # below the ephemeral ranges of Linux (from 32768) and macOS (from 49152)
 _LOOK_S = 0.05
 _NETSTAT_S = 10.0
-_PROC_TCP = Path("/proc/net/tcp")
 
 
-def tunnel_command(host: Host, ssh: SshFiles, local_port: int, remote_port: int) -> Words:
-    """The words that carry 127.0.0.1:`local_port` here to 127.0.0.1:`remote_port` there until they are ended.
+def tunnel_command(host: Host, ssh: SshFiles, near: str, far: str) -> Words:
+    """The words that carry what comes in at the socket `near` here to `far` there until they are ended.
+
+    `far` is another socket's path, or such as "127.0.0.1:20000".
 
     Strict host keys by our own configuration, which jumps inherit through -F. AES-GCM comes first because the default
     cipher costs more than three times its round trip where the CPU has AES.
     """
     options = tuple(word for option in _OPTIONS for word in ("-o", option))
-    forward = f"{_LOOPBACK}:{local_port}:{_LOOPBACK}:{remote_port}"
-    return ("ssh", "-F", str(ssh.config), "-N", "-T", *options, "-c", _CIPHERS, "-L", forward, *destination_words(host))
-
-
-def probe_command(host: Host, ssh: SshFiles, remote_port: int) -> Words:
-    """The words that carry stdin to 127.0.0.1:`remote_port` there and its answer to stdout, to try forwarding once."""
-    options = tuple(word for option in _OPTIONS for word in ("-o", option))
-    return ("ssh", "-F", str(ssh.config), *options, "-W", f"{_LOOPBACK}:{remote_port}", *destination_words(host))
+    forward = ("-L", f"{near}:{far}")
+    return ("ssh", "-F", str(ssh.config), "-N", "-T", *options, "-c", _CIPHERS, *forward, *destination_words(host))
 
 
 def free_local_port(taken: Collection[int] = (), *, choice: random.Random | None = None) -> int:
@@ -67,26 +64,27 @@ def free_local_port(taken: Collection[int] = (), *, choice: random.Random | None
     raise BringUpError(f"no port between {_PORTS.start} and {_PORTS.stop - 1} is free on this machine")
 
 
-async def wait_listening(port: int, deadline_s: float, still_running: Callable[[], bool]) -> None:
-    """Return once something listens on 127.0.0.1:`port`, without connecting to it.
+async def wait_open(near: Path, deadline_s: float, still_running: Callable[[], bool]) -> None:
+    """Return once there is a socket at `near`, without connecting to it.
 
-    BringUpError when `still_running` (the tunnel's process) says no first, or nothing listens in time. That the far
-    end answers is not shown by this: with -L a missing far end shows only when it is used.
+    BringUpError when `still_running` (the tunnel's process) says no first, or there is none in time. That the far end
+    answers is not shown by this: with -L a missing far end shows only when it is used.
     """
     clock = asyncio.get_running_loop().time
     end = clock() + deadline_s
-    while port not in await listening_ports():
+    while not near.is_socket():
         if not still_running():
-            raise BringUpError(f"the tunnel at {_LOOPBACK}:{port} ended before it listened")
+            raise BringUpError("it ended before it listened")
         if clock() > end:
-            raise BringUpError(f"the tunnel does not listen at {_LOOPBACK}:{port} after {deadline_s:g} s")
+            raise BringUpError(f"it does not listen after {deadline_s:g} s")
         await asyncio.sleep(_LOOK_S)
 
 
-async def listening_ports() -> frozenset[int]:
-    """The TCP ports on which something listens at 127.0.0.1 of this machine."""
-    if _PROC_TCP.exists():
-        return read_proc_tcp(_PROC_TCP.read_text())
+async def listening_ports(network: int = 0) -> frozenset[int]:
+    """The TCP ports on which something listens at 127.0.0.1 of this machine, or in the network of a process."""
+    table = Path(f"/proc/{network or 'self'}/net/tcp")
+    if table.exists():
+        return read_proc_tcp(table.read_text())
     shell = LocalShell("this machine", Path("/"), Path("/"))
     answer = await shell.run(("netstat", "-an", "-p", "tcp"), deadline_s=_NETSTAT_S)
     return read_netstat(answer.stdout.decode(errors="replace"))

@@ -12,6 +12,7 @@ from time import monotonic
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from orchestrator.head_client import head_client
 from orchestrator.plan.values import Group
 from orchestrator.processes import Head
 
@@ -76,32 +77,31 @@ class Progress:
 async def until_stuck(head: Head, group: Group) -> float:
     """Look at a head until it hangs; for how many seconds it has."""
     progress = Progress(group.prefill_s / group.prompt_tokens)
-    headers = {"authorization": f"Bearer {head.key}"}
-    async with httpx.AsyncClient(headers=headers, timeout=LOOK_TIMEOUT_S, trust_env=False) as client:
+    async with head_client(head.url, head.key, timeout=LOOK_TIMEOUT_S) as client:
         while True:
-            stuck_s = progress.stuck_s(await look_at(client, head.url), monotonic())
+            stuck_s = progress.stuck_s(await look_at(client), monotonic())
             if stuck_s > progress.limit_s:
                 return stuck_s
             await asyncio.sleep(LOOK_EVERY_S)
 
 
-async def look_at(client: httpx.AsyncClient, url: str) -> Look | None:
-    """What the head at this URL says; None where it says nothing, or nothing that can be read."""
+async def look_at(client: httpx.AsyncClient) -> Look | None:
+    """What the head says; None where it says nothing, or nothing that can be read."""
     try:
-        answer = await client.get(f"{url}/metrics")
+        answer = await client.get("/metrics")
         values = {
             sample.name: sample.value
             for family in text_string_to_metric_families(answer.raise_for_status().text)
             for sample in family.samples
         }
         working, decodes = values["llamacpp:requests_processing"] > 0, int(values["llamacpp:n_decode_total"])
-        return Look(working, decodes, await _to_read(client, url) if working else 0)
+        return Look(working, decodes, await _to_read(client) if working else 0)
     except (httpx.HTTPError, ValueError, LookupError, TypeError):
         return None
 
 
-async def _to_read(client: httpx.AsyncClient, url: str) -> int:
+async def _to_read(client: httpx.AsyncClient) -> int:
     """Tokens of the prompts of slots that have not generated anything yet."""
-    slots = (await client.get(f"{url}/slots")).raise_for_status().json()
+    slots = (await client.get("/slots")).raise_for_status().json()
     reading = (slot for slot in slots if slot["is_processing"] and slot["next_token"][0]["n_decoded"] == 0)
     return sum(max(0, slot["n_prompt_tokens"] - slot["n_prompt_tokens_processed"]) for slot in reading)

@@ -313,6 +313,7 @@ async def run_program(bench: Bench, host: OpenHost, words: tuple[str, ...]) -> b
         log=log_path(host, f"{bench.prepared.inventory.cluster}{BENCH_LOGS}", "measured-0"),
         environment={**ENVIRONMENT, "LC_ALL": "C"},
         name=name,
+        network=await bench.hosts.network.words() if host.is_local else (),
         deadline_s=3600.0,
     )
     if done.status != 0:

@@ -37,22 +37,52 @@ def leash_words(
     uses: Sequence[str] = (),
     temporary: Sequence[str] = (),
     capture: bool = False,
+    network: Words = (),
 ) -> Words:
     """Run `words` under the leash; `log` is a path on the host, `heartbeat_s` how long silence is borne.
 
     `uses` are cached items that must be whole and are in use meanwhile, `temporary` files are removed at the end;
-    `capture`: what the program writes to stdout comes with its end instead of standing in the log.
+    `capture`: what the program writes to stdout comes with its end instead of standing in the log. `network`: options
+    made by the functions below.
     """
     given = (("--env", [f"{key}={value}" for key, value in environment.items()]), ("--uses", uses))
     options = [
         word for flag, values in (*given, ("--temporary", temporary)) for value in values for word in (flag, value)
     ]
     limits = ("--log-bytes", str(log_bytes), "--heartbeat-s", f"{heartbeat_s:g}", *(("--capture",) if capture else ()))
-    return agent_words(agent, "leash", "--name", name, "--log", log, *limits, *options, "--", *words)
+    return agent_words(agent, "leash", "--name", name, "--log", log, *limits, *network, *options, "--", *words)
 
 
-def link_words(agent: str, address: str) -> Words:
-    return agent_words(agent, "link", "--address", address)
+PRIVATE: Words = ("--private",)
+"""The program gets a network of its own: a loopback that nobody else on the host can reach."""
+
+
+def in_network(pid: int) -> Words:
+    """The program runs in the network of that process."""
+    return ("--network", str(pid))
+
+
+def bridged(near: str, far: str, network: int = 0) -> Words:
+    """What comes in at `near` in the network of the process `network` (0: the program's) is carried to `far`.
+
+    Each is such as `tcp:127.0.0.1:20000`, or `unix:/path`, which leads from one network to another.
+    """
+    return ("--bridge", f"{near}={far}", *(("--bridge-network", str(network)) if network else ()))
+
+
+def network_words(agent: str) -> Words:
+    """Hold a network for programs of ours as long as stdin brings something now and then."""
+    return agent_words(agent, "network")
+
+
+def enter_words(agent: str, network: Words, words: Words) -> Words:
+    """Run a program in a network, by `PRIVATE` or `in_network`, without a leash."""
+    return agent_words(agent, "enter", *network, "--", *words)
+
+
+def link_words(agent: str, address: str, socket: str = "") -> Words:
+    """At a port of the address that the host chooses, or at a socket in the file system."""
+    return agent_words(agent, "link", *(("--socket", socket) if socket else ("--address", address)))
 
 
 def ports_words(agent: str, count: int, address: str) -> Words:
@@ -94,8 +124,9 @@ def tidy_words(agent: str, root: str) -> Words:
     return agent_words(agent, "tidy", "--root", root)
 
 
-def listen_words(agent: str) -> Words:
-    return agent_words(agent, "listen")
+def listen_words(agent: str, network: int = 0) -> Words:
+    """`network`: in that of the process with this number (0: the host's)."""
+    return agent_words(agent, "listen", *(in_network(network) if network else ()))
 
 
 def look_words(agent: str, item: str, name: str) -> Words:

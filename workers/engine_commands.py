@@ -60,11 +60,12 @@ class Placement:
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """What a head is told beside where its layers are. `context` is tokens per conversation."""
+    """What a head is told beside where its layers are. `context` is tokens per conversation; it listens at `socket`,
+    a path that ends with ".sock"."""
 
     model: str
     alias: str
-    port: int
+    socket: str
     key_file: str
     context: int
     parallel: int
@@ -84,7 +85,7 @@ def head_command(program: str, settings: HeadSettings, placement: Placement | No
     return (
         program,
         *("--model", settings.model, "--alias", settings.alias),
-        *("--host", "127.0.0.1", "--port", str(settings.port), "--api-key-file", settings.key_file),
+        *("--host", settings.socket, "--api-key-file", settings.key_file),
         *("--ctx-size", str(settings.context * settings.parallel), "--parallel", str(settings.parallel)),
         *("--ubatch-size", str(settings.micro_batch), "--threads", str(settings.threads)),
         *("--cache-type-k", "f16", "--cache-type-v", "f16", "--cache-ram", "0", "--fit", "off"),

@@ -55,6 +55,7 @@ class HostFacts:
     gpus: tuple[Gpu, ...]
     medium: str = ""  # "wired" or "wireless": over what the SSH connection came in; "" where the host does not tell
     address: str = ""  # the host's own address that the SSH connection came to; "" without SSH
+    private_network_refused: str = ""  # why programs there cannot have a network of their own; "" where they can
 
     @property
     def platform(self) -> str:

@@ -18,6 +18,7 @@ import httpx
 from orchestrator.gateway.api_error import ApiError, unavailable
 from orchestrator.gateway.events import is_answer
 from orchestrator.gateway.fields import Body
+from orchestrator.head_client import head_client
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,11 @@ class Head:
 
     def __init__(self, url: str, key: str, deadlines: Deadlines) -> None:
         self._deadlines = deadlines
-        self._client = httpx.AsyncClient(
-            base_url=url,
-            headers={"authorization": f"Bearer {key}"},
+        self._client = head_client(
+            url,
+            key,
             timeout=httpx.Timeout(None, connect=deadlines.connect_s, write=deadlines.body_s),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
-            trust_env=False,
-            verify=False,  # heads are reached by http, on loopback; reading the system's authorities takes 30 ms
         )
 
     async def close(self) -> None:

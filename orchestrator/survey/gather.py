@@ -7,7 +7,7 @@ from datetime import datetime
 
 from orchestrator.errors import EngineError, UsageError
 from orchestrator.fanout import all_or_raise, each_host
-from orchestrator.host_agent import start_link_server
+from orchestrator.host_agent import LOOPBACK, start_link_server
 from orchestrator.hosts import OpenHost
 from orchestrator.processes import open_link, start_worker
 from orchestrator.report import Report
@@ -252,15 +252,16 @@ async def _in_context(
 
 async def _measured_link(measuring: Measuring, host: OpenHost) -> Link:
     """On the very path that carries the tensors: a tunnel, the network itself, or plain loopback on this machine."""
-    address = host.worker_address
-    server = await start_link_server(host.shell, host.agent, address=address)
+    address, door = host.worker_address, host.new_socket() if host.is_private else ""
+    server = await start_link_server(host.shell, host.agent, address=address, socket=door)
     try:
         async with stopping() as started:
             if host.is_local:
-                return await measure_link(host.name, "loopback", server.port)
+                return await measure_link(host.name, "loopback", (LOOPBACK, server.port))
             if not host.is_linked:
-                return await measure_link(host.name, "direct", server.port, address, medium=host.facts.medium)
-            link = await open_link(started, measuring.hosts, measuring.logs, host, server.port)
-            return await measure_link(host.name, "tunnel", link.port, medium=host.facts.medium)
+                return await measure_link(host.name, "direct", (address, server.port), medium=host.facts.medium)
+            far = door or f"{LOOPBACK}:{server.port}"
+            link = await open_link(started, measuring.hosts, measuring.logs, host, far)
+            return await measure_link(host.name, "tunnel", link.near, medium=host.facts.medium)
     finally:
         await server.close()

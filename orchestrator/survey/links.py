@@ -1,7 +1,8 @@
-"""Measure a link end to end: round trip and throughput between this machine and a port that leads to `agent.py link`.
+"""Measure a link end to end: round trip and throughput between this machine and a place that leads to `agent.py link`.
 
-The port is the near end of whatever carries the tensors later (plain loopback, or an OpenSSH tunnel), so what is
-measured is what the engine will see. Blocking sockets in a thread: the event loop would add its own delays.
+The place is the near end of whatever carries the tensors later (plain loopback, or an OpenSSH tunnel), so what is
+measured is what the engine will see, but for bridges into private networks (10 microseconds each). Blocking sockets in
+a thread: the event loop would add its own delays.
 """
 
 import asyncio
@@ -24,26 +25,29 @@ ECHO_OF_ONE_BYTE = struct.pack(">cQQ", b"E", 1, 1) + b"x"
 """A request to the measuring server with its payload; the answer is the last byte."""
 
 
-async def measure_link(
-    host: str, kind: str, port: int, address: str = "127.0.0.1", *, medium: str = "", deadline_s: float = 30
-) -> Link:
-    """Measure through `address`:`port`; ConnectError when the far end does not answer.
+Place = tuple[str, int] | str
+"""An address and a port, or the path of a socket."""
+
+
+async def measure_link(host: str, kind: str, place: Place, *, medium: str = "", deadline_s: float = 30) -> Link:
+    """Measure through `place`; ConnectError when the far end does not answer.
 
     `medium` is what the host says of its interface (`HostFacts.medium`).
     """
     try:
-        return await asyncio.wait_for(
-            asyncio.to_thread(_measure, kind, medium, (address, port), deadline_s), deadline_s + 5
-        )
+        return await asyncio.wait_for(asyncio.to_thread(_measure, kind, medium, place, deadline_s), deadline_s + 5)
     except (OSError, EOFError, TimeoutError) as error:
         raise ConnectError(
             host,
             f"the {kind} link carries nothing: {_what_happened(error)}",
-            hint=_DIRECT_HINT.format(address=address, host=host) if kind == "direct" else _TUNNEL_HINT,
+            hint=_DIRECT_HINT.format(address=place[0], host=host) if kind == "direct" else _TUNNEL_HINT,
         ) from error
 
 
-_TUNNEL_HINT = "the host's sshd must allow TCP forwarding (AllowTcpForwarding yes in its sshd_config)"
+_TUNNEL_HINT = (
+    "the host's sshd must allow forwarding to sockets and ports (AllowStreamLocalForwarding and AllowTcpForwarding yes "
+    "in its sshd_config)"
+)
 _DIRECT_HINT = (
     "this machine must reach ports from 20000 on at {address}: see its firewall, or use `link: tunnel` for {host}"
 )
@@ -56,9 +60,8 @@ def _what_happened(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def _measure(kind: str, medium: str, place: tuple[str, int], deadline_s: float) -> Link:
-    with socket.create_connection(place, timeout=deadline_s) as connection:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+def _measure(kind: str, medium: str, place: Place, deadline_s: float) -> Link:
+    with _connected(place, deadline_s) as connection:
         return Link(
             kind=kind,
             round_trip_s=_round_trip(connection),
@@ -66,6 +69,17 @@ def _measure(kind: str, medium: str, place: tuple[str, int], deadline_s: float) 
             down_bytes_per_s=_bulk(connection, _fetch_from_source),
             medium=medium,
         )
+
+
+def _connected(place: Place, deadline_s: float) -> socket.socket:
+    if isinstance(place, str):
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(deadline_s)
+        connection.connect(place)
+        return connection
+    connection = socket.create_connection(place, timeout=deadline_s)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
 
 
 def _round_trip(connection: socket.socket) -> float:

@@ -75,6 +75,7 @@ async def time_passes(
         environment={**ENVIRONMENT, "LC_ALL": "C"},
         name=f"llama-bench for {name}",
         uses=host.items(engine, model),
+        network=() if placement is None else await measuring.hosts.network.words(),
         deadline_s=DEADLINE_S,
     )
     if done.status != 0:

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 
 from orchestrator.engine.store import Engine
+from orchestrator.head_client import SOCKET
 from tests.end_to_end.inventories import free_port
 
 PROMPTS = ("What is the capital of France?", "Write one sentence about the sea.", "Count from one to ten.")
@@ -48,7 +49,9 @@ def answers(url: str, key: str = "") -> list[str]:
 def perplexity(url: str, key: str = "") -> float:
     """How surprised a head is by a text, token by token: exp of the mean negative log-probability."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    with httpx.Client(base_url=url, headers=headers, timeout=120) as client:
+    path = url.removeprefix(SOCKET) if url.startswith(SOCKET) else None
+    way, place = httpx.HTTPTransport(uds=path), "http://head" if path else url
+    with httpx.Client(base_url=place, headers=headers, timeout=120, transport=way) as client:
         tokens = client.post("/tokenize", json={"content": TEXT}).json()["tokens"]
         surprises = [-_log_probability(client, tokens[:place], tokens[place]) for place in range(8, len(tokens))]
     return math.exp(statistics.mean(surprises))

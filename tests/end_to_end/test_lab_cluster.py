@@ -1,12 +1,11 @@
 """The whole main job on hosts reached by real OpenSSH servers, each with less memory than the model's own file."""
 
 import os
+import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,6 +18,7 @@ from tests.end_to_end.inventories import free_port
 from tests.end_to_end.refusals import wait_idle
 from tests.lab_fixture import MakeLab
 from tests.program import Meshctl
+from workers.agent import family_of, running_processes
 
 pytestmark = [pytest.mark.engine, pytest.mark.lab]
 
@@ -53,10 +53,10 @@ def test_a_model_larger_than_each_host_answers_as_on_one_machine(
     with plain_head(engine, demo_model) as plain:
         assert answers(state["gateway"].removesuffix("/v1"), meshctl.key()) == answers(plain)
     for host in lab.hosts:
-        assert open_to_others(host.listening()) <= {(host.address, 22)}
-        assert "ggml-rpc-server" in {program for _, _, program in host.listening()}
+        assert {one.program for one in host.listening()} <= {"sshd", "lab_relay"}
+        assert any("ggml-rpc-server" in process.command for process in host.processes())
         assert host.memory_used_bytes() <= HOST_MEMORY_BYTES
-    assert open_to_others(listening_here()) & ports_of(state) == set()
+    assert ports_here(state["pid"]) == {int(state["gateway"].removesuffix("/v1").rpartition(":")[2])}
     assert "worker-cpu.log" in meshctl.ok("logs", "host1", "--inventory", inventory).stdout
     meshctl.ok("down", inventory)
     for host in lab.hosts:
@@ -99,23 +99,16 @@ def test_a_host_that_is_cut_off_ends_its_worker_by_itself_and_is_taken_back(
         wait_idle(host, deadline_s=15)
 
 
-def open_to_others(sockets: Iterable[tuple[str, int, str]]) -> set[tuple[str, int]]:
-    """Listening sockets that are not on loopback."""
-    return {(address, port) for address, port, _ in sockets if not address.startswith("127.")}
-
-
-def listening_here() -> list[tuple[str, int, str]]:
-    """This machine's own listening TCP sockets."""
-    rows = subprocess.run(("ss", "-Hltn"), capture_output=True, text=True, check=True).stdout.splitlines()
-    places = [row.split()[3].rpartition(":") for row in rows]
-    return [(address, int(port), "") for address, _, port in places]
-
-
-def ports_of(state: dict[str, Any]) -> set[tuple[str, int]]:
-    """The ports of this cluster's head, from its process name, on every address."""
-    names = [str(process["name"]) for process in state["processes"]]
-    ports = [int(name.rpartition("-")[2]) for name in names if name.startswith("head-")]
-    return {(address, port) for port in ports for address in ("0.0.0.0", "*", "[::]")}
+def ports_here(supervisor: int) -> set[int]:
+    """Where this machine's own processes of the cluster listen, the supervisor and what it started."""
+    processes = running_processes()
+    family = family_of(processes, supervisor, -1, set())
+    rows = subprocess.run(("ss", "-Hltnp"), capture_output=True, text=True, check=True).stdout.splitlines()
+    return {
+        int(row.split()[3].rpartition(":")[2])
+        for row in rows
+        if {int(pid) for pid in re.findall(r"pid=(\d+)", row)} & {*family, supervisor}
+    }
 
 
 def wait_for_no_worker(host: RunningHost, *, deadline_s: float) -> None:

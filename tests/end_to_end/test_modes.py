@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from orchestrator.engine.store import Engine
+from orchestrator.head_client import SOCKET
 from tests.end_to_end.answers import answers, perplexity, plain_head
 from tests.end_to_end.inventories import free_port, write_local
 from tests.program import Meshctl, processes_with
@@ -108,10 +109,10 @@ def _head_key(meshctl: Meshctl) -> Iterator[list[str]]:
 
 
 def _head_url(state: dict[str, Any]) -> str:
-    """The head itself, by the port on its command line: the gateway gives out no more than 20 probabilities."""
+    """The head itself, by the socket on its command line: the gateway gives out no more than 20 probabilities."""
     pid = next(one["pid"] for one in state["processes"] if one["name"].startswith("head"))
     words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-    return f"http://127.0.0.1:{words[words.index('--port') + 1]}"
+    return f"{SOCKET}{words[words.index('--host') + 1]}"
 
 
 def _counting(url: str, key: str = "") -> str:

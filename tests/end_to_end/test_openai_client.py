@@ -1,7 +1,6 @@
 """The official `openai` client against the gateway against the real head with the real model."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from openai.types.chat import ChatCompletionUserMessageParam
 
 from orchestrator.client import FinishReason, GatewayClient, Message, TextDelta, Timings
 from orchestrator.engine.store import Engine
+from orchestrator.head_client import SOCKET, head_client
 from tests.orchestrator.gateway.heads import HEAD_KEY, KEY, MODEL, gateway_at
 from workers.engine_commands import HeadSettings, head_command
 
@@ -102,14 +102,14 @@ async def _gateway(engine: Engine, model: Path, folder: Path) -> AsyncIterator[s
     """The address of a gateway before a real head."""
     key_file = folder / "head.key"
     key_file.write_text(HEAD_KEY)
-    port = _free_port()
-    settings = HeadSettings(str(model), MODEL, port, str(key_file), 1024, 2, 256, 1)
+    door = folder / "head.sock"
+    settings = HeadSettings(str(model), MODEL, str(door), str(key_file), 1024, 2, 256, 1)
     words = head_command(str(engine.program("llama-server")), settings, None)
     with (folder / "head.log").open("wb") as log:
         head = await asyncio.create_subprocess_exec(*words, stdout=log, stderr=log)
         try:
-            await _until_healthy(port, head, folder / "head.log")
-            async with gateway_at(f"http://127.0.0.1:{port}") as gateway:
+            await _until_healthy(f"{SOCKET}{door}", head, folder / "head.log")
+            async with gateway_at(f"{SOCKET}{door}") as gateway:
                 yield gateway.url
         finally:
             if head.returncode is None:
@@ -117,21 +117,14 @@ async def _gateway(engine: Engine, model: Path, folder: Path) -> AsyncIterator[s
             await head.wait()
 
 
-async def _until_healthy(port: int, head: asyncio.subprocess.Process, log: Path) -> None:
-    async with asyncio.timeout(60), httpx.AsyncClient(trust_env=False) as http:
+async def _until_healthy(url: str, head: asyncio.subprocess.Process, log: Path) -> None:
+    async with asyncio.timeout(60), head_client(url, HEAD_KEY, timeout=5) as http:
         while True:
             if head.returncode is not None:
                 pytest.fail(f"the head ended:\n{log.read_text()[-2000:]}")
             try:
-                if (await http.get(f"http://127.0.0.1:{port}/health")).status_code == 200:
+                if (await http.get("/health")).status_code == 200:
                     return
             except httpx.TransportError:
                 pass
             await asyncio.sleep(0.1)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

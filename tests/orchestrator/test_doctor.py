@@ -1,6 +1,7 @@
 """What the facts of a host tell the doctor."""
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 
@@ -47,20 +48,33 @@ def test_fixes_stand_under_what_they_mend() -> None:
 
 
 @pytest.mark.parametrize(
-    ("others", "text"),
+    ("others", "link", "refused", "text"),
     [
-        (Others((), ()), "no other user than root"),
+        (Others((), ()), "tunnel", "", "no other user than root"),
         (
             Others(("ada", "bob"), ("www-data",)),
-            "can reach a worker's port on its loopback, and run code as this user: "
-            "ada, bob (may log in); www-data (has processes)",
+            "tunnel",
+            "",
+            "cannot reach workers, which have a network of their own: ada, bob (may log in); www-data (has processes)",
         ),
         (
             Others((), tuple("abcdefghij")),
+            "tunnel",
+            "Operation not permitted",
             "can reach a worker's port on its loopback, and run code as this user: "
-            "a, b, c, d, e, f, g, h and 2 more (has processes)",
+            "a, b, c, d, e, f, g, h and 2 more (has processes); a private network would prevent that, but: "
+            "Operation not permitted",
+        ),
+        (
+            Others(("ada",), ()),
+            "direct",
+            "",
+            "can reach its worker's port, and run code as this user: ada (may log in)",
         ),
     ],
 )
-def test_who_else_is_on_a_host_is_a_note(others: Others, text: str) -> None:
-    assert examine_others(others) == Check("others", True, text)
+def test_who_else_is_on_a_host_is_a_note(
+    others: Others, link: Literal["tunnel", "direct"], refused: str, text: str
+) -> None:
+    host = Host("nuc", "ssh", address="nuc", link=link)
+    assert examine_others(others, host, refused) == Check("others", True, text)

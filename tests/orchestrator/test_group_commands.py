@@ -12,6 +12,7 @@ from orchestrator.folders import Folders
 from orchestrator.group_commands import head_place, placement_of
 from orchestrator.hosts import OpenHost, OpenHosts
 from orchestrator.inventory import Host, Inventory
+from orchestrator.network import PrivateNetwork
 from orchestrator.plan.experience import NO_EXPERIENCE
 from orchestrator.prepare import Prepared
 from orchestrator.shell.local import LocalShell
@@ -44,6 +45,7 @@ HOSTS = OpenHosts(
     open_host(Host("controller", "local")),
     {"here": open_host(HERE), "pi": open_host(PI)},
     SshFiles(Path("/state/ssh_config"), Path("/state/known_hosts")),
+    PrivateNetwork(LocalShell("controller", Path("/cache"), Path("/home")), "agent.py", ""),
 )
 
 
@@ -114,7 +116,8 @@ def test_a_dry_run_has_every_process_of_every_group(prepared: Prepared) -> None:
     assert remote[remote.index("--model") + 1].startswith("/home/ada/.cache/meshctl/models/")
     assert remote[remote.index("--api-key-file") + 1] == "/home/ada/.cache/meshctl/clusters/home/head1.key"
     assert remote[remote.index("--parallel") + 1] == "2"
-    assert "127.0.0.1:20001:127.0.0.1:20000" in link
+    assert remote[remote.index("--host") + 1] == "/home/ada/.cache/meshctl/run/20000.sock"
+    assert "/cache/run/20001.sock:/home/ada/.cache/meshctl/run/20000.sock" in link
     assert local[:4] == ("taskset", "-c", "0", "/engine/llama-server")
     assert local[local.index("--api-key-file") + 1] == "/state/clusters/home/head2.key"
 
@@ -128,6 +131,6 @@ def test_a_dry_run_places_a_group_over_its_workers_and_links(prepared: Prepared)
         "controller: head",
     ]
     head = commands[-1][1]
-    assert head[head.index("--rpc") + 1] == "127.0.0.1:20000,127.0.0.1:20002"
+    assert head[head.index("--rpc") + 1] == "127.0.0.1:20000,127.0.0.1:20004"
     assert head[head.index("--split-mode") + 1] == "tensor"
     assert head[head.index("--api-key-file") + 1] == "/state/clusters/home/head.key"

@@ -11,7 +11,10 @@ import pytest
 
 from orchestrator.engine.store import Engine
 from orchestrator.errors import EngineError
-from orchestrator.idle_workers import idle_workers
+from orchestrator.idle_workers import IdleWorkers, idle_workers
+from orchestrator.tunnel import listening_ports, read_proc_tcp
+from tests.program import processes_with
+from workers import agent
 
 HOLDER = """
 import asyncio, sys
@@ -19,30 +22,16 @@ from pathlib import Path
 from orchestrator.idle_workers import idle_workers
 
 async def hold():
-    async with idle_workers(Path(sys.argv[1]), 2) as endpoints:
-        print(*endpoints, flush=True)
+    async with idle_workers(Path(sys.argv[1]), 2) as workers:
+        print(workers.network, *workers.endpoints, flush=True)
         await asyncio.sleep(600)
 
 asyncio.run(hold())
 """
 
 
-async def accepts(endpoint: str) -> bool:
-    host, port = endpoint.split(":")
-    try:
-        _, writer = await asyncio.open_connection(host, int(port))
-        writer.close()
-        await writer.wait_closed()
-    except ConnectionError:  # refused, or reset by a worker that is just ending
-        return False
-    return True
-
-
-async def all_gone(endpoints: tuple[str, ...]) -> None:
-    """Returns when none accepts any more; TimeoutError after 15 s."""
-    async with asyncio.timeout(15):
-        while any([await accepts(endpoint) for endpoint in endpoints]):
-            await asyncio.sleep(0.05)
+def ends_of(workers: IdleWorkers) -> set[int]:
+    return {int(endpoint.rpartition(":")[2]) for endpoint in workers.endpoints}
 
 
 def fake_engine(folder: Path, script: str) -> Path:
@@ -62,18 +51,30 @@ async def test_worker_that_never_comes_up_is_reported_with_its_log(tmp_path: Pat
 
 
 @pytest.mark.engine
-async def test_workers_accept_while_the_block_lasts_and_are_gone_after_an_error(engine: Engine) -> None:
-    seen: list[str] = []
+async def test_workers_listen_while_the_block_lasts_and_are_gone_after_an_error(engine: Engine) -> None:
+    seen: list[IdleWorkers] = []
 
     async def fail_within() -> None:
-        async with idle_workers(engine.folder, 2) as endpoints:
-            seen.extend(endpoints)
-            assert [await accepts(endpoint) for endpoint in endpoints] == [True, True]
+        async with idle_workers(engine.folder, 2) as workers:
+            seen.append(workers)
+            assert ends_of(workers) <= await listening_ports(workers.network)
             raise KeyError
 
     with pytest.raises(KeyError):
         await fail_within()
-    assert [await accepts(endpoint) for endpoint in seen] == [False, False]
+    assert not Path(f"/proc/{seen[0].network}").exists() or not ends_of(seen[0]) & await listening_ports()
+
+
+@pytest.mark.engine
+async def test_nobody_else_on_the_machine_reaches_them(engine: Engine) -> None:
+    if refused := agent.private_network_refused():
+        pytest.skip(f"this system has no private networks: {refused}")
+    async with idle_workers(engine.folder, 2) as workers:
+        assert workers.network > 0
+        assert not ends_of(workers) & await listening_ports()
+        asked = await asyncio.create_subprocess_exec(*workers.joined(("cat", "/proc/net/tcp")), stdout=-1)
+        stdout, _ = await asked.communicate()
+        assert ends_of(workers) <= read_proc_tcp(stdout.decode())
 
 
 @pytest.mark.engine
@@ -87,9 +88,14 @@ async def test_workers_end_when_their_holder_is_killed(engine: Engine) -> None:
     try:
         assert process.stdout is not None
         async with asyncio.timeout(30):
-            endpoints = tuple((await process.stdout.readline()).decode().split())
+            network, *endpoints = (await process.stdout.readline()).decode().split()
         assert len(endpoints) == 2
     finally:
         process.send_signal(signal.SIGKILL)
         await process.wait()
-    await all_gone(endpoints)
+    async with asyncio.timeout(15):
+        while any(
+            one in " ".join(processes_with("ggml-rpc-server")) for one in (e.rpartition(":")[2] for e in endpoints)
+        ):
+            await asyncio.sleep(0.05)
+    assert network == "0" or not Path(f"/proc/{network}/ns/net").exists()

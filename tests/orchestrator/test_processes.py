@@ -4,6 +4,7 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ from orchestrator import processes
 from orchestrator.host_agent import ask_facts, ensure_agent
 from orchestrator.hosts import OpenHost, OpenHosts
 from orchestrator.inventory import Host
-from orchestrator.processes import Started, open_link
+from orchestrator.network import PrivateNetwork
+from orchestrator.processes import Started, open_worker_link
 from orchestrator.shell.local import LocalShell
 from orchestrator.shell.ssh_config import write_ssh_files
-from orchestrator.tunnel import free_local_port
+from orchestrator.tunnel import free_local_port, listening_ports
+from workers.commands import enter_words, in_network
 
 
 @pytest.fixture
@@ -27,39 +30,68 @@ async def shell(tmp_path: Path) -> AsyncIterator[LocalShell]:
 
 SSH = """#!{python}
 import socket, sys, time
-near = int(sys.argv[sys.argv.index("-L") + 1].split(":")[1])
-time.sleep(0.6)
-server = socket.socket()
-try:
-    server.bind(("127.0.0.1", near))
-except OSError:
-    sys.exit("bind: Address already in use")
+near = sys.argv[sys.argv.index("-L") + 1].split(":")[0]
+time.sleep(0.3)
+server = socket.socket(socket.AF_UNIX)
+server.bind(near)
 server.listen()
-time.sleep(99)
+while True:
+    connection, _ = server.accept()
+    connection.sendall(b"far end")
+    connection.close()
 """
 """Stands for `ssh -N -L`: listens only after it would have logged in."""
 
 
-async def test_a_link_whose_port_another_program_took_first_gets_another_port(
-    shell: LocalShell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """That program's socket is not taken for the tunnel's, and the tunnel that failed is not watched any more."""
+@pytest.fixture
+async def far(shell: LocalShell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OpenHost:
     (tmp_path / "ssh").write_text(SSH.format(python=sys.executable))
     (tmp_path / "ssh").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     agent = await ensure_agent(shell)
-    facts = await ask_facts(shell, agent)
-    controller = OpenHost(Host("controller", "local"), shell, agent, facts)
-    far = OpenHost(Host("desk", "ssh", address="desk.invalid"), shell, agent, facts)
-    hosts = OpenHosts(controller, {"desk": far}, write_ssh_files(tmp_path / "state", tmp_path / "inventory.yaml"))
-    started = Started()
+    return OpenHost(Host("desk", "ssh", address="desk.invalid"), shell, agent, await ask_facts(shell, agent))
+
+
+def hosts_of(far: OpenHost, tmp_path: Path, refused: str) -> OpenHosts:
+    controller = replace(far, host=Host("controller", "local"))
+    ssh = write_ssh_files(tmp_path / "state", tmp_path / "inventory.yaml")
+    return OpenHosts(controller, {"desk": far}, ssh, PrivateNetwork(far.shell, far.agent, refused))
+
+
+async def test_a_link_whose_port_another_program_took_first_gets_another_port(
+    far: OpenHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no private network. The tunnel that failed is not watched any more, and leaves no socket."""
+    hosts, started = hosts_of(far, tmp_path, "none here"), Started()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ports = iter((taken.getsockname()[1], free_local_port()))
         monkeypatch.setattr(processes, "free_local_port", lambda: next(ports))
         try:
-            link = await open_link(started, hosts, "demo", far, 20000)
+            link = await open_worker_link(started, hosts, "demo", far, "127.0.0.1:20000")
             assert link.port != taken.getsockname()[1]
             assert started.processes == [link.process]
             assert link.process.running
+            with socket.create_connection(("127.0.0.1", link.port), 5) as connection:
+                assert connection.recv(99) == b"far end"
+            assert [path.name for path in Path(far.shell.root, "run").iterdir()] == [Path(link.near).name]
         finally:
             await started.stop()
+    assert list(Path(far.shell.root, "run").iterdir()) == []
+
+
+async def test_a_link_ends_in_the_private_network_of_heads(far: OpenHost, tmp_path: Path) -> None:
+    if far.facts.private_network_refused:
+        pytest.skip(f"this system has no private networks: {far.facts.private_network_refused}")
+    hosts, started = hosts_of(far, tmp_path, ""), Started()
+    try:
+        one, two = [await open_worker_link(started, hosts, "demo", far, "127.0.0.1:20000") for _ in range(2)]
+        assert one.port != two.port
+        pid = await hosts.network.pid()
+        assert {one.port, two.port} <= await listening_ports(pid)
+        assert not {one.port, two.port} & await listening_ports()
+        code = f"import socket; print(socket.create_connection(('127.0.0.1', {two.port})).recv(9))"
+        words = enter_words(far.agent, in_network(pid), (sys.executable, "-c", code))
+        assert (await far.shell.run(words, deadline_s=20)).stdout == b"b'far end'\n"
+    finally:
+        await started.stop()
+        await hosts.network.close()

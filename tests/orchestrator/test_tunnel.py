@@ -1,5 +1,6 @@
 """The words of a tunnel, its port, and waiting for it without connecting."""
 
+import os
 import random
 import socket
 from pathlib import Path
@@ -11,11 +12,11 @@ from orchestrator.inventory import Host
 from orchestrator.shell.ssh_config import SshFiles
 from orchestrator.tunnel import (
     free_local_port,
-    probe_command,
+    listening_ports,
     read_netstat,
     read_proc_tcp,
     tunnel_command,
-    wait_listening,
+    wait_open,
 )
 
 SSH = SshFiles(known_hosts=Path("/state/known_hosts"), config=Path("/state/ssh_config"))
@@ -40,26 +41,19 @@ udp4       0      0  *.5353                 *.*
 
 def test_the_words_of_a_tunnel() -> None:
     host = Host("desk", "ssh", address="10.0.0.2", user="ada", port=2222, key="/keys/id", jump="bastion")
-    assert " ".join(tunnel_command(host, SSH, 20100, 20200)) == (
+    assert " ".join(tunnel_command(host, SSH, "/run/near.sock", "/run/far.sock")) == (
         "ssh -F /state/ssh_config -N -T -o BatchMode=yes -o ExitOnForwardFailure=yes -o ConnectTimeout=15"
         " -o ServerAliveInterval=5 -o ServerAliveCountMax=3 -o Compression=no -o IPQoS=none -o ControlMaster=no"
-        " -o ControlPath=none -o StrictHostKeyChecking=yes -o GatewayPorts=no"
+        " -o ControlPath=none -o StrictHostKeyChecking=yes -o GatewayPorts=no -o StreamLocalBindMask=0177"
         " -c aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@openssh.com"
-        " -L 127.0.0.1:20100:127.0.0.1:20200 -l ada -p 2222 -i /keys/id -J bastion -- 10.0.0.2"
+        " -L /run/near.sock:/run/far.sock -l ada -p 2222 -i /keys/id -J bastion -- 10.0.0.2"
     )
 
 
 def test_a_pinned_host_is_looked_up_under_its_pin() -> None:
     host = Host("desk", "ssh", address="desk", host_key="SHA256:" + "A" * 43)
-    assert tunnel_command(host, SSH, 20100, 20200)[-4:] == ("-o", f"HostKeyAlias=pinned-{'0' * 40}", "--", "desk")
-
-
-def test_forwarding_is_tried_with_the_tunnels_own_options() -> None:
-    host = Host("desk", "ssh", address="desk", user="ada")
-    tunnel, probe = tunnel_command(host, SSH, 20100, 20200), probe_command(host, SSH, 20200)
-    assert probe[:3] == ("ssh", "-F", "/state/ssh_config")
-    assert probe[probe.index("-W") :] == ("-W", "127.0.0.1:20200", *tunnel[-4:])
-    assert "StrictHostKeyChecking=yes" in probe
+    words = tunnel_command(host, SSH, "/run/near.sock", "127.0.0.1:20200")
+    assert words[-5:] == ("/run/near.sock:127.0.0.1:20200", "-o", f"HostKeyAlias=pinned-{'0' * 40}", "--", "desk")
 
 
 def test_listening_ports_are_read_from_linux_and_macos() -> None:
@@ -76,16 +70,25 @@ def test_a_free_port_is_below_the_ephemeral_range_and_not_taken() -> None:
         assert free_local_port(choice=random.Random(1)) != first
 
 
-async def test_a_listener_is_seen_without_being_connected_to() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        await wait_listening(listener.getsockname()[1], 5, lambda: True)
+async def test_a_near_end_is_seen_without_being_connected_to(tmp_path: Path) -> None:
+    near = tmp_path / "near.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(near))
+        listener.listen()
+        await wait_open(near, 5, lambda: True)
         listener.setblocking(False)
         with pytest.raises(BlockingIOError):
             listener.accept()
 
 
-async def test_a_tunnel_that_ends_or_never_listens_is_an_error() -> None:
-    with pytest.raises(BringUpError, match=r"the tunnel at 127\.0\.0\.1:20001 ended before it listened"):
-        await wait_listening(20001, 5, lambda: False)
-    with pytest.raises(BringUpError, match=r"does not listen at 127\.0\.0\.1:20001 after 0\.1 s"):
-        await wait_listening(20001, 0.1, lambda: True)
+async def test_a_tunnel_that_ends_or_never_listens_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BringUpError, match="it ended before it listened"):
+        await wait_open(tmp_path / "near.sock", 5, lambda: False)
+    with pytest.raises(BringUpError, match=r"it does not listen after 0\.1 s"):
+        await wait_open(tmp_path / "near.sock", 0.1, lambda: True)
+
+
+async def test_ports_of_this_machine_and_of_a_process_are_told_apart() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert listener.getsockname()[1] in await listening_ports()
+        assert listener.getsockname()[1] in await listening_ports(os.getpid())

@@ -88,5 +88,5 @@ async def test_a_head_is_looked_at_by_its_metrics_and_slots(
         return httpx.Response(status, text=text) if request.url.path == "/metrics" else httpx.Response(200, json=slots)
 
     transport = httpx.MockTransport(answer)
-    async with httpx.AsyncClient(transport=transport) as client:
-        assert await look_at(client, "http://head") == look
+    async with httpx.AsyncClient(transport=transport, base_url="http://head") as client:
+        assert await look_at(client) == look

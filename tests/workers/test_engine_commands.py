@@ -16,7 +16,7 @@ SPLIT = Placement(("127.0.0.1:21001", "127.0.0.1:21002"), (15, 16), output_on_he
 SETTINGS = HeadSettings(
     model="model.gguf",
     alias="smol",
-    port=21010,
+    socket="/run/head.sock",
     key_file="head.key",
     context=4096,
     parallel=2,
@@ -33,7 +33,7 @@ def test_a_worker_listens_on_loopback_with_explicit_threads() -> None:
 
 def test_a_head_over_workers_places_every_layer_explicitly() -> None:
     assert " ".join(head_command("llama-server", SETTINGS, SPLIT)) == (
-        "llama-server --model model.gguf --alias smol --host 127.0.0.1 --port 21010 --api-key-file head.key"
+        "llama-server --model model.gguf --alias smol --host /run/head.sock --api-key-file head.key"
         " --ctx-size 8192 --parallel 2 --ubatch-size 64 --threads 4"
         " --cache-type-k f16 --cache-type-v f16 --cache-ram 0 --fit off"
         " --no-ui --metrics --log-verbosity 4 --log-jsonl --sse-ping-interval 5"

@@ -19,7 +19,7 @@ from orchestrator.shell.host_keys import add_lines, key_line
 from orchestrator.shell.local import LocalProcess, LocalShell
 from orchestrator.shell.ssh_config import SshFiles
 from orchestrator.trust import compare, scan_keys, trust
-from orchestrator.tunnel import free_local_port, listening_ports, tunnel_command, wait_listening
+from orchestrator.tunnel import free_local_port, listening_ports, tunnel_command, wait_open
 from tests.orchestrator.shell.ssh_server import write_login_key
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -70,7 +70,10 @@ async def running_sshd(folder: Path, login: Path, *options: str) -> AsyncIterato
         words = (str(SSHD), "-D", "-e", "-f", str(folder / "config"))
         daemon = await asyncio.create_subprocess_exec(*words, stderr=log, start_new_session=True)
     try:
-        await wait_listening(port, 10, lambda: daemon.returncode is None)
+        async with asyncio.timeout(10):
+            while port not in await listening_ports():
+                assert daemon.returncode is None
+                await asyncio.sleep(0.02)
         yield Daemon(port, key)
     finally:
         daemon.terminate()
@@ -84,26 +87,28 @@ async def daemon(tmp_path: Path, login: Path) -> AsyncIterator[Daemon]:
 
 
 @asynccontextmanager
-async def running_tunnel(host: Host, ssh: SshFiles, remote_port: int, folder: Path) -> AsyncIterator[int]:
-    """The tunnel's local port once it listens; afterwards no process of it is left. Its talk is in folder/log."""
+async def running_tunnel(host: Host, ssh: SshFiles, far: str, folder: Path) -> AsyncIterator[Path]:
+    """The tunnel's near end once it listens; afterwards no process of it is left. Its talk is in folder/log."""
     local = LocalShell("here", folder, folder)
-    port = free_local_port()
-    ssh_words = tunnel_command(host, ssh, port, remote_port)
+    near = folder / f"{len(list(folder.glob('*.sock')))}.sock"
+    ssh_words = tunnel_command(host, ssh, str(near), far)
     process = await local.start((ssh_words[0], "-v", "-E", str(folder / "log"), *ssh_words[1:]))
     assert isinstance(process, LocalProcess)
     running = asyncio.create_task(process.wait(deadline_s=60))
     try:
-        await wait_listening(port, 20, lambda: not running.done())
-        yield port
+        await wait_open(near, 20, lambda: not running.done())
+        assert near.stat().st_mode & 0o077 == 0
+        yield near
     finally:
         await process.kill()
         await running
-        assert port not in await listening_ports()
         await nothing_names(str(ssh.config))
 
 
 @asynccontextmanager
-async def echo_server() -> AsyncIterator[int]:
+async def echo_server() -> AsyncIterator[str]:
+    """Its address and port."""
+
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
             writer.write(data)
@@ -112,14 +117,14 @@ async def echo_server() -> AsyncIterator[int]:
 
     server = await asyncio.start_server(echo, "127.0.0.1", 0)
     try:
-        yield server.sockets[0].getsockname()[1]
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
 
 
-async def echoed(port: int, data: bytes) -> bytes:
+async def echoed(near: Path, data: bytes) -> bytes:
     async with asyncio.timeout(20):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        reader, writer = await asyncio.open_unix_connection(near)
         writer.write(data)
         writer.write_eof()
         answer = await reader.read()
@@ -191,8 +196,8 @@ async def test_a_tunnel_carries_data_under_aes_gcm_and_leaves_nothing(
 ) -> None:
     add_lines(ssh.known_hosts, [daemon.line()])
     data = os.urandom(3_000_000)
-    async with echo_server() as far, running_tunnel(daemon.host(login), ssh, far, tmp_path) as port:
-        assert await echoed(port, data) == data
+    async with echo_server() as far, running_tunnel(daemon.host(login), ssh, far, tmp_path) as near:
+        assert await echoed(near, data) == data
     assert "cipher: aes128-gcm@openssh.com" in (tmp_path / "log").read_text()
 
 
@@ -203,7 +208,7 @@ async def test_a_tunnel_to_a_changed_key_never_listens(
     ssh.config.with_name("user_config").write_text("StrictHostKeyChecking no\nUserKnownHostsFile /dev/null\n")
     add_lines(ssh.known_hosts, [key_line(daemon.name, asyncssh.generate_private_key("ssh-ed25519"))])
     with pytest.raises(BringUpError, match="ended before it listened"):
-        async with running_tunnel(daemon.host(login), ssh, 9, tmp_path):
+        async with running_tunnel(daemon.host(login), ssh, "127.0.0.1:9", tmp_path):
             pass
     assert "REMOTE HOST IDENTIFICATION HAS CHANGED" in (tmp_path / "log").read_text()
 
@@ -220,8 +225,8 @@ async def test_a_tunnel_through_a_jump_checks_the_jump_too(
             async with running_tunnel(host, ssh, far, tmp_path):
                 pass
         add_lines(ssh.known_hosts, [jump.line()])
-        async with running_tunnel(host, ssh, far, tmp_path) as port:
-            assert await echoed(port, b"through two") == b"through two"
+        async with running_tunnel(host, ssh, far, tmp_path) as near:
+            assert await echoed(near, b"through two") == b"through two"
 
 
 async def test_a_pinned_key_holds_for_shell_and_tunnel(
@@ -231,5 +236,5 @@ async def test_a_pinned_key_holds_for_shell_and_tunnel(
     host = Host("desk", "ssh", address="127.0.0.1", port=daemon.port, user=ME, key=str(login), host_key=pin)
     shell = await connect(host, ssh)
     await shell.close()
-    async with echo_server() as far, running_tunnel(host, ssh, far, tmp_path) as port:
-        assert await echoed(port, b"pinned") == b"pinned"
+    async with echo_server() as far, running_tunnel(host, ssh, far, tmp_path) as near:
+        assert await echoed(near, b"pinned") == b"pinned"
