@@ -5,14 +5,16 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from orchestrator.engine.build import local_platform
 from orchestrator.engine.store import Engine, find_engine
 from orchestrator.folders import user_folders
 from quant.fetch import fetch_model
-from tests.end_to_end.fault_table import Row, as_markdown
+from tests.end_to_end.fault_table import Row, table_of
 from tests.fuzzing import TRIED
 from tests.lab_fixture import make_lab  # noqa: F401 # a fixture
 from tests.program import Meshctl
@@ -22,6 +24,23 @@ USER_CACHE = user_folders().cache
 
 
 FAULT_ROWS = pytest.StashKey[list[Row]]()
+FAULT_CELLS = pytest.StashKey[list[tuple[str, ...]]]()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where files run side by side, each process tells the one that reports."""
+    output: dict[str, object] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["tried"] = dict(TRIED)
+        output["faults"] = [row.cells() for row in session.config.stash.get(FAULT_ROWS, [])]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """One of these processes has ended."""
+    output = getattr(node, "workeroutput", {})
+    TRIED.update(output.get("tried", {}))
+    node.config.stash.setdefault(FAULT_CELLS, []).extend(output.get("faults", ()))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -29,9 +48,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if TRIED:
         tried = ", ".join(f"{count} {kind}" for kind, count in sorted(TRIED.items()))
         terminalreporter.write_line(f"made-up inputs tried: {tried}")
-    if rows := config.stash.get(FAULT_ROWS, []):
+    rows = [*config.stash.get(FAULT_CELLS, []), *(row.cells() for row in config.stash.get(FAULT_ROWS, []))]
+    if rows:
         terminalreporter.section("faults")
-        terminalreporter.write(as_markdown(rows))
+        terminalreporter.write(table_of(rows))
 
 
 @pytest.fixture(scope="session")
@@ -52,12 +72,15 @@ def demo_model() -> Path:
 @pytest.fixture(scope="session")
 def shared_cache(engine: Engine, demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache home for the whole run: the real engine and model, and calibrations made by this run only."""
-    home = tmp_path_factory.mktemp("cache")
+    run = tmp_path_factory.getbasetemp()
+    home = (run.parent if "PYTEST_XDIST_WORKER" in os.environ else run) / "cache"
     cache = home / "meshctl"
-    (cache / "models").mkdir(parents=True)
-    (cache / "engines").symlink_to(engine.folder.parent)
-    for path in demo_model.parent.iterdir():
-        (cache / "models" / path.name).symlink_to(path)
+    with FileLock(home.with_suffix(".lock")):
+        if not cache.exists():
+            (cache / "models").mkdir(parents=True)
+            (cache / "engines").symlink_to(engine.folder.parent)
+            for path in demo_model.parent.iterdir():
+                (cache / "models" / path.name).symlink_to(path)
     return home
 
 

@@ -57,7 +57,12 @@ HEADINGS = (
 
 def as_markdown(rows: Iterable[Row]) -> str:
     """The table as it stands in the documentation."""
-    lines = [HEADINGS, tuple("---" for _ in HEADINGS), *(row.cells() for row in rows)]
+    return table_of(row.cells() for row in rows)
+
+
+def table_of(rows: Iterable[tuple[str, ...]]) -> str:
+    """The same of rows whose cells are texts already."""
+    lines = [HEADINGS, tuple("---" for _ in HEADINGS), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
