@@ -58,8 +58,8 @@ FOLLOW_BYTES = 256 * KIB
 STALE_S = 15 * 60.0
 """What is being written changes all the time: unfinished files untouched for this long belong to nobody any more."""
 
-TEMPORARY_NAMES = ("*.tmp-*", "*.old-*", "*.part", "*.part-*", "*.partial", "head*.key", "*.sock")
-"""Keys: a head has read its own long before. Sockets: where nobody listens any more."""
+TEMPORARY_NAMES = ("*.tmp-*", "*.old-*", "*.part", "*.part-*", "*.partial", "head*.key")
+"""The last: a head has read its key long before."""
 
 CAPTURED_BYTES = 8 * MIB
 LINK_PATIENCE_S = 20.0
@@ -1841,9 +1841,9 @@ def answer_tidy(options: argparse.Namespace, words: list[str]) -> None:
 def tidy(root: str, before_s: float) -> list[str]:
     """Remove our own temporary files and folders last changed before that moment; gives their relative paths."""
     removed = []
-    bound = bound_sockets()
+    dead = dead_sockets(os.path.join(root, "run"))
     for folder, folders, files in os.walk(root):
-        stale = [name for name in folders + files if is_stale(folder, name, before_s, bound)]
+        stale = [name for name in folders + files if is_stale(folder, name, before_s) or name in dead]
         folders[:] = [name for name in folders if name not in stale]
         for name in stale:
             place = os.path.join(folder, name)
@@ -1852,15 +1852,26 @@ def tidy(root: str, before_s: float) -> list[str]:
     return sorted(removed)
 
 
-def is_stale(folder: str, name: str, before_s: float, bound: set[str]) -> bool:
-    place = os.path.join(folder, name)
-    if name.endswith(".sock") and (is_mac() or place in bound):
-        return False
-    return is_temporary(name) and newest_s(place) < before_s
+def is_stale(folder: str, name: str, before_s: float) -> bool:
+    return is_temporary(name) and newest_s(os.path.join(folder, name)) < before_s
+
+
+def socket_name(hostname: str, token: str) -> str:
+    """Of a socket in our folder, which may be on a disk that other hosts share."""
+    return f"{hashlib.sha256(hostname.encode()).hexdigest()[:6]}-{token}.sock"
+
+
+def dead_sockets(folder: str) -> set[str]:
+    """The names of this host's sockets there at which nobody listens any more; macOS does not tell which these are."""
+    looked_s, ours = time.time(), glob.glob(os.path.join(glob.escape(folder), socket_name(socket.gethostname(), "*")))
+    if is_mac() or not ours:
+        return set()
+    bound = bound_sockets()
+    return {os.path.basename(one) for one in ours if one not in bound and newest_s(one) < looked_s}
 
 
 def bound_sockets() -> set[str]:
-    """The paths at which sockets are bound, in whatever network; macOS does not tell."""
+    """The paths at which sockets are bound, in whatever network."""
     networks: dict[int, str] = {}
     for name in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
         with contextlib.suppress(OSError):

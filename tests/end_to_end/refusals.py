@@ -9,7 +9,7 @@ import yaml
 from lab_hosts import Lab, RunningHost
 from tests.program import Meshctl, Outcome, left_after
 
-HALF_MARKS = (".part", ".partial", ".tar.gz", ".tmp-", ".old-")
+HALF_MARKS = (".part", ".partial", ".tar.gz", ".tmp-", ".old-", ".sock")
 """Parts of the names of files and folders that are not, or not yet, what they are for."""
 
 IDLE_PROCESSES = 1

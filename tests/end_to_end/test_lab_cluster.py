@@ -15,7 +15,7 @@ from lab_running import RunningHost
 from orchestrator.engine.store import Engine
 from tests.end_to_end.answers import answers, plain_head
 from tests.end_to_end.inventories import free_port
-from tests.end_to_end.refusals import wait_idle
+from tests.end_to_end.refusals import files_of, wait_idle
 from tests.lab_fixture import MakeLab
 from tests.program import Meshctl
 from workers.agent import family_of, running_processes
@@ -61,6 +61,7 @@ def test_a_model_larger_than_each_host_answers_as_on_one_machine(
     meshctl.ok("down", inventory)
     for host in lab.hosts:
         wait_idle(host, deadline_s=5)
+        assert [name for name in files_of(host) if name.endswith(".sock")] == []
 
 
 def test_a_killed_controller_leaves_no_process_on_any_host(make_lab: MakeLab, meshctl: Meshctl) -> None:
@@ -74,6 +75,7 @@ def test_a_killed_controller_leaves_no_process_on_any_host(make_lab: MakeLab, me
     began = time.monotonic()
     for host in lab.hosts:
         wait_idle(host, deadline_s=began + 15 - time.monotonic())
+        assert [name for name in files_of(host) if name.endswith(".sock")] == []
     while any(Path(f"/proc/{pid}").exists() for pid in here):
         assert time.monotonic() < began + 15
         time.sleep(0.1)

@@ -184,6 +184,25 @@ def files_below(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
+def test_of_sockets_only_those_of_this_host_go_at_which_nobody_listens(tmp_path: Path) -> None:
+    """Whatever network they listen in; one that has just died goes at once."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    dead, alive = (folder / agent.socket_name(socket.gethostname(), name) for name in ("dead", "alive"))
+    other = folder / agent.socket_name("another host", "x")
+    listening = []
+    for path in (dead, alive, other):
+        one = socket.socket(socket.AF_UNIX)
+        one.bind(str(path))
+        listening.append(one)
+    listening[0].close()
+    listening[2].close()
+    assert run_agent("tidy", "--root", str(tmp_path)) == {"removed": [f"run/{dead.name}"]}
+    listening[1].close()
+    assert run_agent("tidy", "--root", str(tmp_path)) == {"removed": [f"run/{alive.name}"]}
+    assert other.is_socket()
+
+
 def test_tidy_removes_only_what_is_ours_temporary_and_untouched_for_a_while(tmp_path: Path) -> None:
     hour_s = 3600.0
     gone = ["clusters/demo/head-0f.key", "models/.a.gguf.0f.part", "slices/a.gguf.0f.partial"]
