@@ -667,12 +667,13 @@ def metal_share_bytes(total_bytes: int) -> int:
 
 
 class Running(NamedTuple):
-    """One running process; memory in bytes. `anonymous_bytes` is what no file backs, hence cannot be dropped."""
+    """One running process; memory in bytes. `stopped`: by a signal or a debugger, until somebody lets it go on."""
 
     parent: int
     group: int
     cpu_s: float
     rss_bytes: int
+    stopped: bool = False
 
 
 def running_processes() -> dict[int, Running]:
@@ -692,8 +693,9 @@ def read_stat(text: str) -> Running | None:
     if len(fields) < 22 or fields[0] in "ZX":
         return None
     ticks = int(fields[11]) + int(fields[12])
-    pages = int(fields[21])
-    return Running(int(fields[1]), int(fields[2]), ticks / os.sysconf("SC_CLK_TCK"), pages * resource.getpagesize())
+    rss_bytes = int(fields[21]) * resource.getpagesize()
+    cpu_s = ticks / os.sysconf("SC_CLK_TCK")
+    return Running(int(fields[1]), int(fields[2]), cpu_s, rss_bytes, stopped=fields[0] in "Tt")
 
 
 def read_ps(text: str) -> dict[int, Running]:
@@ -702,7 +704,8 @@ def read_ps(text: str) -> dict[int, Running]:
         fields = line.split()
         if len(fields) == 6 and not fields[3].startswith("Z"):
             cpu_s = read_ps_time(fields[5])
-            found[int(fields[0])] = Running(int(fields[1]), int(fields[2]), cpu_s, int(fields[4]) * KIB)
+            rss_bytes, stopped = int(fields[4]) * KIB, fields[3].startswith("T")
+            found[int(fields[0])] = Running(int(fields[1]), int(fields[2]), cpu_s, rss_bytes, stopped)
     return found
 
 
@@ -1091,6 +1094,7 @@ class Leash:
                 "anonymous_bytes": sum(anonymous_bytes(pid, one.rss_bytes) for pid, one in members.items()),
                 "cpu_s": round(sum(process.cpu_s for process in members.values()), 2),
                 "available_bytes": available_bytes(),
+                "stopped": any(process.stopped for process in members.values()),
             }
         )
 
