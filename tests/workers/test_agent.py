@@ -264,7 +264,12 @@ def test_a_file_is_read_again_only_when_it_was_changed_since_it_was_last_right(
     item = put(tmp_path, "models/a.gguf", "12345")
     digests = [hashlib.sha256(text).hexdigest() for text in (b"12345", b"54321")]
     read: list[str] = []
-    monkeypatch.setattr(agent, "sha256_of", lambda path: read.append(path) or digests[0])
+
+    def read_it(path: str) -> str:
+        read.append(path)
+        return digests[0]
+
+    monkeypatch.setattr(agent, "sha256_of", read_it)
     agent.write_record(str(item), agent.Recorded("", 5, digests[0]))
     (known,) = agent.read_record(str(item))
     assert (agent.is_damaged(str(item), known), read) == (False, [])
