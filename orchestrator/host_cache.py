@@ -82,16 +82,18 @@ class HostCache:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What the agent says of one file."""
+class Seen:
+    """What the agent says of one file that was put on its host (`size_bytes` None: it is not there): whether its digest
+    is kept there, and whether it has another one by now."""
 
     size_bytes: int | None
     recorded: bool
+    damaged: bool
 
 
 _CACHE = TypeAdapter(HostCache)
 _PLACES = TypeAdapter(tuple[str, ...])
-_SEEN = TypeAdapter(_Seen)
+_SEEN = TypeAdapter(Seen)
 
 
 async def ask_cache(shell: Shell, agent: str, check: str = "none") -> HostCache:
@@ -172,14 +174,12 @@ def may_go(item: Item, kept: Collection[str] = ()) -> bool:
     return not (item.in_use or item.is_learnt or item.is_fetched or item.place in kept)
 
 
-async def size_there(shell: Shell, agent: str, item: str, name: str = "") -> tuple[int | None, bool]:
-    """The size of a file that was put on a host (None: it is not there), and whether its digest is kept there.
+async def look_at(shell: Shell, agent: str, item: str, name: str = "") -> Seen:
+    """Look at a file that was put on a host; what somebody has changed since is read whole there.
 
     `item` is an absolute path there, `name` the file's path in it. Marks the item as used.
     """
-    answer = await ask_agent(shell, commands.look_words(agent, item, name))
-    seen = read_part(shell.host, _SEEN, answer)
-    return seen.size_bytes, seen.recorded
+    return read_part(shell.host, _SEEN, await ask_agent(shell, commands.look_words(agent, item, name), HASHES_S))
 
 
 async def record(shell: Shell, agent: str, item: str, name: str, size_bytes: int, sha256: str) -> None:

@@ -18,7 +18,7 @@ from orchestrator.errors import HostError, MeshctlError
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
 from orchestrator.host_agent import ask_facts, ensure_agent, tidy
-from orchestrator.host_cache import item_of, make_room, record, size_there
+from orchestrator.host_cache import Seen, item_of, look_at, make_room, record
 from orchestrator.inventory import CONTROLLER, Host, Inventory
 from orchestrator.network import PrivateNetwork
 from orchestrator.report import Report, silent
@@ -83,7 +83,7 @@ class OpenHost:
         return tuple(dict.fromkeys(item for item in found if item is not None))
 
     async def put_once(self, item: str, files: Mapping[str, Path]) -> None:
-        """Put an item there unless it is there with these very sizes; what has another size is put again.
+        """Put an item there unless it is there with these very sizes and as it was put; what is not is put again.
 
         `item` is its absolute path there, `files` what it consists of by their names in it ("": the item is one file).
         The digests are kept beside. TransferError before anything is written when there is no room for all.
@@ -102,16 +102,24 @@ class OpenHost:
 
     async def _is_there(self, item: str, name: str, source: Path) -> bool:
         wanted = source.stat().st_size
-        there, recorded = await size_there(self.shell, self.agent, item, name)
-        if there is not None and there != wanted:
-            self.report.warn(f"{self.name}: {source.name} there has {there} bytes, not {wanted}: it is put there again")
-        if there == wanted and not recorded:
+        seen = await look_at(self.shell, self.agent, item, name)
+        if damage := damage_of(seen, wanted):
+            self.report.warn(f"{self.name}: {source.name} there {damage}: it is put there again")
+        whole = seen.size_bytes == wanted and not damage
+        if whole and not seen.recorded:
             await self._record(item, name, source)
-        return there == wanted
+        return whole
 
     async def _record(self, item: str, name: str, source: Path) -> None:
         digest = await asyncio.to_thread(sha256_of, str(source))
         await record(self.shell, self.agent, item, name, source.stat().st_size, digest)
+
+
+def damage_of(seen: Seen, wanted_bytes: int) -> str:
+    """What is wrong with a file on a host; "" for nothing, also where it is not there."""
+    if seen.size_bytes is not None and seen.size_bytes != wanted_bytes:
+        return f"has {seen.size_bytes} bytes, not {wanted_bytes}"
+    return "has changed (by its sha256)" if seen.damaged else ""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ from orchestrator.lifecycle import CannotStart, Event, Lifecycle, Lost, Moving, 
 from orchestrator.memory_watch import MemoryWatch
 from orchestrator.plan.values import Plan
 from orchestrator.prepare import Prepared, display_name
-from orchestrator.processes import ended_by_itself
+from orchestrator.processes import ended_by_itself, host_of
 from orchestrator.rebalance import WORTH, Outcome, Request, devices_text, take_request, tell
 from orchestrator.report import Report, both
 from orchestrator.state import inventory_digest
@@ -326,8 +326,8 @@ class Keeping:
             if watch.done():
                 self._backends.remove([name])
                 self._chronicle.interrupted(monotonic())
-                host = groups[name].head.host
-                return _Loss(host, f"{name} on {host} hangs: no progress for {watch.result():.0f} s", (name,))
+                host, what = why_it_hangs(name, groups[name].head.host, groups[name].processes, watch.result())
+                return _Loss(host, what, (name,))
         return None
 
     def _short_of_memory(self, short: Mapping[str, int]) -> "_Loss":
@@ -425,6 +425,16 @@ class _Loss:
 def ended(groups: Mapping[str, RunningGroup]) -> tuple[str, ...]:
     """Those of which any process has ended."""
     return tuple(name for name, one in groups.items() if not all(process.running for process in one.processes))
+
+
+def why_it_hangs(head: str, host: str, processes: Iterable[Leashed], stuck_s: float) -> tuple[str, str]:
+    """The host to blame for a head that has made no progress for so long, and what to say: a head waits for its workers
+    without a word, so what is stopped behind it is looked for first."""
+    what = f"{head} on {host} hangs: no progress for {stuck_s:.0f} s"
+    stopped = sorted((one for one in processes if one.stopped), key=lambda one: one.name.startswith("head"))
+    if not stopped:
+        return host, what
+    return host_of(stopped[0]), f"{stopped[0].name} on {stopped[0].host} is stopped: {what}"
 
 
 def blamed(error: Exception) -> tuple[str, ...]:

@@ -71,6 +71,7 @@ class Leashed:
         self.cpu_s: float | None = None
         self.cores_used: float | None = None
         self.available_bytes: int | None = None
+        self.stopped = False
         self.on_exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._leash_pid = 0
         self._silent_s = 0.0
@@ -185,7 +186,7 @@ class Leashed:
                 self._started.set()
             case Alive():
                 self.rss_bytes, self.anonymous_bytes = event.rss_bytes, event.anonymous_bytes
-                self.available_bytes = event.available_bytes
+                self.available_bytes, self.stopped = event.available_bytes, event.stopped
                 self._take_cpu(event.cpu_s, asyncio.get_running_loop().time())
 
     def _take_cpu(self, cpu_s: float, now_s: float) -> None:
@@ -304,12 +305,14 @@ class Begun:
 
 @dataclass(frozen=True)
 class Alive:
-    """A life sign: memory of the program and all it started, their time, and what the host has left."""
+    """A life sign: memory of the program and all it started, their time, what the host has left, and whether any of
+    them is stopped (by a signal or a debugger: it will do nothing until somebody lets it go on)."""
 
     rss_bytes: int
     anonymous_bytes: int
     cpu_s: float
     available_bytes: int | None
+    stopped: bool
 
 
 _KINDS: Mapping[object, TypeAdapter[Any]] = {

@@ -39,7 +39,7 @@ from quant.catalogue import CATALOGUE
 from quant.fetch import fetch_model, find_model, model_path
 from quant.gguf_file import read_model
 from quant.model import Model
-from workers.agent import Recorded, read_record, write_record
+from workers.agent import Recorded, is_damaged, read_record, write_record
 
 MICRO_BATCHES = (64, 256, 512)
 """Prompt tokens per pass. Stages overlap only over several passes (64: 1.73 times one worker at 1,024 tokens and two
@@ -226,17 +226,30 @@ async def prepare_model(name: str, base: Path, folders: Folders, report: Report)
 
 
 async def _fetched(name: str, folders: Folders, report: Report) -> Path:
-    """The model of the catalogue, fetched again when it has another size than was published; its digest is recorded."""
+    """The model of the catalogue, fetched again when it is not what was published; its digest is recorded."""
     entry = CATALOGUE[name]
     path = model_path(entry, folders.cache)
+    published = Recorded("", entry.size_bytes, entry.sha256)
     if path.is_file() and path.stat().st_size != entry.size_bytes:
         size = path.stat().st_size
         report.warn(f"{path.name} has {size} bytes, {entry.size_bytes} were published: it is fetched again")
+    elif path.is_file() and await asyncio.to_thread(_has_changed, path, published):
+        report.warn(f"{path.name} has changed since it was fetched (by its sha256): it is fetched again")
+        path.unlink()
     path = await fetch_model(name, folders.cache, report.bytes_of(name))
-    published = Recorded("", entry.size_bytes, entry.sha256)
-    if read_record(str(path)) != [published]:
+    if not _known(path, published):
         write_record(str(path), published)
     return path
+
+
+def _has_changed(path: Path, published: Recorded) -> bool:
+    """Every byte is read where somebody has changed it since that was last done, or where that is not known."""
+    return is_damaged(str(path), next(iter(_known(path, published)), published))
+
+
+def _known(path: Path, published: Recorded) -> list[Recorded]:
+    """What is recorded of it, if that is what was published."""
+    return [one for one in read_record(str(path)) if one.sha256 == published.sha256]
 
 
 async def prepare_memories(

@@ -36,4 +36,6 @@ cp /run/authorized_keys "$home/.ssh/authorized_keys"
 chmod 0700 "$home" "$home/.ssh"
 mount -o remount,bind,ro /
 
-exec "$sshd" -D -e -f /run/sshd_config
+while :; do # as an init does: an sshd that ends is started again
+    "$sshd" -D -e -f /run/sshd_config || sleep 0.1
+done

@@ -129,9 +129,14 @@ def add_link(names: Names, host: str, number: int, address: str, rate: str | Non
     run("ip", "-n", namespace, "address", "add", address, "dev", "eth0")
     run("ip", "-n", namespace, "link", "set", "eth0", "up")
     if rate:
-        shape = ("root", "tbf", "rate", rate, "burst", str(burst_bytes(rate)), "latency", "50ms")
-        run("tc", "qdisc", "add", "dev", link, *shape)
-        run("tc", "-n", namespace, "qdisc", "add", "dev", "eth0", *shape)
+        shape_link(names, host, number, rate)
+
+
+def shape_link(names: Names, host: str, number: int, rate: str) -> None:
+    """Hold a host's link to another rate, both ways."""
+    shape = ("root", "tbf", "rate", rate, "burst", str(burst_bytes(rate)), "latency", "50ms")
+    run("tc", "qdisc", "replace", "dev", names.link(number), *shape)
+    run("tc", "-n", names.host(host), "qdisc", "replace", "dev", "eth0", *shape)
 
 
 def burst_bytes(rate: str) -> int:

@@ -56,8 +56,9 @@ class RunningHost:
         return tuple(sorted(_listener(line) for line in lines))
 
     def processes(self) -> tuple[LabProcess, ...]:
-        """Every process of the host: its sshd, the sessions and all they started."""
-        found = (LabProcess(pid, _command(pid)) for pid in kernel.cgroup_pids(self.namespace))
+        """Every process of the host but the first: its sshd, the sessions and all they started."""
+        pids = (pid for pid in kernel.cgroup_pids(self.namespace) if not _is_first_inside(pid))
+        found = (LabProcess(pid, _command(pid)) for pid in pids)
         return tuple(process for process in found if process.command)
 
     def memory_used_bytes(self) -> int:
@@ -65,11 +66,19 @@ class RunningHost:
         return kernel.memory_used_bytes(self.namespace)
 
     def cut_link(self) -> None:
-        """Pull the cable: packets are lost in silence, both ways, until `restore_link`."""
+        """Pull the cable: packets are lost, both ways, until `restore_link`; the host's network card sees it."""
         kernel.run("ip", "link", "set", self.names.link(self.number), "down")
 
+    def black_hole_link(self) -> None:
+        """Every packet is lost in silence, both ways, until `restore_link`: the cable is fine, what it leads to not."""
+        kernel.run("ip", "link", "set", self.names.link(self.number), "nomaster")
+
     def restore_link(self) -> None:
-        kernel.run("ip", "link", "set", self.names.link(self.number), "up")
+        kernel.run("ip", "link", "set", self.names.link(self.number), "master", self.names.bridge, "up")
+
+    def slow_link(self, rate: str) -> None:
+        """Hold the link to this rate from now on, in tc's words, both ways."""
+        kernel.shape_link(self.names, self.name, self.number, rate)
 
     def public_key(self) -> str:
         """The host's own public key, `ssh-ed25519 AAAA...`."""
@@ -82,10 +91,19 @@ class RunningHost:
     def new_host_key(self) -> None:
         """Let sshd go on with another host key; open sessions stay."""
         make_key(self.folder / "run" / "host_key", f"{self.name} again")
-        pid = next(pid for pid in kernel.cgroup_pids(self.namespace) if _is_first_inside(pid))
-        os.kill(pid, signal.SIGHUP)
+        os.kill(self._listener().pid, signal.SIGHUP)
         if not kernel.wait_until(lambda: self.public_key() in self._shown_key(), READY_DEADLINE_S):
             raise LabError(f"{self.name}: sshd does not show its new key; {self._log_tail()}")
+
+    def restart_sshd(self) -> None:
+        """End the listener and every session at once; return when another listener is there."""
+        old = self._listener().pid
+        for one in self.processes():
+            if "sshd" in one.command:
+                with suppress(ProcessLookupError):  # a session ends with the half of it that was ended first
+                    os.kill(one.pid, signal.SIGKILL)
+        if not kernel.wait_until(lambda: self._listener().pid != old, READY_DEADLINE_S):
+            raise LabError(f"{self.name}: sshd does not come again; {self._log_tail()}")
 
     def wait_until_ready(self) -> None:
         """Return when sshd greets at the host's address and nothing else runs; LabError with its log otherwise."""
@@ -93,6 +111,11 @@ class RunningHost:
             raise LabError(f"{self.name}: no sshd at {self.address}:22; {self._log_tail()}")
         if not kernel.wait_until(lambda: len(self.processes()) == 1, READY_DEADLINE_S):
             raise LabError(f"{self.name}: sshd does not let go of the greeting; {self._log_tail()}")
+
+    def _listener(self) -> LabProcess:
+        """It may be away for a moment."""
+        kernel.wait_until(lambda: any(map(_is_listener, self.processes())), READY_DEADLINE_S)
+        return next(filter(_is_listener, self.processes()))
 
     def _shown_key(self) -> str:
         with suppress(LabError):
@@ -117,6 +140,10 @@ def _listener(line: str) -> Listener:
     address, _, port = words[3].rpartition(":")
     program = re.search(r'\(\("([^"]*)"', line)
     return Listener(address, int(port), program[1] if program else "")
+
+
+def _is_listener(process: LabProcess) -> bool:
+    return "sshd" in process.command and "listener" in process.command
 
 
 def _command(pid: int) -> str:

@@ -683,12 +683,13 @@ def metal_share_bytes(total_bytes: int) -> int:
 
 
 class Running(NamedTuple):
-    """One running process; memory in bytes. `anonymous_bytes` is what no file backs, hence cannot be dropped."""
+    """One running process; memory in bytes. `stopped`: by a signal or a debugger, until somebody lets it go on."""
 
     parent: int
     group: int
     cpu_s: float
     rss_bytes: int
+    stopped: bool = False
 
 
 def running_processes() -> dict[int, Running]:
@@ -708,8 +709,9 @@ def read_stat(text: str) -> Running | None:
     if len(fields) < 22 or fields[0] in "ZX":
         return None
     ticks = int(fields[11]) + int(fields[12])
-    pages = int(fields[21])
-    return Running(int(fields[1]), int(fields[2]), ticks / os.sysconf("SC_CLK_TCK"), pages * resource.getpagesize())
+    rss_bytes = int(fields[21]) * resource.getpagesize()
+    cpu_s = ticks / os.sysconf("SC_CLK_TCK")
+    return Running(int(fields[1]), int(fields[2]), cpu_s, rss_bytes, stopped=fields[0] in "Tt")
 
 
 def read_ps(text: str) -> dict[int, Running]:
@@ -718,7 +720,8 @@ def read_ps(text: str) -> dict[int, Running]:
         fields = line.split()
         if len(fields) == 6 and not fields[3].startswith("Z"):
             cpu_s = read_ps_time(fields[5])
-            found[int(fields[0])] = Running(int(fields[1]), int(fields[2]), cpu_s, int(fields[4]) * KIB)
+            rss_bytes, stopped = int(fields[4]) * KIB, fields[3].startswith("T")
+            found[int(fields[0])] = Running(int(fields[1]), int(fields[2]), cpu_s, rss_bytes, stopped)
     return found
 
 
@@ -1114,7 +1117,8 @@ class Leash:
 
     def report(self) -> None:
         processes = running_processes()
-        members = {pid: processes[pid] for pid in self.family(processes) - {self.bridge}}
+        family = self.family(processes)
+        members = {pid: processes[pid] for pid in family - {self.bridge}}
         rss = sum(process.rss_bytes for process in members.values())
         self.peak_bytes = max(self.peak_bytes, rss)
         self.events.send(
@@ -1124,6 +1128,7 @@ class Leash:
                 "anonymous_bytes": sum(anonymous_bytes(pid, one.rss_bytes) for pid, one in members.items()),
                 "cpu_s": round(sum(process.cpu_s for process in members.values()), 2),
                 "available_bytes": available_bytes(),
+                "stopped": any(processes[pid].stopped for pid in family),
             }
         )
 
@@ -1915,11 +1920,15 @@ def touch(path: str) -> None:
 
 
 class Recorded(NamedTuple):
-    """A file of an item as it was when it was put; `name` is its path in the item, "" where that is the file."""
+    """A file of an item as it was when it was put; `name` is its path in the item, "" where that is the file.
+
+    `changed_ns`: when it had last been changed when its digest was known to be right (its ctime), 0 where nobody knows.
+    """
 
     name: str
     size_bytes: int
     sha256: str
+    changed_ns: int = 0
 
     def place(self, item: str) -> str:
         return os.path.join(item, self.name) if self.name else item
@@ -1931,7 +1940,10 @@ def read_record(item: str) -> list[Recorded]:
     try:
         with open(manifest if os.path.isfile(manifest) else mark_of(item), "rb") as file:
             entries = json.load(file)["files"]
-        return [Recorded(str(one["path"]), int(one["size_bytes"]), str(one["sha256"])) for one in entries]
+        return [
+            Recorded(str(one["path"]), int(one["size_bytes"]), str(one["sha256"]), int(one.get("changed_ns", 0)))
+            for one in entries
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
@@ -1939,10 +1951,32 @@ def read_record(item: str) -> list[Recorded]:
 def write_record(item: str, recorded: Recorded) -> None:
     """In place, never by a new file: those who use the item hold a lock on this one."""
     known = [one for one in read_record(item) if one.name != recorded.name]
-    files = [{"path": one.name, "size_bytes": one.size_bytes, "sha256": one.sha256} for one in [*known, recorded]]
+    now = recorded._replace(changed_ns=changed_ns(recorded.place(item)))
+    files = [{"path": one.name, **{key: getattr(one, key) for key in one._fields[1:]}} for one in [*known, now]]
     with open(os.open(mark_of(item), os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
         file.write(json.dumps({"files": files}).encode())
         file.truncate()
+
+
+def changed_ns(place: str) -> int:
+    """When anything of a file was last changed, which no program can choose as it can the time in `ls`; 0: it is not
+    there."""
+    try:
+        return os.stat(place).st_ctime_ns
+    except OSError:
+        return 0
+
+
+def is_damaged(item: str, one: Recorded) -> bool:
+    """Whether a file has other bytes than were put there: read only where it was changed since they were last right,
+    because a model takes minutes."""
+    place = one.place(item)
+    if one.changed_ns == changed_ns(place):
+        return False
+    if sha256_of(place) != one.sha256:
+        return True
+    write_record(item, one)
+    return False
 
 
 def problems(item: str, hashes: bool) -> list[dict[str, str]]:
@@ -1985,11 +2019,14 @@ def is_in_use(item: str) -> bool:
 
 
 def answer_look(options: argparse.Namespace, words: list[str]) -> None:
-    """The size of a file that was put (null: it is not there), and whether its digest is known; marks it as used."""
+    """The size of a file that was put (null: it is not there), whether its digest is known, and whether it has another
+    one by now; marks it as used."""
     place = Recorded(options.name, 0, "").place(options.item)
-    known = any(one.name == options.name for one in read_record(options.item))
+    known = [one for one in read_record(options.item) if one.name == options.name]
     touch(mark_of(options.item))
-    say({"size_bytes": os.path.getsize(place) if os.path.isfile(place) else None, "recorded": known})
+    size = os.path.getsize(place) if os.path.isfile(place) else None
+    damaged = any(one.size_bytes == size and is_damaged(options.item, one) for one in known)
+    say({"size_bytes": size, "recorded": bool(known), "damaged": damaged})
 
 
 def answer_record(options: argparse.Namespace, words: list[str]) -> None:

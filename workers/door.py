@@ -34,8 +34,7 @@ def main(root: str, agent: str) -> None:
 
 def close_to_others(root: str) -> "list[str]":
     """Make the folder where it is missing, and our own alone; gives a sentence when others could write in it."""
-    if not os.path.isdir(root):
-        os.makedirs(root, 0o700)
+    os.makedirs(root, 0o700, exist_ok=True)  # another of ours may make it at this moment
     there = os.stat(root)
     refuse_strangers(root, there)
     if there.st_mode & OTHERS:

@@ -4,6 +4,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
@@ -128,6 +129,39 @@ def parent_of(pid: int) -> int:
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("PPid:")))
 
 
+def calm_row_of(cluster: Cluster, fault: str, strike: Callable[[], None]) -> Row:
+    """Strike, with what must not disturb a cluster, while four streams and two whole answers are made, and ask for the
+    same again as long as it lasts: it serves all the time, and every answer comes to its own end."""
+    requests: list[Asked] = []
+    watch = Watch(cluster.meshctl)
+    try:
+        with ThreadPoolExecutor(1) as beside:
+            struck: Future[None] | None = None
+            while struck is None or not struck.done():
+                requests += (load := _load(waiting=2))
+                with asking(cluster.url, cluster.meshctl.key(), load):
+                    struck = struck or beside.submit(strike)
+            struck.result()
+    finally:
+        watch.close()
+    assert {phase for _, phase, _ in watch.phases} <= set(SERVES), watch.phases
+    assert all(one.finish and not one.error for one in requests), requests
+    for one in requests:
+        if one.stream:
+            _check_whole(one)
+    return Row(fault, None, None, None, Counter(undisturbed=len(requests)), equal=0, compared=0)
+
+
+def end_row_of(cluster: Cluster, fault: str, strike: Callable[[], None]) -> Row:
+    """Strike with what nobody survives who could tell the clients: each sees a connection that breaks."""
+    requests = _load(waiting=2)
+    with asking(cluster.url, cluster.meshctl.key(), requests) as wait:
+        strike()
+        wait()
+    assert [one.error for one in requests] == ["connection"] * len(requests)
+    return Row(fault, None, None, None, Counter(failed=len(requests)), equal=0, compared=0)
+
+
 def row_of(
     cluster: Cluster,
     fault: str,
@@ -142,7 +176,7 @@ def row_of(
     `after` is done when the fault has been noticed, such as putting a link back. Afterwards nothing may be lost or be
     there twice, and what followed a seam is compared with what a fresh request is given.
     """
-    requests = [Asked(prompt) for prompt in PROMPTS] + [Asked(PROMPTS[0], stream=False) for _ in range(waiting)]
+    requests = _load(waiting)
     watch = Watch(cluster.meshctl)
     try:
         with asking(cluster.url, cluster.meshctl.key(), requests) as wait:
@@ -171,6 +205,11 @@ def row_of(
         equal=sum("".join(one.pieces[one.seam(fault_s) :]) == text for one, text in pairs),
         compared=len(pairs),
     )
+
+
+def _load(waiting: int) -> list[Asked]:
+    """Four streams, and whole answers: one for the fifth slot, the others wait for one."""
+    return [Asked(prompt) for prompt in PROMPTS] + [Asked(PROMPTS[0], stream=False) for _ in range(waiting)]
 
 
 def fresh(cluster: Cluster, one: Asked, fault_s: float) -> str:

@@ -1,11 +1,13 @@
 """Faults under load, on the real engine and model: nothing is lost, and each is noticed within its bound."""
 
 import os
+import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,11 @@ import pytest
 from lab_folder import LabHost
 from lab_hosts import Lab
 from lab_running import RunningHost
-from tests.end_to_end.fault_table import Cluster, Row, kill, parent_of, row_of
+from tests.end_to_end.crowd import crowd
+from tests.end_to_end.fault_table import Cluster, Row, calm_row_of, end_row_of, kill, parent_of, row_of
 from tests.end_to_end.inventories import free_port, write_local
-from tests.end_to_end.load import PROMPTS, Asked, asking
-from tests.end_to_end.refusals import wait_idle
-from tests.end_to_end.test_lab import ssh_words
+from tests.end_to_end.refusals import error_of, wait_idle
+from tests.end_to_end.test_lab import ssh, ssh_words
 from tests.lab_fixture import MakeLab
 from tests.program import Meshctl, left_after, processes_with
 
@@ -30,6 +32,8 @@ ROOMY = "400MiB"
 HALVES = "{0}/cpu=15,{1}/cpu=15"
 HOST_BYTES = 420 * MIB
 HOG_STEP_BYTES = 6 * MIB
+DISK_BYTES = 700 * MIB
+SLOW = "20mbit"
 
 AT_ONCE_S, HANG_S, PATH_S, HOG_S = 2.0, 30.0, 20.0, 90.0
 """Bounds within which a fault is to be noticed: the end of a process, a hang, a path that carries nothing, and memory
@@ -47,19 +51,17 @@ def leash_signalled(name: str, number: int) -> Strike:
     return lambda cluster: kill(parent_of(cluster.pid(name)), number)
 
 
-LOCAL: list[dict[str, tuple[Strike, float]]] = [
-    {
-        "worker killed": (signalled("worker", signal.SIGKILL), AT_ONCE_S),
-        "worker stopped": (signalled("worker", signal.SIGSTOP), HANG_S),
-        "head killed": (signalled("head", signal.SIGKILL), AT_ONCE_S),
-        "agent of a worker killed": (leash_signalled("worker", signal.SIGKILL), AT_ONCE_S),
-    },
-    {
-        "head stopped": (signalled("head", signal.SIGSTOP), HANG_S),
-        "agent of a worker stopped": (leash_signalled("worker", signal.SIGSTOP), PATH_S),
-    },
-]
-"""On a cluster each: a host on which something fails three times is set aside."""
+LOCAL: Mapping[str, tuple[Strike, float]] = {
+    "worker killed": (signalled("worker", signal.SIGKILL), AT_ONCE_S),
+    "head killed": (signalled("head", signal.SIGKILL), AT_ONCE_S),
+    "agent of a worker killed": (leash_signalled("worker", signal.SIGKILL), AT_ONCE_S),
+    "head stopped": (signalled("head", signal.SIGSTOP), HANG_S),
+}
+MORE_LOCAL: Mapping[str, tuple[Strike, float]] = {
+    "worker stopped": (signalled("worker", signal.SIGSTOP), HANG_S),
+    "agent of a worker stopped": (leash_signalled("worker", signal.SIGSTOP), PATH_S),
+}
+"""On another cluster: a host on which something fails three times is set aside."""
 
 
 @pytest.fixture
@@ -87,18 +89,67 @@ def see_through(
     assert row.equal == row.compared, row
 
 
-@pytest.mark.parametrize("faults", LOCAL)
-def test_local_processes_that_end_or_stop(
-    local: Cluster, fault_rows: list[Row], faults: dict[str, tuple[Strike, float]]
-) -> None:
+def see_all_through(rows: list[Row], cluster: Cluster, faults: Mapping[str, tuple[Strike, float]]) -> None:
     """One after the other on one cluster, which is whole again each time."""
     for name, (strike, bound_s) in faults.items():
-        see_through(fault_rows, local, f"local: {name}", strike(local), bound_s)
+        see_through(rows, cluster, f"local: {name}", strike(cluster), bound_s)
+
+
+def test_local_processes_that_end_or_stop(local: Cluster, fault_rows: list[Row]) -> None:
+    see_all_through(fault_rows, local, LOCAL)
+    assert re.search(r"head-\d+ on \w+ is stopped: head on \w+ hangs", said(local))
     local.meshctl.ok("down")
     assert processes_with(str(local.meshctl.folder)) == []
 
 
-def test_a_supervisor_that_was_stopped_goes_on_with_a_new_cluster(local: Cluster, fault_rows: list[Row]) -> None:
+def test_whatever_happens_beside_a_cluster_and_to_its_supervisor(local: Cluster, fault_rows: list[Row]) -> None:
+    """On one cluster, since most of it disturbs nobody. At the end its supervisor is killed."""
+    see_all_through(fault_rows, local, MORE_LOCAL)
+    assert re.search(r"worker-cpu-\d+ on part\d is stopped: head on \w+ hangs", said(local))
+    at_the_gateway(local, fault_rows)
+    two_supervisors(local, fault_rows)
+    a_supervisor_that_stopped(local, fault_rows)
+    a_supervisor_that_was_killed(local, fault_rows)
+
+
+def said(cluster: Cluster) -> str:
+    """Everything that has happened to the cluster."""
+    return cluster.meshctl.ok("events", "--json").stdout
+
+
+def at_the_gateway(cluster: Cluster, rows: list[Row]) -> None:
+    """With the four streams they are 64."""
+    key = cluster.meshctl.key()
+    fault = "64 clients: slow readers, half a header, half a body, oversized, malformed"
+    rows.append(calm_row_of(cluster, fault, lambda: crowd(cluster.url, key)))
+
+
+def two_supervisors(cluster: Cluster, rows: list[Row]) -> None:
+    """Two more of the same controller, which refuse, and one of another controller, which works beside the first."""
+    first = cluster.meshctl
+    folder = first.folder / "other"
+    folder.mkdir()
+    other = replace(first, folder=folder, environment={**first.environment, "XDG_STATE_HOME": f"{folder}/state"})
+    inventory = str(first.folder / "inventory.yaml")
+    others = str(write_local(folder / "inventory.yaml", hosts=1, memory=ROOMY, context=512))
+
+    def start_them() -> None:
+        for how in ((), ("--detach",)):
+            up = first.ok("up", inventory, *how)
+            assert up.stderr == f"test is up already at {first.state()['gateway']}; see `meshctl status`\n"
+        assert error_of(first.run("supervise", inventory)) == (
+            "cluster test is already running\nhint: see it with `meshctl status`, stop it with `meshctl down`"
+        )
+        other.ok("up", others, "--detach")
+        other.ok("down")
+
+    try:
+        rows.append(calm_row_of(cluster, "second supervisors, here and on the same hosts", start_them))
+    finally:
+        assert other.end_all() == []
+
+
+def a_supervisor_that_stopped(local: Cluster, rows: list[Row]) -> None:
     """Meanwhile every program of the cluster ends for want of heartbeats. The supervisor holds the gateway: streams
     stand still as long as it does, and go on when it does."""
     pid = local.meshctl.state()["pid"]
@@ -115,17 +166,12 @@ def test_a_supervisor_that_was_stopped_goes_on_with_a_new_cluster(local: Cluster
         finally:
             os.kill(pid, signal.SIGCONT)
 
-    see_through(fault_rows, local, "supervisor stopped until all had ended, then continued", stop_and_go_on, 30.0)
-    local.meshctl.ok("down")
+    see_through(rows, local, "supervisor stopped until all had ended, then continued", stop_and_go_on, 30.0)
 
 
-def test_a_killed_supervisor_breaks_connections_visibly_and_leaves_nothing(local: Cluster) -> None:
+def a_supervisor_that_was_killed(local: Cluster, rows: list[Row]) -> None:
     """Nobody is there to tell the clients; what they see is a connection that breaks, and not an answer that ends."""
-    requests = [Asked(prompt) for prompt in PROMPTS]
-    with asking(local.url, local.meshctl.key(), requests) as wait:
-        os.kill(local.meshctl.state()["pid"], signal.SIGKILL)
-        wait()
-    assert [one.error for one in requests] == ["connection"] * len(requests)
+    rows.append(end_row_of(local, "supervisor killed", kill(local.meshctl.state()["pid"], signal.SIGKILL)))
     assert left_after(str(local.meshctl.folder), 15) == []
 
 
@@ -181,6 +227,7 @@ def test_hosts_reached_by_ssh(make_lab: MakeLab, meshctl: Meshctl, fault_rows: l
         see("memory of a host taken by another program", grow, HOG_S)
     see("tunnel killed", kill(cluster.pid("link"), signal.SIGKILL), AT_ONCE_S)
     see("tunnel stopped", kill(cluster.pid("link"), signal.SIGSTOP), HANG_S)
+    assert re.search(r"link-host\d-\d+ on controller is stopped: head on \w+ hangs", said(cluster))
     meshctl.ok("down")
     for one in lab.hosts:
         wait_idle(one, deadline_s=15)
@@ -194,10 +241,16 @@ def test_paths_and_keys_of_hosts_reached_by_ssh(make_lab: MakeLab, meshctl: Mesh
     def see(fault: str, strike: Callable[[], None], bound_s: float, after: Callable[[], None] | None = None) -> None:
         see_through(fault_rows, cluster, f"SSH: {fault}", strike, bound_s, after=after)
 
+    slow = f"SSH: link slowed down to {SLOW}"
+    fault_rows.append(calm_row_of(cluster, slow, lambda: host.slow_link(SLOW)))
+    host.slow_link("1gbit")
     see("link cut, restored when that was noticed", host.cut_link, PATH_S, host.restore_link)
-    see("sessions of its sshd killed", lambda: _kill_sessions(host), AT_ONCE_S)
+    see("sshd restarted, its sessions ended", lab.hosts[1].restart_sshd, AT_ONCE_S)
+    see("link black-holed, not restored", host.black_hole_link, PATH_S)
+    assert "host1 is missing" in meshctl.state()["message"]
+    host.restore_link()
     lab.hosts[1].new_host_key()
-    see("its key changed, and its worker killed", kill(_worker(lab.hosts[1]), signal.SIGKILL), AT_ONCE_S)
+    see("its key changed, and its program killed", kill(_program(lab.hosts[1]), signal.SIGKILL), AT_ONCE_S)
     assert meshctl.state()["phase"] == "degraded"
     assert "host2 is missing" in meshctl.state()["message"]
     assert "THE HOST KEY OF" in meshctl.state()["message"]
@@ -207,13 +260,66 @@ def test_paths_and_keys_of_hosts_reached_by_ssh(make_lab: MakeLab, meshctl: Mesh
     assert processes_with(str(meshctl.folder / "state")) == []
 
 
-def _worker(host: RunningHost) -> int:
-    """The program itself, not the leash, whose command line names it, too."""
-    return next(one.pid for one in host.processes() if "ggml-rpc-server" in one.command.split(" ")[0])
+@pytest.mark.lab
+def test_damage_to_the_cache_of_a_host(make_lab: MakeLab, meshctl: Meshctl, fault_rows: list[Row]) -> None:
+    """Of one with a head of its own, which holds its copy of the model and loads it again after each fault."""
+    lab = make_lab(LabHost("host1", disk_bytes=DISK_BYTES, rate="1gbit"))
+    (host,) = lab.hosts
+    inventory = str(lab.inventory(context=512, parallel=5, gateway_port=free_port()))
+    meshctl.ok("trust", inventory, "--yes")
+    meshctl.ok("up", inventory, "--detach", "--mode", "single")
+    cluster = Cluster(meshctl)
+    root = Path(f"/proc/{host.processes()[0].pid}/root/root/.cache/meshctl")
+    (copy,) = root.glob("models/*/*.gguf")
+    whole = copy.read_bytes()
+    assert list(root.rglob("head*.key*")) == [], "a head reads its key when it starts"
+    cleaned = meshctl.ok("cache", "clean", "--dry-run", inventory).stdout
+    assert f"models/{copy.parent.name}" not in cleaned
+
+    def see(fault: str, harm: Callable[[], None], after: Callable[[], None] | None = None) -> None:
+        """The head ends by what was done to its file, or else by us."""
+
+        def strike() -> None:
+            program = _program(host)
+            harm()
+            with suppress(ProcessLookupError):
+                os.kill(program, signal.SIGKILL)
+
+        see_through(fault_rows, cluster, f"SSH: {fault}, head killed", strike, AT_ONCE_S, after=after)
+        assert copy.read_bytes() == whole
+
+    def make_room_when_told() -> None:
+        until_told(meshctl, "are needed in /root/.cache/meshctl, 0 B are free")
+        assert ssh(lab, host, "rm ~/filler").returncode == 0
+
+    see("copy of the model truncated", lambda: os.truncate(copy, len(whole) // 2))
+    see("bit of the copy flipped", lambda: flip(copy))
+    assert b"No space left" in ssh(lab, host, f"head -c {DISK_BYTES} /dev/zero > ~/filler").stderr
+    see("disk full, copy truncated", lambda: os.truncate(copy, len(whole) - 1), make_room_when_told)
+    meshctl.ok("cache", "check", "--hashes", inventory)
+    meshctl.ok("down")
+    wait_idle(host, deadline_s=15)
+    assert processes_with(str(meshctl.folder / "state")) == []
 
 
-def _kill_sessions(host: RunningHost) -> None:
-    """The sessions and not the listener, which is the first process."""
-    for one in host.processes():
-        if "sshd" in one.command and "listener" not in one.command:
-            os.kill(one.pid, signal.SIGKILL)
+def until_told(meshctl: Meshctl, text: str) -> None:
+    end = time.monotonic() + 60
+    while text not in (message := meshctl.state()["message"]):
+        assert time.monotonic() < end, message
+        time.sleep(0.05)
+
+
+def flip(path: Path) -> None:
+    """The lowest bit of the byte in the middle, in place."""
+    middle = path.stat().st_size // 2
+    with path.open("r+b") as file:
+        file.seek(middle)
+        byte = file.read(1)[0]
+        file.seek(middle)
+        file.write(bytes([byte ^ 1]))
+
+
+def _program(host: RunningHost) -> int:
+    """A worker or head there: the program itself, not the leash, whose command line names it, too."""
+    names = ("ggml-rpc-server", "llama-server")
+    return next(one.pid for one in host.processes() if one.command.split(" ")[0].endswith(names))

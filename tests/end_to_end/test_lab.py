@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def test_hosts_are_reached_by_ssh_and_have_names_homes_and_processes_of_their_ow
     assert answer(lab, one, "cat ~/file /tmp/file") == "first\nfirst"
     assert ssh(lab, two, "ls ~/file /tmp/file").returncode == 2
     assert answer(lab, two, "ls -A ~") == ".ssh"
-    assert answer(lab, one, "ps -o comm= -p 1") == "sshd"
+    assert answer(lab, one, "ps -o comm= -p 1") == "sh"
     assert "Read-only" in ssh(lab, one, "touch /usr/file").stderr.decode()
 
 
@@ -78,9 +79,13 @@ def test_limits_of_processor_and_memory_hold_inside(make_lab: MakeLab) -> None:
     assert 0 < host.memory_used_bytes() <= 100 * MIB
 
 
-def test_a_link_has_its_rate_in_both_directions(make_lab: MakeLab) -> None:
-    lab = make_lab(LabHost("host1", rate="40mbit"))
+@pytest.mark.parametrize("rate", ["40mbit", None])
+def test_a_link_has_its_rate_in_both_directions(make_lab: MakeLab, rate: str | None) -> None:
+    """From the beginning, or since it became slow."""
+    lab = make_lab(LabHost("host1", rate=rate))
     (host,) = lab.hosts
+    if rate is None:
+        host.slow_link("40mbit")
     data = os.urandom(4 * 1000 * 1000)
     start = time.monotonic()
     assert ssh(lab, host, "cat > /dev/null", data=data).returncode == 0
@@ -129,7 +134,10 @@ def test_processes_are_the_sessions_and_what_they_started(make_lab: MakeLab) -> 
     assert wait_until(lambda: [one.command for one in host.processes()][1:] == ["sleep 1000"], DEADLINE_S)
 
 
-def test_a_cut_link_loses_everything_until_it_is_restored(make_lab: MakeLab) -> None:
+@pytest.mark.parametrize("how", [RunningHost.cut_link, RunningHost.black_hole_link])
+def test_a_cut_link_loses_everything_until_it_is_restored(
+    make_lab: MakeLab, how: Callable[[RunningHost], None]
+) -> None:
     lab = make_lab(LabHost("host1"))
     (host,) = lab.hosts
     with subprocess.Popen(ssh_words(lab, host, "cat"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as cat:
@@ -137,7 +145,7 @@ def test_a_cut_link_loses_everything_until_it_is_restored(make_lab: MakeLab) -> 
         assert cat.stdout is not None
         cat.stdin.write(b"1")
         assert cat.stdout.read(1) == b"1"
-        host.cut_link()
+        how(host)
         cat.stdin.write(b"2")
         with pytest.raises(subprocess.TimeoutExpired):
             cat.wait(1)
@@ -145,6 +153,17 @@ def test_a_cut_link_loses_everything_until_it_is_restored(make_lab: MakeLab) -> 
         assert cat.stdout.read(1) == b"2"
         cat.stdin.close()
         assert cat.wait(DEADLINE_S) == 0
+
+
+def test_a_restarted_sshd_ends_every_session_and_lets_in_whoever_comes_next(make_lab: MakeLab) -> None:
+    lab = make_lab(LabHost("host1"))
+    (host,) = lab.hosts
+    with subprocess.Popen(ssh_words(lab, host, "cat"), stdin=subprocess.PIPE) as cat:
+        assert wait_until(lambda: "cat" in [one.command for one in host.processes()], DEADLINE_S)
+        host.restart_sshd()
+        assert cat.wait(DEADLINE_S) == 255
+    assert answer(lab, host, "echo in") == "in"
+    assert wait_until(lambda: len(host.processes()) == 1, DEADLINE_S)
 
 
 def test_a_new_host_key_is_shown_to_the_next_who_comes(make_lab: MakeLab) -> None:

@@ -47,29 +47,6 @@ def test_a_killed_leash_and_a_rebooted_host_leave_nothing_and_the_cluster_answer
     a_flipped_byte_is_found_named_and_mended(meshctl, inventory, host)
 
 
-def test_a_truncated_copy_of_the_model_is_put_again_before_it_is_loaded(make_lab: MakeLab, meshctl: Meshctl) -> None:
-    """A head on the host itself: it holds its copy while it runs, and its key is gone as soon as it has read it."""
-    lab = make_lab(LabHost("host1"))
-    (host,) = lab.hosts
-    inventory = str(lab.inventory(context=512, gateway_port=free_port()))
-    meshctl.ok("trust", inventory, "--yes")
-    up = ("up", inventory, "--detach", "--mode", "single")
-    meshctl.ok(*up)
-    (copy,) = root_of(host).glob("models/*/*.gguf")
-    assert head_keys(meshctl, host) == []
-    cleaned = meshctl.ok("cache", "clean", "--dry-run", inventory).stdout
-    assert f"models/{copy.parent.name}" not in cleaned
-    meshctl.ok("down")
-    whole = copy.read_bytes()
-    copy.write_bytes(whole[:-1])
-    told = " ".join(meshctl.ok(*up).stderr.split())
-    assert f"{copy.name} there has {len(whole) - 1} bytes, not {len(whole)}: it is put there again" in told
-    assert copy.read_bytes() == whole
-    assert meshctl.ok("chat", "Say hello.").stdout.strip()
-    meshctl.ok("down")
-    wait_idle(host, deadline_s=15)
-
-
 def a_flipped_byte_is_found_named_and_mended(meshctl: Meshctl, inventory: str, host: RunningHost) -> None:
     (library,) = root_of(host).glob("engines/*/libggml-base.so")
     whole = library.read_bytes()

@@ -68,6 +68,24 @@ async def test_a_copy_of_another_size_is_put_again_and_told(
     assert copy.stat().st_ino == number
 
 
+async def test_a_copy_that_somebody_has_changed_is_read_and_put_again_if_it_is_another_one(
+    far: tuple[OpenHost, list[str]], tmp_path: Path
+) -> None:
+    host, told = far
+    source = tmp_path / "a.gguf"
+    source.write_bytes(b"0123456789")
+    item = f"{host.shell.root}/models/0f12"
+    await host.put_once(item, {"a.gguf": source})
+    copy = Path(item, "a.gguf")
+    for content, said in ((b"0123456789", []), (b"0123x56789", ["nuc: a.gguf there has changed (by its sha256)"])):
+        times = copy.stat()
+        copy.write_bytes(content)
+        os.utime(copy, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a copying program does
+        await host.put_once(item, {"a.gguf": source})
+        assert copy.read_bytes() == source.read_bytes()
+        assert told == [f"{text}: it is put there again" for text in said]
+
+
 async def test_a_flipped_bit_in_a_copy_is_found_by_its_digest(far: tuple[OpenHost, list[str]], tmp_path: Path) -> None:
     """Also in one that an older version has put there, whose digest is recorded when it is next used."""
     host, _ = far

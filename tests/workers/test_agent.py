@@ -262,17 +262,40 @@ def test_a_file_is_compared_with_what_was_put_there(tmp_path: Path) -> None:
     for name, content in (("a", "12345"), ("b", "12345"), ("c", "12345")):
         put(item, name, content)
         record(item, name, content)
-    assert run_agent("look", str(item), "a") == {"size_bytes": 5, "recorded": True}
-    assert run_agent("look", str(item), "d") == {"size_bytes": None, "recorded": False}
+    assert run_agent("look", str(item), "a") == {"size_bytes": 5, "recorded": True, "damaged": False}
+    assert run_agent("look", str(item), "d") == {"size_bytes": None, "recorded": False, "damaged": False}
     assert stored(tmp_path, "hashes")["models/0f12"]["problems"] == []
     put(item, "a", "12x45")
     put(item, "b", "123")
     (item / "c").unlink()
     short = {"path": "b", "why": "has 3 bytes, not the 5 that were put there"}
     gone = {"path": "c", "why": "is missing"}
+    assert run_agent("look", str(item), "a") == {"size_bytes": 5, "recorded": True, "damaged": True}
     changed = {"path": "a", "why": "has changed: its sha256 is not the one it was put with"}
     assert stored(tmp_path, "sizes")["models/0f12"]["problems"] == [short, gone]
     assert stored(tmp_path, "hashes")["models/0f12"]["problems"] == [changed, short, gone]
+
+
+def test_a_file_is_read_again_only_when_it_was_changed_since_it_was_last_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a record does not say when that was, as those of earlier versions do not, it is read once."""
+    item = put(tmp_path, "models/a.gguf", "12345")
+    digests = [hashlib.sha256(text).hexdigest() for text in (b"12345", b"54321")]
+    read: list[str] = []
+
+    def read_it(path: str) -> str:
+        read.append(path)
+        return digests[0]
+
+    monkeypatch.setattr(agent, "sha256_of", read_it)
+    agent.write_record(str(item), agent.Recorded("", 5, digests[0]))
+    (known,) = agent.read_record(str(item))
+    assert (agent.is_damaged(str(item), known), read) == (False, [])
+    for changed_ns, digest, damaged in ((0, digests[0], False), (known.changed_ns - 1, digests[1], True)):
+        assert agent.is_damaged(str(item), agent.Recorded("", 5, digest, changed_ns)) is damaged
+    assert read == [str(item)] * 2
+    assert agent.read_record(str(item)) == [known]
 
 
 def test_an_engine_is_compared_with_its_own_manifest(tmp_path: Path) -> None:

@@ -194,11 +194,19 @@ def test_life_signs_tell_what_the_family_uses(hold: Hold) -> None:
     event = held.wait_for("alive")
     while event["rss_bytes"] < 100_000_000:
         event = held.wait_for("alive")
-    assert set(event) == {"event", "rss_bytes", "anonymous_bytes", "cpu_s", "available_bytes"}
+    assert set(event) == {"event", "rss_bytes", "anonymous_bytes", "cpu_s", "available_bytes", "stopped"}
     assert 100_000_000 <= event["anonymous_bytes"] <= event["rss_bytes"] < 200_000_000
     assert event["cpu_s"] > 0
     held.say(b"stop\n")
     assert held.wait_for("exit")["rss_peak_bytes"] >= 100_000_000
+
+
+def test_life_signs_tell_what_is_stopped_and_that_it_goes_on(hold: Hold) -> None:
+    held = hold("sleep", "99", heartbeat_s=30)
+    pid = held.wait_for("started")["pid"]
+    for number, stopped in ((signal.SIGSTOP, True), (signal.SIGCONT, False)):
+        os.kill(pid, number)
+        assert held.wait_for("alive")["stopped"] is stopped
 
 
 def test_the_log_of_the_run_before_is_kept_beside(hold: Hold, tmp_path: Path) -> None:

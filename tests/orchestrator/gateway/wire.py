@@ -73,13 +73,13 @@ def _unchecked() -> ssl.SSLContext:
 
 
 @asynccontextmanager
-async def wire(url: str) -> AsyncIterator[Wire]:
+async def wire(url: str, deadline_s: float = 20) -> AsyncIterator[Wire]:
     """A connection; a certificate is not checked."""
     parts = httpx.URL(url)
     tls = _unchecked() if parts.scheme == "https" else None
     reader, writer = await asyncio.open_connection(parts.host, parts.port, ssl=tls)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(deadline_s):
             yield Wire(reader, writer)
     finally:
         writer.transport.abort()

@@ -1,0 +1,48 @@
+"""What is fetched for the controller itself is what was published, also when somebody has changed it since."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator import prepare
+from orchestrator.folders import Folders
+from orchestrator.report import Event, Remark, Report
+from quant.catalogue import SMOLLM2_135M
+from quant.fetch import model_path
+from quant.synthetic import Shape, write_random_model
+
+
+async def test_a_fetched_model_that_somebody_has_changed_is_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = tmp_path / "published.gguf"
+    write_random_model(published, Shape(1, 256, 256, 4, 4, 256), "F32")
+    content = published.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    entry = replace(SMOLLM2_135M, size_bytes=len(content), sha256=digest)
+    told: list[str] = []
+
+    async def fetch(name: str, cache: Path, on_progress: Callable[[int, int], None]) -> Path:
+        path = model_path(entry, cache)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return path
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Remark) and "fetched again" in event.text:
+            told.append(event.text)
+
+    monkeypatch.setattr(prepare, "CATALOGUE", {"tiny": entry})
+    monkeypatch.setattr(prepare, "fetch_model", fetch)
+    folders = Folders(tmp_path / "cache", tmp_path / "state")
+    model = await prepare.prepare_model("tiny", tmp_path, folders, Report(listen))
+    await prepare.prepare_model("tiny", tmp_path, folders, Report(listen))
+    assert told == []
+    model.path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    await prepare.prepare_model("tiny", tmp_path, folders, Report(listen))
+    assert told == [f"{model.path.name} has changed since it was fetched (by its sha256): it is fetched again"]
+    assert model.path.read_bytes() == content
