@@ -192,7 +192,7 @@ async def _link_failed(host: str, error: BringUpError, controller: OpenHost, clu
     tail = error.details or await log_tail(controller.shell, controller.agent, log_path(controller, cluster, name))
     return BringUpError(
         f"{host}: the SSH tunnel to it does not come up: {error}",
-        hint="its sshd must allow TCP forwarding, and `ssh` must reach it: try `meshctl doctor`",
+        hint="its sshd must allow forwarding, and `ssh` must reach it: try `meshctl doctor`",
         details=tail,
     )
 

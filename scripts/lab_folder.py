@@ -58,7 +58,7 @@ def _sshd_config(host: LabHost, address: str) -> str:
         "PasswordAuthentication no",
         "KbdInteractiveAuthentication no",
         "AuthorizedKeysFile .ssh/authorized_keys",
-        f"AllowTcpForwarding {'yes' if host.forwarding else 'no'}",
+        *(f"Allow{kind}Forwarding {'yes' if host.forwarding else 'no'}" for kind in ("Tcp", "StreamLocal")),
         "Subsystem sftp internal-sftp",
         "PrintMotd no",
         "PrintLastLog no",

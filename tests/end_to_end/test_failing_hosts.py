@@ -146,11 +146,12 @@ def test_a_host_without_forwarding_is_told_apart_from_an_unreachable_one(make_la
     assert title == "forwarding"
     assert text.startswith("`ssh` carries nothing to it: ")
     assert "administratively prohibited" in text
-    assert fix == "allow it there: `AllowTcpForwarding yes` in its sshd_config, then restart sshd"
+    assert fix == "allow it there: `AllowStreamLocalForwarding yes` in its sshd_config, then restart sshd"
     error = error_of(meshctl.run("up", inventory, "--detach"))
     assert error == (
         "inward: the tunnel link carries nothing: the far end closed the connection\n"
-        "hint: the host's sshd must allow TCP forwarding (AllowTcpForwarding yes in its sshd_config)"
+        "hint: the host's sshd must allow forwarding to sockets and ports (AllowStreamLocalForwarding and "
+        "AllowTcpForwarding yes in its sshd_config)"
     )
     assert_nothing_left(meshctl, lab)
 
