@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import socket
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,19 +92,17 @@ class RunningHost:
     def new_host_key(self) -> None:
         """Let sshd go on with another host key; open sessions stay."""
         make_key(self.folder / "run" / "host_key", f"{self.name} again")
-        os.kill(self._listener().pid, signal.SIGHUP)
+        os.kill(self._listener(), signal.SIGHUP)
         if not kernel.wait_until(lambda: self.public_key() in self._shown_key(), READY_DEADLINE_S):
             raise LabError(f"{self.name}: sshd does not show its new key; {self._log_tail()}")
 
     def restart_sshd(self) -> None:
         """End the listener and every session at once; return when another listener is there."""
-        old = self._listener().pid
-        for one in self.processes():
-            if "sshd" in one.command:
-                with suppress(ProcessLookupError):  # a session ends with the half of it that was ended first
-                    os.kill(one.pid, signal.SIGKILL)
-        if not kernel.wait_until(lambda: self._listener().pid != old, READY_DEADLINE_S):
-            raise LabError(f"{self.name}: sshd does not come again; {self._log_tail()}")
+        old = [one.pid for one in self.processes() if "sshd" in one.command]
+        for pid in old:
+            with suppress(ProcessLookupError):  # a session ends with the half of it that was ended first
+                os.kill(pid, signal.SIGKILL)
+        self._listener(but=old)
 
     def wait_until_ready(self) -> None:
         """Return when sshd greets at the host's address and nothing else runs; LabError with its log otherwise."""
@@ -112,10 +111,17 @@ class RunningHost:
         if not kernel.wait_until(lambda: len(self.processes()) == 1, READY_DEADLINE_S):
             raise LabError(f"{self.name}: sshd does not let go of the greeting; {self._log_tail()}")
 
-    def _listener(self) -> LabProcess:
-        """It may be away for a moment."""
-        kernel.wait_until(lambda: any(map(_is_listener, self.processes())), READY_DEADLINE_S)
-        return next(filter(_is_listener, self.processes()))
+    def _listener(self, but: Collection[int] = ()) -> int:
+        """The process that listens; it may be away for a moment."""
+        found: list[int] = []
+
+        def is_there() -> bool:
+            found[:] = [one.pid for one in self.processes() if _is_listener(one) and one.pid not in but]
+            return bool(found)
+
+        if not kernel.wait_until(is_there, READY_DEADLINE_S):
+            raise LabError(f"{self.name}: no sshd listens; {self._log_tail()}")
+        return found[0]
 
     def _shown_key(self) -> str:
         with suppress(LabError):

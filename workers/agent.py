@@ -1952,7 +1952,10 @@ def write_record(item: str, recorded: Recorded) -> None:
     """In place, never by a new file: those who use the item hold a lock on this one."""
     known = [one for one in read_record(item) if one.name != recorded.name]
     now = recorded._replace(changed_ns=changed_ns(recorded.place(item)))
-    files = [{"path": one.name, **{key: getattr(one, key) for key in one._fields[1:]}} for one in [*known, now]]
+    files = [
+        {"path": one.name, "size_bytes": one.size_bytes, "sha256": one.sha256, "changed_ns": one.changed_ns}
+        for one in [*known, now]
+    ]
     with open(os.open(mark_of(item), os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
         file.write(json.dumps({"files": files}).encode())
         file.truncate()

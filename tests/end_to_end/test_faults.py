@@ -131,7 +131,7 @@ def two_supervisors(cluster: Cluster, rows: list[Row]) -> None:
     folder.mkdir()
     other = replace(first, folder=folder, environment={**first.environment, "XDG_STATE_HOME": f"{folder}/state"})
     inventory = str(first.folder / "inventory.yaml")
-    others = str(write_local(folder / "inventory.yaml", hosts=1, memory=ROOMY, context=512))
+    others = str(write_local(folder / "inventory.yaml", hosts=1, memory=ROOMY, context=512, parallel=5))
 
     def start_them() -> None:
         for how in ((), ("--detach",)):
