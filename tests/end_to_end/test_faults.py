@@ -175,10 +175,10 @@ def a_supervisor_that_was_killed(local: Cluster, rows: list[Row]) -> None:
     assert left_after(str(local.meshctl.folder), 15) == []
 
 
-def there(host: RunningHost, word: str) -> int:
-    """The process of that host with this word in its command line, by its number here: the last one, since sessions
-    come after the listener."""
-    return [one.pid for one in host.processes() if word in one.command][-1]
+def worker_on(host: RunningHost) -> int:
+    """The worker's process on that host, by its number here; its leash and that one's bridge have its words, too."""
+    (pid,) = (one.pid for one in host.processes() if one.command.split()[0].endswith("/ggml-rpc-server"))
+    return pid
 
 
 def in_lab(lab: Lab, meshctl: Meshctl) -> Cluster:
@@ -221,8 +221,8 @@ def test_hosts_reached_by_ssh(make_lab: MakeLab, meshctl: Meshctl, fault_rows: l
     def see(fault: str, strike: Callable[[], None], bound_s: float, after: Callable[[], None] | None = None) -> None:
         see_through(fault_rows, cluster, f"SSH: {fault}", strike, bound_s, after=after)
 
-    see("worker killed", kill(there(host, "ggml-rpc-server"), signal.SIGKILL), AT_ONCE_S)
-    see("agent of a worker killed", kill(there(host, " leash "), signal.SIGKILL), AT_ONCE_S)
+    see("worker killed", kill(worker_on(host), signal.SIGKILL), AT_ONCE_S)
+    see("agent of a worker killed", kill(parent_of(worker_on(host)), signal.SIGKILL), AT_ONCE_S)
     with hog(lab, lab.hosts[1]) as grow:
         see("memory of a host taken by another program", grow, HOG_S)
     see("tunnel killed", kill(cluster.pid("link"), signal.SIGKILL), AT_ONCE_S)

@@ -10,8 +10,10 @@ import pytest
 
 from lab_folder import LabHost
 from lab_running import RunningHost
+from tests.end_to_end.fault_table import parent_of
 from tests.end_to_end.inventories import free_port
 from tests.end_to_end.refusals import HALF_MARKS, files_of, wait_idle
+from tests.end_to_end.test_faults import worker_on
 from tests.lab_fixture import MakeLab
 from tests.program import Meshctl, left_after
 
@@ -23,18 +25,19 @@ SPLIT = "host1/cpu=30"
 def test_a_killed_leash_and_a_rebooted_host_leave_nothing_and_the_cluster_answers_again(
     make_lab: MakeLab, meshctl: Meshctl
 ) -> None:
-    """SIGKILL of the leash of a worker, then the host's power; then a byte of its engine flips while all is down."""
+    """SIGKILL of the bridge of a worker and of its leash, then the host's power; then a byte of its engine flips."""
     lab = make_lab(LabHost("host1"))
     (host,) = lab.hosts
     inventory = str(lab.inventory(context=512, memory="120MiB", gateway_port=free_port()))
     meshctl.ok("trust", inventory, "--yes")
     meshctl.ok("up", inventory, "--detach", "--split", SPLIT)
     assert head_keys(meshctl, host) == []
-    (leash,) = running(host, " leash ")
-    os.kill(leash, signal.SIGKILL)
-    began = time.monotonic()
-    until(lambda: not running(host, "ggml-rpc-server") or running(host, " leash ") not in ([], [leash]), began + 15)
-    serves_again(meshctl)
+    for of_leash in (bridge_of, leash_of):
+        worker = worker_on(host)
+        os.kill(of_leash(host), signal.SIGKILL)
+        began = time.monotonic()
+        until(lambda worker=worker: not Path(f"/proc/{worker}").exists(), began + 15)
+        serves_again(meshctl)
     lab.reboot(host)
     serves_again(meshctl)
     assert meshctl.ok("chat", "Say hello.").stdout.strip()
@@ -76,9 +79,16 @@ def serves_again(meshctl: Meshctl) -> None:
     meshctl.until_phase("ready", deadline_s=90)
 
 
-def running(host: RunningHost, words: str) -> list[int]:
-    """Agents and programs whose command line has these words."""
-    return [one.pid for one in host.processes() if words in one.command and not one.command.startswith("sh -c")]
+def leash_of(host: RunningHost) -> int:
+    return parent_of(worker_on(host))
+
+
+def bridge_of(host: RunningHost) -> int:
+    """The child of the leash that has the leash's own words."""
+    leash = leash_of(host)
+    forks = (one.pid for one in host.processes() if " leash " in one.command and one.pid != leash)
+    (pid,) = (pid for pid in forks if parent_of(pid) == leash)
+    return pid
 
 
 def head_keys(meshctl: Meshctl, host: RunningHost) -> list[Path]:
