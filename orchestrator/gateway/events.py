@@ -168,11 +168,13 @@ class Answer:
         if "error" in chunk:
             self.ended = self.failed = True
             return event
+        follows = bool(self.text)  # nothing is learnt before the first text is out
         self.tokens.see(chunk)
         self._hear(chunk)
         self._same = self._same or {name: chunk[name] for name in _SAME if name in chunk}
         self._usage_told = self._usage_told or bool(chunk.get("usage"))
-        self._alike = None if self._timings else alike_to(event, lambda other: _event(self._told(other)))
+        learns = follows and not self._timings
+        self._alike = alike_to(event, lambda other: _event(self._told(other))) if learns else None
         told = self._told(chunk)
         return event if told == chunk else _event(told)
 

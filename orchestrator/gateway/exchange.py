@@ -29,8 +29,8 @@ class Exchange:
         """The status that the answer begins with; the question must be taken `within_s`, the answer may need longer."""
         length = {"content-length": str(len(body)), "connection": "close"}
         request = h11.Request(method="POST", target=path, headers=list({**headers, **length}.items()))
-        for event in (request, h11.Data(data=body), h11.EndOfMessage()):
-            self._writer.write(self._http.send(event) or b"")
+        events = (request, h11.Data(data=body), h11.EndOfMessage())
+        self._writer.write(b"".join(self._http.send(event) or b"" for event in events))
         async with asyncio.timeout(within_s):
             await self._writer.drain()
         while True:

@@ -204,7 +204,6 @@ class Relay(Response):
                     return
 
     async def _stream(self, head: Head, name: str, response: Exchange, out: "_Out", answer: Answer) -> None:
-        await out.begin_stream({ANSWERED_BY: name})
         beginning = _Beginning(answer)
         async for events in whole_events(head.chunks(response)):
             before = answer.tokens.generated
@@ -213,6 +212,7 @@ class Relay(Response):
             self._counters.generate(name, generated - before)
             if generated and not before:
                 self._counters.first_token_s.observe(monotonic() - self._arrived_s)
+            await out.begin_stream({ANSWERED_BY: name})
             if passed:
                 await out.event(passed)
         if not answer.ended:
