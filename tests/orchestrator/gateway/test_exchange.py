@@ -54,6 +54,16 @@ async def test_an_answer_cut_short_is_an_error() -> None:
             await one.part()
 
 
+@pytest.mark.parametrize("header", [b"", b"HTTP/1.1 2", HEADER[:-2], b"no HTTP at all\r\n\r\n"])
+async def test_a_peer_that_leaves_before_its_header_is_complete_is_an_error(header: bytes) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(header)
+
+    with pytest.raises(h11.RemoteProtocolError):
+        async with asked(script):
+            pass
+
+
 async def test_leaving_closes_the_connection() -> None:
     left = asyncio.Event()
 
