@@ -44,7 +44,7 @@ class Backends:
     def replace(self, addresses: Sequence[HeadAddress]) -> None:
         """These heads, and no others, answer from now on; whoever is first in line is let in."""
         self.take_away()
-        self._serve(self._opened(addresses), Router(addresses))
+        self._serve(self._heads_at(addresses), Router(addresses))
 
     def add(self, addresses: Sequence[HeadAddress]) -> None:
         """These heads answer as well."""
@@ -52,7 +52,7 @@ class Backends:
             self.replace(addresses)
             return
         self._serving.router.add(addresses)
-        self._serve({**self._serving.heads, **self._opened(addresses)}, self._serving.router)
+        self._serve({**self._serving.heads, **self._heads_at(addresses)}, self._serving.router)
 
     def remove(self, names: Collection[str]) -> None:
         """These heads answer no more; whoever was with one of them finds out by itself."""
@@ -73,7 +73,7 @@ class Backends:
         self.take_away()
         self.line.turn_away(problem)
 
-    def _opened(self, addresses: Sequence[HeadAddress]) -> dict[str, Head]:
+    def _heads_at(self, addresses: Sequence[HeadAddress]) -> dict[str, Head]:
         return {one.name: Head(one.url, one.key, self._deadlines) for one in addresses}
 
     def _serve(self, heads: Mapping[str, Head], router: Router) -> None:
