@@ -4,8 +4,7 @@ It holds no model and no conversation; what it lets through goes to the head and
 """
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Collection, Iterable
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -62,16 +61,10 @@ def create_app(
     bodies = Bodies(body_bytes, waits.body_s)
     gateway = _Gateway(backends, keys, model, parallel, state, counters, metrics, bodies, waits)
 
-    @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        yield
-        await backends.close()
-
     app = Starlette(
         routes=gateway.routes(),
         middleware=[_cross_origin(allowed_origins)] if allowed_origins else [],
         exception_handlers={ApiError: _answer_api_error, HTTPException: _answer_http, Exception: _answer_defect},
-        lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     return app

@@ -8,18 +8,18 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.gateway.api_error import ApiError
+from orchestrator.gateway.pieces import Alike, Chunk, alike_to
 
 DONE = b"data: [DONE]\n\n"
 
 
-async def whole_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Each event with its closing blank line; an event cut short by the end of the stream is dropped."""
+async def whole_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
+    """Those that came together, each with its closing blank line; one cut short by the end of the stream is dropped."""
     rest = b""
     async for chunk in chunks:
         *events, rest = (rest + chunk).split(b"\n\n")
-        for event in events:
-            if event:
-                yield event + b"\n\n"
+        if whole := [event + b"\n\n" for event in events if event]:
+            yield whole
 
 
 class _Delta(BaseModel):
@@ -85,12 +85,29 @@ class Tokens:
         """Take one chunk of a stream, or a whole answer, into account."""
         choices = answer.get("choices") or []
         index = choices[0].get("index", 0) if choices else 0
-        if any(_has_text(choice) for choice in choices):
+        self._count(index, any(_has_text(choice) for choice in choices), answer.get("timings"))
+
+    def see_piece(self, timings: Mapping[str, Any] | None) -> None:
+        """Take a piece of text of the only choice into account."""
+        self._count(0, True, timings)
+
+    def _count(self, index: int, has_text: bool, timings: Mapping[str, Any] | None) -> None:
+        if has_text:
             self._pieces[index] = self._pieces.get(index, 0) + 1
-        if timings := answer.get("timings"):
+        if timings:
             self._timed[index] = int(timings.get("predicted_n", 0))
             self.prompt = int(timings.get("prompt_n", 0))
             self.timings = timings
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """What the last head would have said at its end, of all of them: what it read of the answer is no prompt."""
+        prompt = max(0, self.prompt + int(self.timings.get("cache_n", 0)) - self.before)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": self.generated,
+            "total_tokens": prompt + self.generated,
+        }
 
 
 class Answer:
@@ -110,20 +127,31 @@ class Answer:
         self.ended = False
         self.failed = False
         self._model = model
-        self._same: dict[str, Any] = {}
+        self._same: Chunk = {}
+        self._alike: Alike | None = None
+        self._usage_told = False
 
     def go_on(self) -> None:
         """Another head takes over: its chunks are told as the first one's."""
         self.tokens = Tokens(self.tokens.prompt, before=self.tokens.generated)
 
-    def stop(self, reason: str) -> bytes:
-        """The chunk that a lost head did not come to send."""
-        choice = {"index": 0, "delta": {}, "finish_reason": reason}
-        return _event({**self._same, "choices": [choice], "model": self._model})
+    def end(self, reason: str, *, usage: bool) -> bytes:
+        """What a lost head did not come to send, up to the end; `usage`: that was asked for, too."""
+        said: Chunk = {"text": ""} if self._same.get("object") == "text_completion" else {"delta": {}}
+        missing = list[Chunk]()
+        if not self.stopped:
+            missing.append({"choices": [{"index": 0, **said, "finish_reason": reason}]})
+        if usage and not self._usage_told:
+            missing.append({"choices": [], "usage": self.tokens.usage})
+        return b"".join(_event({**self._same, **chunk, "model": self._model}) for chunk in missing) + DONE
 
     def see(self, event: bytes) -> bytes | None:
         """What to send on for this event; None for what is no piece of an answer, which would break clients: some heads
         send `data: null`."""
+        if self._alike is not None and (piece := self._alike.read(event)) is not None:
+            self.tokens.see_piece(piece.timings)
+            self.text += piece.text
+            return piece.told
         if event == DONE:
             self.ended = True
             return event
@@ -136,19 +164,27 @@ class Answer:
             return None
         return self._see_chunk(chunk, event) if is_answer(chunk) else None
 
-    def _see_chunk(self, chunk: dict[str, Any], event: bytes) -> bytes:
+    def _see_chunk(self, chunk: Chunk, event: bytes) -> bytes:
         if "error" in chunk:
             self.ended = self.failed = True
             return event
+        follows = bool(self.text)  # nothing is learnt before the first text is out
         self.tokens.see(chunk)
         self._hear(chunk)
         self._same = self._same or {name: chunk[name] for name in _SAME if name in chunk}
+        self._usage_told = self._usage_told or bool(chunk.get("usage"))
+        learns = follows and not self._timings
+        self._alike = alike_to(event, lambda other: _event(self._told(other))) if learns else None
+        told = self._told(chunk)
+        return event if told == chunk else _event(told)
+
+    def _told(self, chunk: Chunk) -> Chunk:
         told = {**chunk, **self._same, "model": self._model}
         if not self._timings and _goes_on(chunk):
             told.pop("timings", None)
         if self.tokens.before and isinstance(usage := chunk.get("usage"), dict):
             told["usage"] = self._whole_usage(usage)
-        return event if told == chunk else _event(told)
+        return told
 
     def _hear(self, chunk: Mapping[str, Any]) -> None:
         for choice in chunk.get("choices") or []:
@@ -165,7 +201,7 @@ class Answer:
         return {**usage, "prompt_tokens": max(0, prompt - before), "completion_tokens": generated + before}
 
 
-_SAME = ("id", "created", "system_fingerprint")
+_SAME = ("id", "created", "system_fingerprint", "object")
 
 
 def _event(chunk: Mapping[str, Any]) -> bytes:

@@ -6,19 +6,20 @@ comes only at its end: there the request's own deadline (`relay`) is the only on
 the supervisor's to watch.
 """
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
+import h11
 
 from orchestrator.gateway.api_error import ApiError, unavailable
 from orchestrator.gateway.events import is_answer
+from orchestrator.gateway.exchange import Exchange, exchange
 from orchestrator.gateway.fields import Body
-from orchestrator.head_client import head_client
+
+_BROKEN = (OSError, h11.ProtocolError)
 
 
 @dataclass(frozen=True)
@@ -31,58 +32,50 @@ class Deadlines:
     answer_s: float = 3600.0
 
 
+@dataclass(frozen=True)
 class Head:
-    """The `llama-server` behind the gateway, with its own key. Each request has its own connection, since closing it is
-    what cancels the request, and a kept one may belong to a head that has been replaced."""
+    """The `llama-server` behind the gateway at this address, with its own key. Each request has its own connection,
+    since closing it is what cancels the request, and a kept one may belong to a head that has been replaced."""
 
-    def __init__(self, url: str, key: str, deadlines: Deadlines) -> None:
-        self._deadlines = deadlines
-        self._client = head_client(
-            url,
-            key,
-            timeout=httpx.Timeout(None, connect=deadlines.connect_s, write=deadlines.body_s),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
-        )
-
-    async def close(self) -> None:
-        await self._client.aclose()
+    url: str
+    key: str = field(repr=False)
+    deadlines: Deadlines
 
     @asynccontextmanager
-    async def ask(self, path: str, body: Body) -> AsyncIterator[httpx.Response]:
+    async def ask(self, path: str, body: Body) -> AsyncIterator[Exchange]:
         """The head's answer with status 200, its body still to be read; an ApiError for everything else."""
-        request = self._client.build_request("POST", path, content=json.dumps(body), headers=_JSON)
-        response = await self._send(request)
-        try:
-            if response.status_code != 200:
-                raise _refusal(response.status_code, await self.read(response))
-            yield response
-        finally:
-            await response.aclose()
+        async with AsyncExitStack() as stack:
+            try:
+                answer = await stack.enter_async_context(exchange(self.url, within_s=self.deadlines.connect_s))
+            except OSError as error:
+                raise down() from error
+            status = await self._status(answer, path, body)
+            if status != 200:
+                raise _refusal(status, await self.read(answer))
+            yield answer
 
-    async def read(self, response: httpx.Response) -> bytes:
+    async def read(self, answer: Exchange) -> bytes:
         """The whole body of an answer."""
         try:
-            return await response.aread()
-        except httpx.TransportError as error:
+            return await answer.whole()
+        except _BROKEN as error:
             raise lost() from error
 
-    async def chunks(self, response: httpx.Response) -> AsyncIterator[bytes]:
+    async def chunks(self, answer: Exchange) -> AsyncIterator[bytes]:
         """The body as it comes; it simply ends when the head is gone or silent for too long."""
-        parts = response.aiter_raw()
-        try:
-            while True:
-                async with asyncio.timeout(self._deadlines.silence_s):
-                    part = await anext(parts)
+        with answer.given_up_after(self.deadlines.silence_s), suppress(*_BROKEN):
+            async for part in answer.parts():
                 yield part
-        except (StopAsyncIteration, TimeoutError, httpx.TransportError):
-            return
 
-    async def _send(self, request: httpx.Request) -> httpx.Response:
+    async def _status(self, answer: Exchange, path: str, body: Body) -> int:
+        headers = {
+            "host": "head",
+            "authorization": f"Bearer {self.key}",
+            "content-type": "application/json",
+        }
         try:
-            return await self._client.send(request, stream=True)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise down() from error
-        except httpx.TransportError as error:
+            return await answer.ask(path, headers, json.dumps(body).encode(), within_s=self.deadlines.body_s)
+        except _BROKEN as error:
             raise lost() from error
 
 
@@ -91,8 +84,6 @@ HEAD_DOWN = "head_down"
 
 HEAD_LOST = "head_lost"
 """The code of the error for a head that was lost while it answered."""
-
-_JSON = {"content-type": "application/json"}
 
 
 def down() -> ApiError:

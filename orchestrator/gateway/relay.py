@@ -12,13 +12,13 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from time import monotonic
 from typing import Literal
 
-import httpx
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from orchestrator.gateway.api_error import ApiError, bad_field, unavailable
 from orchestrator.gateway.backends import Backends
-from orchestrator.gateway.events import DONE, Answer, error_event, whole_events
+from orchestrator.gateway.events import Answer, error_event, whole_events
+from orchestrator.gateway.exchange import Exchange
 from orchestrator.gateway.fields import Body
 from orchestrator.gateway.head import HEAD_DOWN, HEAD_LOST, Head, down, lost, read_answer
 from orchestrator.gateway.resume import continued, is_complete
@@ -144,8 +144,7 @@ class Relay(Response):
                 self._counters.resume()
                 self._asking = asking
                 return False
-            await out.event(answer.stop("length"))
-        await out.event(DONE)
+        await out.event(answer.end("length", usage=_wants_usage(self._question)))
         await out.end()
         return True
 
@@ -173,7 +172,7 @@ class Relay(Response):
         await out.json(200, {**whole, "model": self._question["model"]}, {ANSWERED_BY: name})
 
     @asynccontextmanager
-    async def _asked(self, answer: Answer) -> AsyncIterator[tuple[str, Head, httpx.Response]]:
+    async def _asked(self, answer: Answer) -> AsyncIterator[tuple[str, Head, Exchange]]:
         """A head that has taken the question, with its name, and the answer it begins with.
 
         Which heads there are is asked each time: they come and go.
@@ -192,7 +191,6 @@ class Relay(Response):
                     raise bad_field("n", f"no head takes more than {serving.most_choices} choices at once now")
                 stack.callback(router.release, ticket)
                 head = serving.heads[ticket.head]
-                stack.enter_context(self._backends.using(head))
                 try:
                     response = await stack.enter_async_context(head.ask(self._path, self._asking))
                 except ApiError as problem:
@@ -205,35 +203,53 @@ class Relay(Response):
                     yield ticket.head, head, response
                     return
 
-    async def _stream(self, head: Head, name: str, response: httpx.Response, out: "_Out", answer: Answer) -> None:
-        """What comes before the first text is held back until that is there, but for signs of life and progress.
-
-        Of a head that goes on with another one's answer it is left out: it has been said.
-        """
-        await out.begin_stream({ANSWERED_BY: name})
-        held, silent, before = list[bytes](), True, answer.tokens.generated
-        async for event in whole_events(head.chunks(response)):
-            told = answer.tokens.generated
-            passed = answer.see(event)
-            self._counters.generate(name, answer.tokens.generated - told)
-            if passed is None:
-                continue
-            if silent and answer.tokens.generated == before and not (answer.ended or answer.stopped):
-                if event.startswith(b":") or b'"prompt_progress"' in event:
-                    await out.event(passed)
-                else:
-                    held.append(passed)
-                continue
-            if silent and not before and answer.tokens.generated:
+    async def _stream(self, head: Head, name: str, response: Exchange, out: "_Out", answer: Answer) -> None:
+        beginning = _Beginning(answer)
+        async for events in whole_events(head.chunks(response)):
+            before = answer.tokens.generated
+            passed = b"".join(map(beginning.let_out, events))
+            generated = answer.tokens.generated
+            self._counters.generate(name, generated - before)
+            if generated and not before:
                 self._counters.first_token_s.observe(monotonic() - self._arrived_s)
-            silent = False
-            for earlier in held if not before else ():
-                await out.event(earlier)
-            held.clear()
-            await out.event(passed)
+            await out.begin_stream({ANSWERED_BY: name})
+            if passed:
+                await out.event(passed)
         if not answer.ended:
             raise lost()
         await out.end()
+
+
+class _Beginning:
+    """What comes before a head's first text is held back until that is there, but for signs of life and progress.
+
+    Of a head that goes on with another one's answer it is left out: it has been said.
+    """
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self._before = answer.tokens.generated
+        self._held = list[bytes]()
+        self._over = False
+
+    def let_out(self, event: bytes) -> bytes:
+        """What to send on at this event of the head."""
+        answer = self._answer
+        passed = answer.see(event) or b""
+        if self._over or not passed:
+            return passed
+        if answer.tokens.generated == self._before and not (answer.ended or answer.stopped):
+            if event.startswith(b":") or b'"prompt_progress"' in event:
+                return passed
+            self._held.append(passed)
+            return b""
+        self._over = True
+        return passed if self._before else b"".join([*self._held, passed])
+
+
+def _wants_usage(question: Body) -> bool:
+    options = question.get("stream_options")
+    return isinstance(options, dict) and bool(options.get("include_usage"))
 
 
 def _release(router: Router, ticket: Ticket, answer: Answer) -> None:

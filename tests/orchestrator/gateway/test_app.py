@@ -138,6 +138,9 @@ def numbered(head: str, text: str) -> bytes:
     return chunk(text, id=f"chatcmpl-{head}", created={"a": 1, "b": 2}[head])
 
 
+ENDED = b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n'
+
+
 async def test_a_stream_that_has_begun_goes_on_with_another_head() -> None:
     """One answer: nothing is missing, nothing is there twice, and ids and usage are those of one request."""
     usage = {"prompt_tokens": 12, "completion_tokens": 2, "total_tokens": 14}
@@ -193,6 +196,25 @@ async def test_an_answer_that_was_complete_is_brought_to_its_end(
         events = [line[6:] for line in text.splitlines() if line.startswith("data: ")]
         ends = [json.loads(event)["choices"][0]["finish_reason"] for event in events[:-1]]
         assert ([end for end in ends if end], events[-1], len(head.bodies)) == (reasons, "[DONE]", 1)
+
+
+@pytest.mark.parametrize(
+    ("parts", "limit", "ends"),
+    [((), 3, ["length"]), ((ENDED,), 10, ["stop"])],
+    ids=["the limit was reached", "only the usage was missing"],
+)
+async def test_usage_that_a_lost_head_owed_is_told(parts: tuple[bytes, ...], limit: int, ends: list[str]) -> None:
+    """In a chunk of its own, as the engine does; what was in the head's cache is part of the prompt."""
+    counted = chunk("all", id="chatcmpl-a", timings={"cache_n": 5, "prompt_n": 7, "predicted_n": 3})
+    head = FakeHead(parts=(counted, *parts), tear=True)
+    async with gateway_for(head) as gateway:
+        asked = {**STREAMED, "max_tokens": limit, "stream_options": {"include_usage": True}}
+        events = (await gateway.http.post(CHAT, json=asked)).text.strip().split("\n\n")
+    chunks = [json.loads(event[6:]) for event in events[:-1]]
+    assert [choice["finish_reason"] for one in chunks for choice in one["choices"] if choice["finish_reason"]] == ends
+    usage = {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
+    assert chunks[-1] == {"id": "chatcmpl-a", "model": "tiny", "choices": [], "usage": usage}
+    assert events[-1] == "data: [DONE]"
 
 
 async def test_an_answer_under_which_head_after_head_is_lost_ends_with_an_error(
