@@ -123,6 +123,11 @@ def busy_devices(crews: Iterable[Crew]) -> frozenset[str]:
     return frozenset(share.device for group in groups_of(crews).values() for share in group.group.shares)
 
 
+def busy_hosts(crews: Iterable[Crew]) -> frozenset[str]:
+    """The names of the hosts that groups use devices of."""
+    return frozenset(device.partition("/")[0] for device in busy_devices(crews))
+
+
 def taken_hosts(crews: Collection[Crew]) -> frozenset[str]:
     """Hosts all of whose devices are known and in use: there is nothing to be had from them."""
     busy = busy_devices(crews)

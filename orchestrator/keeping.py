@@ -14,7 +14,17 @@ from orchestrator.announce import group_speed, head_addresses, plan_lines, ready
 from orchestrator.better_plan import better_plan
 from orchestrator.chronicle import Chronicle
 from orchestrator.cluster import RunningGroup
-from orchestrator.crew import Crew, Muster, busy_devices, groups_of, memory_of_hosts, plan_of, taken_hosts, until_done
+from orchestrator.crew import (
+    Crew,
+    Muster,
+    busy_devices,
+    busy_hosts,
+    groups_of,
+    memory_of_hosts,
+    plan_of,
+    taken_hosts,
+    until_done,
+)
 from orchestrator.errors import (
     FAILED,
     BringUpError,
@@ -249,7 +259,7 @@ class Keeping:
     async def _take(self, crew: Crew) -> None:
         """Let the gateway have its heads; it is opened if it is not open yet."""
         self._crews.append(crew)
-        self._happen(Up(crew.hosts.missing))
+        self._happen(Up(crew.hosts.missing, busy_hosts(self._crews)))
         self._situation.become(Situation("ready" if self._cycle.state == "ready" else "degraded", self._cycle.reason))
         self._backends.add(head_addresses(crew.groups.values(), crew.plan.context))
         figures = self._figures()

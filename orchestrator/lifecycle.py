@@ -11,7 +11,7 @@ of the command, not a state to recover from. A host that is lost again and again
 interrupts answers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -57,9 +57,11 @@ class Aside:
 
 @dataclass(frozen=True)
 class Up:
-    """The cluster answers; `missing` are hosts of the inventory that could not be used, with the reasons."""
+    """The cluster answers; `missing` are hosts of the inventory that could not be used, with the reasons. Those in `use`
+    are not, also where they should be left out for a while: nothing else held the model."""
 
     missing: Mapping[str, str] = field(default_factory=dict)
+    use: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,9 @@ class Lifecycle:
     def after(self, event: Event, now_s: float) -> "Lifecycle":
         """What it is after the event. The controller is never set aside: without it there is no cluster."""
         match event:
-            case Up(missing):
-                return self._up(missing, now_s)
+            case Up(missing, use):
+                aside = {host: why for host, why in self.without(now_s).items() if host not in use}
+                return self._up({**missing, **aside}, now_s)
             case Lost(host, what, others):
                 steady = self.up_at_s is not None and now_s - self.up_at_s >= STEADY_S
                 attempts = 0 if steady else self.attempts
@@ -157,8 +160,7 @@ class Lifecycle:
         """The hosts that are set aside now, with the reasons."""
         return {host: one.reason for host, one in self.aside.items() if now_s < one.until_s}
 
-    def _up(self, missing: Mapping[str, str], now_s: float) -> "Lifecycle":
-        absent = {**missing, **self.without(now_s)}
+    def _up(self, absent: Mapping[str, str], now_s: float) -> "Lifecycle":
         reason = "; ".join(f"{host} is missing: {why}" for host, why in absent.items())
         return replace(
             self,

@@ -147,3 +147,12 @@ def test_whatever_happens_it_is_told_and_waited_for_within_bounds(steps: list[tu
             absent = {*event.missing, *cycle.without(now_s)}
             assert cycle.state == ("degraded" if absent else "ready")
             assert all(host in cycle.reason for host in absent)
+
+
+def test_a_host_that_should_be_left_out_but_is_all_there_is_makes_no_cluster_degraded() -> None:
+    cycle = Lifecycle()
+    for number in range(FAULTS):
+        cycle = run((10 * number, Up()), (10 * number + 1, Lost("a", "gone")), cycle=cycle)
+    assert set(cycle.without(25)) == {"a"}
+    assert run((25, Up()), cycle=cycle).state == "degraded"
+    assert run((25, Up(use=("a",))), cycle=cycle).state == "ready"
