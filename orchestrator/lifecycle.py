@@ -57,8 +57,10 @@ class Aside:
 
 @dataclass(frozen=True)
 class Up:
-    """The cluster answers; `missing` are hosts of the inventory that could not be used, with the reasons. Those in `use`
-    are not, also where they should be left out for a while: nothing else held the model."""
+    """The cluster answers; `missing` are hosts of the inventory that could not be used, with the reasons.
+
+    Those in `use` are not, also where they should be left out for a while: nothing else held the model.
+    """
 
     missing: Mapping[str, str] = field(default_factory=dict)
     use: Collection[str] = ()
