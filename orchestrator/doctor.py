@@ -15,7 +15,7 @@ from orchestrator.errors import REPORTED, ConnectError, DeadlineError, HostKeyEr
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
 from orchestrator.host_agent import LOOPBACK, Others, ask_facts, ask_others, ensure_agent, start_link_server
-from orchestrator.hosts import OpenHost
+from orchestrator.hosts import OpenHost, network_refused
 from orchestrator.inventory import Host, Inventory
 from orchestrator.shell.connect import connect
 from orchestrator.shell.local import LocalShell
@@ -60,11 +60,13 @@ async def examine_all(inventory: Inventory, folders: Folders) -> tuple[Examined,
     """Examine every host side by side; a host that fails a check that others need stops there."""
     engine = find_engine(folders.cache, "cpu", local_platform())
     ssh = write_ssh_files(folders.state, inventory.path)
-    examined = await each_host({host.name: _examine(host, ssh, folders, engine) for host in inventory.hosts})
+    examined = await each_host({host.name: _examine(host, inventory, ssh, folders, engine) for host in inventory.hosts})
     return tuple(all_or_raise(examined).values())
 
 
-async def _examine(host: Host, ssh: SshFiles, folders: Folders, engine: Engine | None) -> Examined:
+async def _examine(
+    host: Host, inventory: Inventory, ssh: SshFiles, folders: Folders, engine: Engine | None
+) -> Examined:
     checks: list[Check] = []
     shell = None
     try:
@@ -74,7 +76,8 @@ async def _examine(host: Host, ssh: SshFiles, folders: Folders, engine: Engine |
         facts = await ask_facts(shell, agent)
         checks.append(Check("python", True, facts.python))
         checks += examine_facts(host, facts, engine, time(), ssh.inventory)
-        checks.append(examine_others(await ask_others(shell, agent), host, facts.private_network_refused))
+        refused = facts.private_network_refused if host.connection == "ssh" else network_refused(inventory, facts)
+        checks.append(examine_others(await ask_others(shell, agent), host, refused))
         if host.link == "direct":
             worker_address(host, facts)
             checks.append(Check("link", True, direct_warning(host, facts).removeprefix(f"{host.name}: ")))

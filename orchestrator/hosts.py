@@ -28,8 +28,10 @@ from orchestrator.shell.ssh_config import SshFiles, write_ssh_files
 from workers.agent import sha256_of, socket_name
 from workers.facts import HostFacts
 
-LONGEST_SOCKET = 100
+LONGEST_SOCKET = 103
 """Bytes of a socket's path: systems differ, none takes less (unix(7): 108; macOS: 104, each with its end)."""
+
+WITH_DIRECT = "a worker with `link: direct` is reached from this machine's own network"
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,11 @@ class OpenHosts:
         return self.by_name[head] if head else self.controller
 
 
+def network_refused(inventory: Inventory, here: HostFacts) -> str:
+    """Why heads and workers of this machine do not meet in a private network; "" where they do."""
+    return WITH_DIRECT if any(host.link == "direct" for host in inventory.hosts) else here.private_network_refused
+
+
 @asynccontextmanager
 async def open_hosts(
     inventory: Inventory, folders: Folders, report: Report, *, without: Collection[str] = (), tolerant: bool = False
@@ -161,7 +168,7 @@ async def open_hosts(
         by_name = {name: one for name, one in opened.items() if name != CONTROLLER}
         missing = {name: str(error).removeprefix(f"{name}: ") for name, error in failed.items()}
         here = opened[CONTROLLER]
-        network = PrivateNetwork(here.shell, here.agent, here.facts.private_network_refused)
+        network = PrivateNetwork(here.shell, here.agent, network_refused(inventory, here.facts))
         try:
             yield OpenHosts(here, by_name, ssh, network, missing)
         finally:

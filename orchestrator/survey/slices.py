@@ -14,7 +14,7 @@ from quant.synthetic import like_shape, write_random_model
 from workers.agent import Recorded, mark_of, read_record, sha256_of, touch, write_record
 from workers.budget import MIB
 
-BESIDE_LAYERS_BYTES = 24 * MIB
+BESIDE_LAYERS_BYTES = 28 * MIB
 """What a worker takes beside layers and output layer while it is timed: itself, buffers, the cache of a few tokens."""
 
 KEPT_S = 24 * 3600.0

@@ -97,7 +97,7 @@ def see_all_through(rows: list[Row], cluster: Cluster, faults: Mapping[str, tupl
 
 def test_local_processes_that_end_or_stop(local: Cluster, fault_rows: list[Row]) -> None:
     see_all_through(fault_rows, local, LOCAL)
-    assert re.search(r"head-\d+ on \w+ is stopped: head on \w+ hangs", said(local))
+    assert re.search(r"head-\w+ on \w+ is stopped: head on \w+ hangs", said(local))
     local.meshctl.ok("down")
     assert processes_with(str(local.meshctl.folder)) == []
 

@@ -6,10 +6,12 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from orchestrator import processes
+from orchestrator.errors import HostError
 from orchestrator.host_agent import ask_facts, ensure_agent
 from orchestrator.hosts import OpenHost, OpenHosts
 from orchestrator.inventory import Host
@@ -22,10 +24,21 @@ from workers.commands import enter_words, in_network
 
 
 @pytest.fixture
-async def shell(tmp_path: Path) -> AsyncIterator[LocalShell]:
-    one = LocalShell("desk", tmp_path / "root", tmp_path)
-    yield one
-    await one.close()
+async def shell() -> AsyncIterator[LocalShell]:
+    """In a folder whose path is short enough for sockets."""
+    with TemporaryDirectory(prefix="m-") as folder:
+        one = LocalShell("desk", Path(folder), Path(folder))
+        yield one
+        await one.close()
+
+
+async def test_a_folder_that_is_too_deep_for_sockets_is_told_with_the_fix(shell: LocalShell, tmp_path: Path) -> None:
+    agent = await ensure_agent(shell)
+    deep = LocalShell("desk", tmp_path / ("d" * 100), tmp_path)
+    host = OpenHost(Host("desk", "local"), deep, agent, await ask_facts(shell, agent))
+    with pytest.raises(HostError, match="103 bytes at most, not ") as caught:
+        host.new_socket()
+    assert caught.value.hint == "set XDG_CACHE_HOME there to a shorter path"
 
 
 SSH = """#!{python}
