@@ -41,7 +41,7 @@ from quant.fetch import fetch_model
 from workers.engine_commands import ENVIRONMENT
 
 STREAMS = (1, 32)
-TOKENS = {1: 64, 32: 32}
+TOKENS = {1: 64, 32: 64}
 """Of each answer, by the number of streams."""
 
 FIRSTS = 8

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 MIB = 1024 * 1024
 
-RESERVE_BYTES = 28 * MIB
+RESERVE_BYTES = 26 * MIB
 """Kept free on every device: what the agent, the session and the worker program itself take.
 
 Measured on Linux: agent 11 MiB and 2 MiB for its bridge, sshd session 8 MiB, idle `ggml-rpc-server` 8 MiB resident.

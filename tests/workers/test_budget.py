@@ -8,12 +8,12 @@ from workers.budget import MIB, MemoryCap, budget
 @pytest.mark.parametrize(
     ("cap", "free_mib", "usable_mib"),
     [
-        (MemoryCap(share=0.5), 1000, 472),  # half of what is free, less the reserve
-        (MemoryCap(share=1.0), 1000, 972),
+        (MemoryCap(share=0.5), 1000, 474),  # half of what is free, less the reserve
+        (MemoryCap(share=1.0), 1000, 974),
         (MemoryCap(share=1.0), 10, 0),  # never below nothing
         (MemoryCap(limit_bytes=500 * MIB), 1000, 500),  # a cap in bytes is given to the plan whole
-        (MemoryCap(limit_bytes=990 * MIB), 1000, 972),  # unless that leaves less than the reserve
-        (MemoryCap(limit_bytes=2000 * MIB), 1000, 972),
+        (MemoryCap(limit_bytes=990 * MIB), 1000, 974),  # unless that leaves less than the reserve
+        (MemoryCap(limit_bytes=2000 * MIB), 1000, 974),
         (MemoryCap(limit_bytes=1 * MIB), 0, 0),
     ],
 )
