@@ -43,11 +43,11 @@ def group_speed(one: RunningGroup) -> GroupSpeed:
         host=one.head.host,
         mode=group.mode,
         predicted_decode_tokens_per_s=group.decode_tokens_per_s,
-        measured_decode_tokens_per_s=one.decode_tokens_per_s,
+        measured_decode_tokens_per_s=one.decode_tokens_per_s if one.measured else None,
         predicted_aggregate_tokens_per_s=group.aggregate_tokens_per_s,
-        measured_aggregate_tokens_per_s=one.aggregate_tokens_per_s,
+        measured_aggregate_tokens_per_s=one.aggregate_tokens_per_s if one.measured else None,
         predicted_prefill_tokens_per_s=group.prefill_tokens_per_s,
-        measured_prefill_tokens_per_s=one.prefill_tokens_per_s,
+        measured_prefill_tokens_per_s=one.prefill_tokens_per_s if one.measured else None,
     )
 
 

@@ -64,6 +64,7 @@ class RunningGroup:
     workers: tuple[Worker, ...]
     answer: Answer
     speed: HeadSpeed
+    measured: bool = True  # else `speed` is as planned
 
     @property
     def processes(self) -> tuple[Leashed, ...]:
@@ -333,7 +334,7 @@ async def _measured(one: _Loading, answer: Answer, plan: Plan, started: Started,
 
 def _as_planned(one: _Loading, answer: Answer) -> RunningGroup:
     speed = HeadSpeed(one.group.token_s, one.group.step_s, one.group.prefill_s)
-    return RunningGroup(one.group, one.place.name, one.head, one.workers, answer, speed)
+    return RunningGroup(one.group, one.place.name, one.head, one.workers, answer, speed, measured=False)
 
 
 def _remember(prepared: Prepared, folders: Folders, heads: Iterable[RunningGroup]) -> None:

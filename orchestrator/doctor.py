@@ -16,7 +16,7 @@ from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
 from orchestrator.host_agent import LOOPBACK, Others, ask_facts, ask_others, ensure_agent, start_link_server
 from orchestrator.hosts import OpenHost, network_refused
-from orchestrator.inventory import Host, Inventory
+from orchestrator.inventory import CONTROLLER, Host, Inventory
 from orchestrator.shell.connect import connect
 from orchestrator.shell.local import LocalShell
 from orchestrator.shell.ssh_config import SshFiles, account_home, write_ssh_files
@@ -61,7 +61,24 @@ async def examine_all(inventory: Inventory, folders: Folders) -> tuple[Examined,
     engine = find_engine(folders.cache, "cpu", local_platform())
     ssh = write_ssh_files(folders.state, inventory.path)
     examined = await each_host({host.name: _examine(host, inventory, ssh, folders, engine) for host in inventory.hosts})
-    return tuple(all_or_raise(examined).values())
+    here = await _examine_controller(inventory, ssh, folders)
+    return (*all_or_raise(examined).values(), *here)
+
+
+async def _examine_controller(inventory: Inventory, ssh: SshFiles, folders: Folders) -> tuple[Examined, ...]:
+    """This machine, where it is no host of its own but the ends of tunnels are within reach of its other users."""
+    if any(host.connection == "local" for host in inventory.hosts):
+        return ()
+    host = Host(CONTROLLER, "local")
+    shell = await connect(host, ssh, local_root=folders.cache)
+    try:
+        agent = await ensure_agent(shell)
+        refused = network_refused(inventory, await ask_facts(shell, agent))
+        if not refused:
+            return ()
+        return (Examined(host.name, (examine_others(await ask_others(shell, agent), host, refused),)),)
+    finally:
+        await shell.close()
 
 
 async def _examine(

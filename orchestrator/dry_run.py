@@ -28,6 +28,7 @@ async def planned_commands(
     report.step("Connecting")
     async with open_hosts(inventory, folders, report) as hosts:
         prepared, ranking = await prepare_ranking(inventory, hosts, folders, report, wishes)
+        report.say("`up` keeps these in private networks, joined by bridges: run by hand, workers are open to others")
         return tuple(
             (where, shlex.join(words)) for where, words in commands_of(prepared, ranking.chosen, hosts, folders)
         )

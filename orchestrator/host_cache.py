@@ -94,6 +94,7 @@ class Seen:
 _CACHE = TypeAdapter(HostCache)
 _PLACES = TypeAdapter(tuple[str, ...])
 _SEEN = TypeAdapter(Seen)
+_RIGHT = TypeAdapter(bool)
 
 
 async def ask_cache(shell: Shell, agent: str, check: str = "none") -> HostCache:
@@ -182,9 +183,10 @@ async def look_at(shell: Shell, agent: str, item: str, name: str = "") -> Seen:
     return read_part(shell.host, _SEEN, await ask_agent(shell, commands.look_words(agent, item, name), HASHES_S))
 
 
-async def record(shell: Shell, agent: str, item: str, name: str, size_bytes: int, sha256: str) -> None:
-    """Keep beside the item what was put there."""
-    await ask_agent(shell, commands.record_words(agent, item, name, size_bytes, sha256))
+async def record(shell: Shell, agent: str, item: str, name: str, size_bytes: int, sha256: str) -> bool:
+    """Keep beside the item what was put there, once every byte of it has been read there; False when it is not that."""
+    answer = await ask_agent(shell, commands.record_words(agent, item, name, size_bytes, sha256), HASHES_S)
+    return read_part(shell.host, _RIGHT, answer.get("right"))
 
 
 def item_of(root: str, path: str) -> str | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from orchestrator.direct import direct_warning, worker_address
 from orchestrator.engine.build import local_platform
 from orchestrator.engine.store import engines_of
-from orchestrator.errors import HostError, MeshctlError
+from orchestrator.errors import HostError, MeshctlError, TransferError
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
 from orchestrator.host_agent import ask_facts, ensure_agent, tidy
@@ -100,28 +100,35 @@ class OpenHost:
             source = files[name]
             progress = self.report.bytes_of(f"{self.name}: {source.name}")
             await self.shell.put(source, f"{item}/{name}" if name else item, progress=progress)
-            await self._record(item, name, source)
+            if not await self._record(item, name, source):
+                hint = "try again; if it happens again, look at that host's memory and disk"
+                raise TransferError(
+                    self.name, f"{source.name} did not arrive as it was sent (by its sha256)", hint=hint
+                )
 
     async def _is_there(self, item: str, name: str, source: Path) -> bool:
         wanted = source.stat().st_size
         seen = await look_at(self.shell, self.agent, item, name)
-        if damage := damage_of(seen, wanted):
+        damage = damage_of(seen, wanted)
+        if not damage and seen.size_bytes == wanted and not seen.recorded:
+            damage = "" if await self._record(item, name, source) else CHANGED
+        if damage:
             self.report.warn(f"{self.name}: {source.name} there {damage}: it is put there again")
-        whole = seen.size_bytes == wanted and not damage
-        if whole and not seen.recorded:
-            await self._record(item, name, source)
-        return whole
+        return seen.size_bytes == wanted and not damage
 
-    async def _record(self, item: str, name: str, source: Path) -> None:
+    async def _record(self, item: str, name: str, source: Path) -> bool:
         digest = await asyncio.to_thread(sha256_of, str(source))
-        await record(self.shell, self.agent, item, name, source.stat().st_size, digest)
+        return await record(self.shell, self.agent, item, name, source.stat().st_size, digest)
 
 
 def damage_of(seen: Seen, wanted_bytes: int) -> str:
     """What is wrong with a file on a host; "" for nothing, also where it is not there."""
     if seen.size_bytes is not None and seen.size_bytes != wanted_bytes:
         return f"has {seen.size_bytes} bytes, not {wanted_bytes}"
-    return "has changed (by its sha256)" if seen.damaged else ""
+    return CHANGED if seen.damaged else ""
+
+
+CHANGED = "has changed (by its sha256)"
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def remote_model(model: Model, root: str) -> str:
 def remote_model_folder(root: str, shards: Iterable[Path]) -> str:
     """A folder for exactly these files: another size or time of change leads to another one.
 
-    Files appear there whole or not at all, so that one which is there, with its size, is the right one.
+    Files appear there whole or not at all; their digests are kept beside them.
     """
     facts = [f"{shard.name} {shard.stat().st_size} {shard.stat().st_mtime_ns}" for shard in shards]
     return f"{root}/models/{hashlib.sha256(chr(10).join(facts).encode()).hexdigest()[:12]}"

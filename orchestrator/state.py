@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -42,17 +42,18 @@ class ProcessState:
 
 @dataclass(frozen=True)
 class GroupSpeed:
-    """One head of the cluster, `host` being its own: predicted tokens per second and those measured after load."""
+    """One head of the cluster, `host` being its own: predicted tokens per second and those measured after load; None
+    where nothing was, since somebody waited for the cluster to answer again."""
 
     name: str
     host: str
     mode: GroupMode
     predicted_decode_tokens_per_s: float
-    measured_decode_tokens_per_s: float
+    measured_decode_tokens_per_s: float | None
     predicted_aggregate_tokens_per_s: float
-    measured_aggregate_tokens_per_s: float
+    measured_aggregate_tokens_per_s: float | None
     predicted_prefill_tokens_per_s: float
-    measured_prefill_tokens_per_s: float
+    measured_prefill_tokens_per_s: float | None
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,22 @@ class ClusterState:
     supervised: bool = False  # a supervisor goes on with it: "failed" then means that it tries again by itself
 
 
+def at_rest(state: ClusterState) -> ClusterState:
+    """The state of a cluster of which nothing runs any more: what there was to be seen of its parts is gone."""
+    return replace(
+        state,
+        processes=(),
+        hosts=(),
+        heads=(),
+        step=None,
+        requests_running=0,
+        requests_waiting=0,
+        tokens_per_s=0.0,
+        supervised=False,
+    )
+
+
+WITHOUT_A_WORD = "the supervisor ended without a word"
 _STATE = TypeAdapter(ClusterState)
 
 

@@ -7,14 +7,23 @@ with the next change.
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from orchestrator.errors import ClusterStateError
 from orchestrator.folders import ClusterFolder
 from orchestrator.history import EventKind, HistoryEvent, add_event
 from orchestrator.inventory import Inventory
-from orchestrator.state import ClusterState, Phase, inventory_digest, write_state
+from orchestrator.state import (
+    WITHOUT_A_WORD,
+    ClusterState,
+    Phase,
+    at_rest,
+    inventory_digest,
+    read_state,
+    write_state,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -47,6 +56,11 @@ class StateKeeper:
             if (phase, message) != (before.phase, before.message) or phase == "starting":
                 add_event(self._folder, HistoryEvent(now, phase, message))
 
+    def end(self, phase: Phase, message: str) -> None:
+        """Enter a phase in which nothing runs any more."""
+        self.state = at_rest(self.state)
+        self.phase(phase, message)
+
     def note(self, kind: EventKind, phase: Phase, message: str, host: str = "", seconds: float | None = None) -> None:
         """Write down what happened beside the phases."""
         with self._writing():
@@ -70,6 +84,14 @@ class StateKeeper:
             self._told = True
         else:
             self._told = False
+
+
+def note_crash(folder: ClusterFolder) -> None:
+    """Add to the history that the supervisor before this one ended without a word, if it did. Called by its holder."""
+    with suppress(ClusterStateError, OSError):  # of another version; or the disk is full
+        state = read_state(folder)
+        if state is not None and state.supervised:
+            add_event(folder, HistoryEvent(_now(), "failed", WITHOUT_A_WORD))
 
 
 def _now() -> str:

@@ -1,10 +1,19 @@
 """Which cluster's state `status` shows, running or last seen."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from orchestrator.errors import ClusterStateError
 from orchestrator.folders import Folders
-from orchestrator.state import ClusterState, is_held, known_clusters, read_state, running_clusters
+from orchestrator.state import (
+    WITHOUT_A_WORD,
+    ClusterState,
+    at_rest,
+    is_held,
+    known_clusters,
+    read_state,
+    running_clusters,
+)
 
 
 def last_state(folders: Folders, name: str | None) -> ClusterState:
@@ -20,8 +29,14 @@ def last_state(folders: Folders, name: str | None) -> ClusterState:
             hint="start one with `meshctl up inventory.yaml`" + (", or name a known one" if name else ""),
         )
     if state.phase not in ("stopped", "failed") and not is_held(folders.cluster(state.cluster)):
-        return replace(state, phase="failed", message="the supervisor ended without a word", processes=())
+        return replace(at_rest(state), phase="failed", message=WITHOUT_A_WORD)
     return state
+
+
+def inventory_running(folders: Folders) -> Path | None:
+    """The inventory of the only cluster that runs; None where none does. ClusterStateError where several do."""
+    state = _only_running(folders)
+    return None if state is None else Path(state.inventory)
 
 
 def _only_running(folders: Folders) -> ClusterState | None:

@@ -15,7 +15,7 @@ from orchestrator.inventory import Inventory
 from orchestrator.keeping import Keeping
 from orchestrator.report import Report
 from orchestrator.state import hold
-from orchestrator.state_keeper import StateKeeper
+from orchestrator.state_keeper import StateKeeper, note_crash
 from orchestrator.wishes import Wishes
 
 
@@ -28,17 +28,18 @@ async def supervise(
     """
     folder = folders.cluster(inventory.cluster)
     with hold(folder):
+        note_crash(folder)
         keeper = StateKeeper(folder, inventory)
         keeper.phase("starting", "starting")
         try:
             await _until_stopped(inventory, folders, report, stop, wishes, keeper)
         except Exception as error:
-            keeper.phase("failed", str(error) or repr(error), processes=(), supervised=False)
+            keeper.end("failed", str(error) or repr(error))
             raise
         except BaseException:
-            keeper.phase("stopped", "interrupted", processes=(), supervised=False)
+            keeper.end("stopped", "interrupted")
             raise
-        keeper.phase("stopped", "stopped on request", processes=(), supervised=False)
+        keeper.end("stopped", "stopped on request")
 
 
 async def _until_stopped(

@@ -78,6 +78,7 @@ async def until_stuck(head: Head, group: Group) -> float:
     """Look at a head until it hangs; for how many seconds it has."""
     progress = Progress(group.prefill_s / group.prompt_tokens)
     async with head_client(head.url, head.key, timeout=LOOK_TIMEOUT_S) as client:
+        client.headers["connection"] = "close"  # a kept one would hide that nobody else gets through
         while True:
             stuck_s = progress.stuck_s(await look_at(client), monotonic())
             if stuck_s > progress.limit_s:

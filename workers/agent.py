@@ -66,9 +66,14 @@ LINK_PATIENCE_S = 20.0
 NETWORK_PATIENCE_S = 30.0
 BRIDGE_BYTES = 256 * KIB
 BRIDGE_BACKLOG = 8
+BRIDGE_LOOK_S = 2.0
+LARGEST_DESCRIPTOR = 4096
 MARK = ".mark"
 BESIDE_ITEMS = (MARK, ".lock", ".log", ".tar.gz", ".tar.gz.mark")
 ITEM_FOLDERS = ("agent", "engines", "logs", "models", "slices")
+SOCKETS = "run"
+"""The folder of sockets: it goes with nothing, as what runs is reached by it."""
+
 BESIDE_ENGINE = ("manifest.json", "proofs.json", "excluded", ".smoke")
 FIRST_USER = 1000
 NO_USER = 65534
@@ -1219,8 +1224,8 @@ def enter_and_run(options: argparse.Namespace, words: list[str]) -> None:
 def choose_network(library: Any, private: bool, network: int) -> None:
     if private:
         leave_network(library)
-    elif network:
-        enter_network(library, network)
+    elif network and not enter_network(library, network):
+        raise OSError(errno.ESRCH, f"process {network} has none any more")
 
 
 def leave_network(library: Any) -> None:
@@ -1244,16 +1249,18 @@ def leave_network(library: Any) -> None:
         fcntl.ioctl(any_socket, SIOCSIFFLAGS, loopback + struct.pack("=H14x", flags | IFF_UP))
 
 
-def enter_network(library: Any, pid: int) -> None:
-    """Join the network of another process of ours; only while this one has a single thread (setns(2))."""
+def enter_network(library: Any, pid: int) -> bool:
+    """Join the network of another process of ours; only while this one has a single thread (setns(2)). False when it is
+    in that one anyway."""
     if library is None:
         raise OSError(errno.ENOSYS, "this system has none")
     with open(f"/proc/{pid}/ns/user") as users, open(f"/proc/{pid}/ns/net") as network:
         if os.path.samestat(os.fstat(network.fileno()), os.stat("/proc/self/ns/net")):
-            return
+            return False
         if not os.path.samestat(os.fstat(users.fileno()), os.stat("/proc/self/ns/user")):
             checked(library, library.setns(users.fileno(), CLONE_NEWUSER))
         checked(library, library.setns(network.fileno(), CLONE_NEWNET))
+    return True
 
 
 def checked(library: Any, status: int) -> None:
@@ -1270,7 +1277,8 @@ def private_network_refused() -> str:
         try:
             leave_network(load_libc())
         except OSError as error:
-            os.write(theirs, (error.strerror or str(error)).encode())
+            no_more = "no more network namespaces are allowed (sysctl user.max_net_namespaces)"
+            os.write(theirs, f"unshare: {no_more if error.errno == errno.ENOSPC else error.strerror}".encode())
         finally:
             os._exit(0)
     os.close(theirs)
@@ -1300,23 +1308,34 @@ def start_bridge(pid: int, ends: str, library: Any) -> int:
             raise OSError(errno.EIO, text)
         return child
     try:
-        become_bridge(library, leash)
-        if library is not None:  # where there are networks of their own
-            enter_network(library, pid)
+        become_bridge(library, leash, theirs)
         near, far = ends.split("=", 1)
-        server = listen_at(near)
-        os.close(theirs)
-        carry_connections(server, far)
-    except OSError as error:
-        os.write(theirs, describe(error).encode())
+        server = listen_in(library, pid, near, theirs)
+        while os.getppid() == leash:
+            if select.select([server], [], [], BRIDGE_LOOK_S)[0]:
+                carry_connection(server.accept()[0], far)
     finally:
         os._exit(1)
 
 
-def become_bridge(library: Any, leash: int) -> None:
-    """Nothing of the leash's but its end is shared: no streams, no signal handlers."""
+def listen_in(library: Any, pid: int, near: str, told: int) -> socket.socket:
+    """Listen in the network of that process; closes `told` then, or writes the reason there."""
+    try:
+        if library is not None:  # where there are networks of their own
+            enter_network(library, pid)
+        return listen_at(near)
+    except OSError as error:
+        os.write(told, describe(error).encode())
+        raise
+    finally:
+        os.close(told)
+
+
+def become_bridge(library: Any, leash: int, told: int) -> None:
+    """Nothing of the leash's but its end is shared, and `told`: no streams, no pipes, no signal handlers."""
     die_with(library, leash)
-    signal.set_wakeup_fd(-1)
+    os.closerange(3, told)
+    os.closerange(told + 1, LARGEST_DESCRIPTOR)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -1341,11 +1360,6 @@ def socket_address(end: str) -> tuple[socket.AddressFamily, Any]:
         return socket.AF_UNIX, place
     address, _, port = place.rpartition(":")
     return socket.AF_INET, (address, int(port))
-
-
-def carry_connections(server: socket.socket, far: str) -> None:
-    while True:
-        carry_connection(server.accept()[0], far)
 
 
 def carry_connection(near: socket.socket, far: str) -> None:
@@ -1846,7 +1860,7 @@ def answer_tidy(options: argparse.Namespace, words: list[str]) -> None:
 def tidy(root: str, before_s: float) -> list[str]:
     """Remove our own temporary files and folders last changed before that moment; gives their relative paths."""
     removed = []
-    dead = dead_sockets(os.path.join(root, "run"))
+    dead = dead_sockets(os.path.join(root, SOCKETS))
     for folder, folders, files in os.walk(root):
         stale = [name for name in folders + files if is_stale(folder, name, before_s) or name in dead]
         folders[:] = [name for name in folders if name not in stale]
@@ -1869,19 +1883,25 @@ def socket_name(hostname: str, token: str) -> str:
 def dead_sockets(folder: str) -> set[str]:
     """The names of this host's sockets there at which nobody listens any more; macOS does not tell which these are."""
     looked_s, ours = time.time(), glob.glob(os.path.join(glob.escape(folder), socket_name(socket.gethostname(), "*")))
-    if is_mac() or not ours:
+    bound = bound_sockets() if ours and not is_mac() else None
+    if bound is None:
         return set()
-    bound = bound_sockets()
     return {os.path.basename(one) for one in ours if one not in bound and newest_s(one) < looked_s}
 
 
-def bound_sockets() -> set[str]:
-    """The paths at which sockets are bound, in whatever network."""
-    networks: dict[int, str] = {}
-    for name in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
+def bound_sockets() -> set[str] | None:
+    """The paths at which sockets are bound, in whatever network; None where that cannot be known of every one."""
+    networks: dict[int, list[str]] = {os.stat("/proc/self/ns/net").st_ino: ["self"]}
+    for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
-            networks.setdefault(os.stat(f"/proc/{name}/ns/net").st_ino, name)
-    return {word for name in networks.values() for word in read_text(f"/proc/{name}/net/unix").split()}
+            networks.setdefault(os.stat(f"/proc/{name}/ns/net").st_ino, []).append(name)
+    tables = [first_text(f"/proc/{name}/net/unix" for name in names) for names in networks.values()]
+    return {word for table in tables for word in table.split()} if all(tables) else None
+
+
+def first_text(paths: Iterable[str]) -> str:
+    """Of the first of these files that has one: a process may end just before it is asked."""
+    return next((text for text in map(read_text, paths) if text), "")
 
 
 def is_temporary(name: str) -> bool:
@@ -1890,11 +1910,11 @@ def is_temporary(name: str) -> bool:
 
 def newest_s(place: str) -> float:
     """When it, or anything in it, was last changed."""
-    times = [os.lstat(place).st_mtime]
-    for folder, folders, files in os.walk(place):
-        for name in folders + files:
-            with contextlib.suppress(FileNotFoundError):
-                times.append(os.lstat(os.path.join(folder, name)).st_mtime)
+    places = [place, *(os.path.join(at, name) for at, folders, files in os.walk(place) for name in folders + files)]
+    times = [0.0]
+    for one in places:
+        with contextlib.suppress(FileNotFoundError):
+            times.append(os.lstat(one).st_mtime)
     return max(times)
 
 
@@ -1951,7 +1971,7 @@ def read_record(item: str) -> list[Recorded]:
 def write_record(item: str, recorded: Recorded) -> None:
     """In place, never by a new file: those who use the item hold a lock on this one."""
     known = [one for one in read_record(item) if one.name != recorded.name]
-    now = recorded._replace(changed_ns=changed_ns(recorded.place(item)))
+    now = recorded if recorded.changed_ns else recorded._replace(changed_ns=changed_ns(recorded.place(item)))
     files = [
         {"path": one.name, "size_bytes": one.size_bytes, "sha256": one.sha256, "changed_ns": one.changed_ns}
         for one in [*known, now]
@@ -1974,12 +1994,16 @@ def is_damaged(item: str, one: Recorded) -> bool:
     """Whether a file has other bytes than were put there: read only where it was changed since they were last right,
     because a model takes minutes."""
     place = one.place(item)
-    if one.changed_ns == changed_ns(place):
+    return one.changed_ns != changed_ns(place) and not record_if_right(item, one)
+
+
+def record_if_right(item: str, one: Recorded) -> bool:
+    """Read a file, and write down that it is right if it has this digest; when changed meanwhile it is read again."""
+    before_ns = changed_ns(one.place(item))
+    if sha256_of(one.place(item)) != one.sha256:
         return False
-    if sha256_of(place) != one.sha256:
-        return True
-    write_record(item, one)
-    return False
+    write_record(item, one._replace(changed_ns=before_ns))
+    return True
 
 
 def problems(item: str, hashes: bool) -> list[dict[str, str]]:
@@ -2033,8 +2057,8 @@ def answer_look(options: argparse.Namespace, words: list[str]) -> None:
 
 
 def answer_record(options: argparse.Namespace, words: list[str]) -> None:
-    write_record(options.item, Recorded(options.name, options.size, options.sha256))
-    say({"item": options.item})
+    """Every byte is read for it: what was put may have been damaged on its way, or changed since."""
+    say({"right": record_if_right(options.item, Recorded(options.name, options.size, options.sha256))})
 
 
 def answer_stored(options: argparse.Namespace, words: list[str]) -> None:
@@ -2054,7 +2078,7 @@ def stored_items(root: str) -> list[tuple[str, str]]:
     found = []
     for kind in sorted(os.listdir(root) if os.path.isdir(root) else []):
         folder = os.path.join(root, kind)
-        if os.path.islink(folder) or not is_item(root, kind):
+        if kind == SOCKETS or os.path.islink(folder) or not is_item(root, kind):
             continue
         names = sorted(os.listdir(folder)) if kind in ITEM_FOLDERS and os.path.isdir(folder) else [""]
         found += [(kind, name) for name in names if is_item(folder, name)]

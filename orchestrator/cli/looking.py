@@ -140,7 +140,12 @@ def logs(
         list[str] | None,
         typer.Argument(help="Hosts of the inventory, or `controller`; all of them when none is named.", metavar="HOST"),
     ] = None,
-    inventory: Annotated[Path, typer.Option("--inventory", help="The inventory file.")] = DEFAULT_INVENTORY,
+    inventory: Annotated[
+        Path | None,
+        typer.Option(
+            "--inventory", help=f"The inventory file [default: that of the running cluster, else {DEFAULT_INVENTORY}]."
+        ),
+    ] = None,
     lines: Annotated[
         int | None,
         typer.Option(
@@ -161,8 +166,10 @@ def logs(
     from orchestrator.folders import user_folders
     from orchestrator.host_logs import EVERY_LINE, host_logs, hosts_named
     from orchestrator.inventory_file import load_inventory
+    from orchestrator.status import inventory_running
 
-    wanted, names, folders = load_inventory(inventory), tuple(hosts or ()), user_folders()
+    names, folders = tuple(hosts or ()), user_folders()
+    wanted = load_inventory(inventory or inventory_running(folders) or DEFAULT_INVENTORY)
     hosts_named(wanted, names)
     since_s = read_duration_s("--since", since)
     if lines is None:

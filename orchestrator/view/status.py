@@ -157,7 +157,8 @@ def _measured_rows(speed: GroupSpeed) -> Iterator[Sequence[str]]:
     if rows["all conversations"] == rows["decode"]:
         del rows["all conversations"]
     for what, (predicted, measured) in rows.items():
-        yield what, f"{predicted:.1f}", f"{measured:.1f}", f"{measured / predicted - 1:+.0%}"
+        known = ("-", "-") if measured is None else (f"{measured:.1f}", f"{measured / predicted - 1:+.0%}")
+        yield what, f"{predicted:.1f}", *known
 
 
 def _now_rows(head: HeadState | None) -> Iterator[Sequence[str]]:

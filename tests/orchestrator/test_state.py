@@ -14,6 +14,7 @@ from orchestrator.folders import Folders
 from orchestrator.state import (
     ClusterState,
     GroupSpeed,
+    at_rest,
     hold,
     is_held,
     read_state,
@@ -21,7 +22,7 @@ from orchestrator.state import (
     serving_cluster,
     write_state,
 )
-from orchestrator.status import last_state
+from orchestrator.status import inventory_running, last_state
 from tests.orchestrator.groups import make_group, make_plan_of, make_share
 
 
@@ -86,6 +87,22 @@ def test_a_state_left_by_a_dead_supervisor_is_told_as_what_it_is(folders: Folder
     write_state(folders.cluster("home"), state_of("home"))
     told = last_state(folders, None)
     assert (told.phase, told.message) == ("failed", "the supervisor ended without a word")
+    assert not told.supervised
+
+
+def test_of_what_does_not_run_no_figures_are_left() -> None:
+    busy = replace(state_of("home"), requests_running=2, requests_waiting=1, tokens_per_s=34.5, supervised=True)
+    resting = at_rest(busy)
+    assert (resting.requests_running, resting.requests_waiting, resting.tokens_per_s) == (0, 0, 0.0)
+    assert (resting.hosts, resting.heads, resting.processes, resting.supervised) == ((), (), (), False)
+
+
+def test_the_inventory_of_the_cluster_that_runs_is_known(folders: Folders) -> None:
+    assert inventory_running(folders) is None
+    folders.cluster("home").prepare()
+    write_state(folders.cluster("home"), replace(state_of("home"), inventory="/home/ada/lab.yaml"))
+    with hold(folders.cluster("home")):
+        assert inventory_running(folders) == Path("/home/ada/lab.yaml")
 
 
 def test_when_none_runs_the_one_that_changed_last_is_shown(folders: Folders) -> None:

@@ -9,7 +9,7 @@ from orchestrator.folders import ClusterFolder
 from orchestrator.history import read_events
 from orchestrator.inventory_file import load_inventory
 from orchestrator.state import read_state
-from orchestrator.state_keeper import StateKeeper
+from orchestrator.state_keeper import StateKeeper, note_crash
 
 INVENTORY = "cluster: demo\nmodel: smollm2-135m\nhosts:\n  - {name: a, connection: local, memory: 1GiB}\n"
 
@@ -54,3 +54,20 @@ def test_what_cannot_be_written_ends_nothing_and_is_said_once(
     state = read_state(folder)
     assert state is not None
     assert (state.phase, state.requests_running) == ("ready", 2)
+
+
+def test_a_supervisor_that_ended_without_a_word_is_in_the_history_of_the_next(
+    keeper: StateKeeper, tmp_path: Path
+) -> None:
+    folder = ClusterFolder(tmp_path / "demo")
+    note_crash(folder)
+    keeper.phase("ready", "answers")
+    note_crash(folder)
+    keeper.end("stopped", "stopped on request")
+    note_crash(folder)
+    told = [(event.phase, event.message) for event in read_events(folder, 10)]
+    assert told == [
+        ("ready", "answers"),
+        ("failed", "the supervisor ended without a word"),
+        ("stopped", "stopped on request"),
+    ]

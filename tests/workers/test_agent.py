@@ -184,6 +184,32 @@ def files_below(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
+def test_the_folder_of_sockets_is_no_item_that_can_go(tmp_path: Path) -> None:
+    """What runs is reached by them."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "slices").mkdir()
+    (tmp_path / "slices" / "a.gguf").write_text("x")
+    assert agent.stored_items(str(tmp_path)) == [("slices", "a.gguf")]
+
+
+def test_no_socket_goes_where_it_cannot_be_known_who_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead = tmp_path / agent.socket_name(socket.gethostname(), "dead")
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(dead))
+    assert agent.dead_sockets(str(tmp_path)) == {dead.name}
+    monkeypatch.setattr(agent, "read_text", lambda *parts: "")
+    assert agent.dead_sockets(str(tmp_path)) == set()
+
+
+def test_only_what_has_the_digest_is_recorded(tmp_path: Path) -> None:
+    item = tmp_path / "a.gguf"
+    item.write_text("12345")
+    assert run_agent("record", str(item), "", "5", "0f") == {"right": False}
+    assert agent.read_record(str(item)) == []
+    assert run_agent("record", str(item), "", "5", agent.sha256_of(str(item))) == {"right": True}
+    assert run_agent("look", str(item), "") == {"size_bytes": 5, "recorded": True, "damaged": False}
+
+
 def test_of_sockets_only_those_of_this_host_go_at_which_nobody_listens(tmp_path: Path) -> None:
     """Whatever network they listen in; one that has just died goes at once."""
     folder = tmp_path / "run"

@@ -246,8 +246,10 @@ def test_an_item_in_use_cannot_go_until_the_leash_has_ended(hold: Hold, tmp_path
 def test_nothing_is_started_from_an_item_that_is_not_whole(hold: Hold, tmp_path: Path) -> None:
     item = tmp_path / "models" / "0f12"
     item.mkdir(parents=True)
+    (item / "a.gguf").write_text("123456")
+    digest = agent.sha256_of(str(item / "a.gguf"))
+    assert run_agent("record", str(item), "a.gguf", "6", digest) == {"right": True}
     (item / "a.gguf").write_text("12345")
-    run_agent("record", str(item), "a.gguf", "6", "0f")
     held = hold("touch", str(tmp_path / "ran"), options=("--uses", str(item)))
     assert held.process.wait(10) == 1
     assert held.events.get(timeout=5)["error"] == (

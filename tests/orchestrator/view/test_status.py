@@ -112,3 +112,12 @@ def test_while_it_is_brought_up_the_step_is_shown_with_its_fraction() -> None:
     assert "tok/s now" not in text
     waiting = replace(recovering, step=StepState("waiting", "Waiting for more memory"))
     assert "step       waiting: Waiting for more memory\n" in rendered(status_view(waiting, NOW))
+
+
+def test_what_was_not_measured_after_a_recovery_is_a_dash() -> None:
+    hurried = GroupSpeed("head", "b", "single", 61.3, None, 61.3, None, 300.0, None)
+    lines = rendered(status_view(replace(STATE, speeds=(hurried,), heads=()), NOW), width=60).splitlines()
+    assert [line.split() for line in lines if "decode" in line or "prefill" in line] == [
+        ["b", "decode", "61.3", "-", "-"],
+        ["(single)", "prefill", "300.0", "-", "-"],
+    ]
