@@ -11,7 +11,7 @@ from orchestrator.direct import direct_warning, worker_address
 from orchestrator.engine.build import local_platform
 from orchestrator.engine.install import check_fits
 from orchestrator.engine.store import Engine, find_engine
-from orchestrator.errors import REPORTED, ConnectError, DeadlineError, HostKeyError, TransferError
+from orchestrator.errors import REPORTED, BringUpError, ConnectError, DeadlineError, HostKeyError, TransferError
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
 from orchestrator.host_agent import LOOPBACK, Others, ask_facts, ask_others, ensure_agent, start_link_server
@@ -21,7 +21,7 @@ from orchestrator.shell.connect import connect
 from orchestrator.shell.local import LocalShell
 from orchestrator.shell.ssh_config import SshFiles, account_home, write_ssh_files
 from orchestrator.survey.links import ECHO_OF_ONE_BYTE
-from orchestrator.tunnel import tunnel_command
+from orchestrator.tunnel import tunnel_command, wait_open
 from orchestrator.view.sizes import bytes_text
 from workers.budget import MIB, budget
 from workers.facts import HostFacts
@@ -31,7 +31,6 @@ DISK_NEEDED_BYTES = 200 * MIB
 
 CLOCK_TOLERANCE_S = 60.0
 PROBE_S = 20.0
-PROBE_LOOK_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -131,18 +130,19 @@ async def _through_tunnel(host: Host, ssh: SshFiles, far: str) -> tuple[bytes, s
         near = Path(folder, "near.sock")
         here = LocalShell("this machine", ssh.config.parent, account_home())
         tunnel = await here.start(tunnel_command(host, ssh, str(near), far))
+        ended = asyncio.create_task(tunnel.wait(deadline_s=2 * PROBE_S))
         try:
+            await wait_open(near, PROBE_S, lambda: not ended.done())
             async with asyncio.timeout(PROBE_S):
-                while not near.is_socket():
-                    await asyncio.sleep(PROBE_LOOK_S)
                 reader, writer = await asyncio.open_unix_connection(str(near))
                 writer.write(ECHO_OF_ONE_BYTE)
                 answer = await reader.read(1)
                 writer.close()
-        except (OSError, TimeoutError):
+        except (BringUpError, OSError):
             answer = b""
         finally:
             await tunnel.kill()
+            await asyncio.gather(ended, return_exceptions=True)
         return answer, (tunnel.stderr_tail().strip().splitlines() or [""])[-1]
 
 

@@ -13,6 +13,7 @@ from orchestrator.prepare import Prepared, prepare_ranking
 from orchestrator.report import Report
 from orchestrator.tunnel import tunnel_command
 from orchestrator.wishes import Wishes
+from workers.agent import SOCKETS
 from workers.engine_commands import head_command, worker_command
 
 FIRST_PORT = 20000
@@ -66,7 +67,7 @@ def _workers(
 
 
 def _socket(host: OpenHost, ports: Iterator[int]) -> str:
-    return f"{host.shell.root}/run/{next(ports)}.sock"
+    return f"{host.shell.root}/{SOCKETS}/{next(ports)}.sock"
 
 
 def _link(host: OpenHost, hosts: OpenHosts, far: str, ports: Iterator[int], commands: list[Command]) -> None:

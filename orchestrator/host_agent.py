@@ -21,9 +21,6 @@ from workers.facts import HostFacts, read_facts
 LOOPBACK = "127.0.0.1"
 QUESTION_S = 30.0
 LINK_BEAT_S = 5.0
-FIRST_PORT = 20000
-"""Where ports of a network begin that has nobody else in it."""
-
 FACTS_S = 90.0  # nvidia-smi without its daemon and system_profiler may take half a minute each
 UNPACK_S = 600.0
 REAP_S = 5.0

@@ -25,7 +25,7 @@ from orchestrator.report import Report, silent
 from orchestrator.shell.connect import connect
 from orchestrator.shell.protocol import Shell
 from orchestrator.shell.ssh_config import SshFiles, write_ssh_files
-from workers.agent import sha256_of, socket_name
+from workers.agent import SOCKETS, sha256_of, socket_name
 from workers.facts import HostFacts
 
 LONGEST_SOCKET = 103
@@ -69,7 +69,7 @@ class OpenHost:
 
     def new_socket(self) -> str:
         """Where something of ours may listen there: the path of a socket that nobody has used before. HostError."""
-        path = f"{self.shell.root}/run/{socket_name(self.facts.hostname, secrets.token_hex(5))}"
+        path = f"{self.shell.root}/{SOCKETS}/{socket_name(self.facts.hostname, secrets.token_hex(5))}"
         if len(path.encode()) > LONGEST_SOCKET or any(mark in path for mark in ":=\n"):
             raise HostError(
                 self.name,

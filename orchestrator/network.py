@@ -7,8 +7,9 @@ network that the agent holds (see `leave_network` there), where the system allow
 import asyncio
 from itertools import count
 
-from orchestrator.host_agent import FIRST_PORT, HeldNetwork, start_network
+from orchestrator.host_agent import HeldNetwork, start_network
 from orchestrator.shell.protocol import Shell, Words
+from workers.agent import FIRST_PORT
 from workers.commands import in_network
 
 
