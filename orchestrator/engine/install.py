@@ -160,7 +160,7 @@ async def pack_engine(engine: Engine) -> Path:
 
 def _is_as_packed(archive: Path) -> bool:
     """Whether it is there and what it was when it was packed: its digest is kept beside."""
-    known = [one.sha256 for one in read_record(str(archive))]
+    known = [one.digest for one in read_record(str(archive))]
     return archive.is_file() and known == [describe_file(archive.parent, archive).sha256]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from orchestrator.errors import CommandError, DeadlineError, TransferError
-from orchestrator.shell.protocol import Finished, Process, Progress, Words
+from orchestrator.shell.protocol import Finished, Process, Progress, Span, Words
 from orchestrator.shell.streams import Tail, split_lines, tail_of
 from orchestrator.shell.words import launched, shown, under_c_locale, with_environment
 
@@ -83,6 +83,23 @@ class LocalShell:
             raise copy_error(self.host, str(path), error, len(data)) from error
         finally:
             remove_partial(partial)
+
+    async def append(
+        self, source: Path, span: Span, target: str, *, done_bytes: int = 0, progress: Progress | None = None
+    ) -> None:
+        """Write a span of a file to `target` from `done_bytes` of it on; TransferError leaves what is written."""
+        path = self._home / target
+        try:
+            with source.open("rb") as reader, path.open("r+b" if done_bytes else "wb") as writer:
+                reader.seek(span.offset + done_bytes)
+                writer.seek(done_bytes)
+                while done_bytes < span.size_bytes:
+                    size = min(_COPY_BYTES, span.size_bytes - done_bytes)
+                    done_bytes += writer.write(await asyncio.to_thread(read_piece, reader, size))
+                    if progress is not None:
+                        progress(done_bytes, span.size_bytes)
+        except OSError as error:
+            raise copy_error(self.host, f"{source} -> {path}", error, span.size_bytes) from error
 
     async def get(self, source: str, target: Path, *, progress: Progress | None = None) -> None:
         """Copy a file to `target`, written beside and renamed."""
@@ -207,6 +224,14 @@ async def _pump(reader: BinaryIO, writer: BinaryIO, size: int, progress: Progres
 
 def _copy_some(reader: BinaryIO, writer: BinaryIO) -> int:
     return writer.write(reader.read(_COPY_BYTES))
+
+
+def read_piece(reader: BinaryIO, size: int) -> bytes:
+    """The next bytes of a file that should have them; OSError when it has not."""
+    data = reader.read(size)
+    if len(data) < size:
+        raise OSError(errno.EIO, "the file has become shorter while it was read")
+    return data
 
 
 async def _end_group(process: asyncio.subprocess.Process) -> None:

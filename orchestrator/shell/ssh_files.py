@@ -10,11 +10,14 @@ from pathlib import Path
 
 import asyncssh
 
-from orchestrator.shell.local import partial_beside, remove_partial
-from orchestrator.shell.protocol import Progress
+from orchestrator.shell.local import partial_beside, read_piece, remove_partial
+from orchestrator.shell.protocol import Progress, Span
 from orchestrator.shell.ssh_errors import FOREIGN, disk_full, transfer_error
 
 _REMOVE_S = 5.0
+_PIECE_BYTES = 8 * 1024 * 1024
+"""Sent as many requests at once; the next piece waits until all are answered."""
+
 
 FreeBytes = Callable[[str], Awaitable[int | None]]
 """Free space in bytes where that folder lies; None when the host does not say."""
@@ -52,6 +55,21 @@ class SftpFiles:
                 await file.write(data)
 
         await self._write(posixpath.join(self.home, target), len(data), mode, send)
+
+    async def append(self, source: Path, span: Span, target: str, done_bytes: int, progress: Progress | None) -> None:
+        """Write a span of a local file there from `done_bytes` of it on; what is written stays when it is cut off."""
+        path = posixpath.join(self.home, target)
+        try:
+            with source.open("rb") as reader:
+                reader.seek(span.offset + done_bytes)
+                async with self.sftp.open(path, "r+b" if done_bytes else "wb") as writer:
+                    for start in range(done_bytes, span.size_bytes, _PIECE_BYTES):
+                        size = min(_PIECE_BYTES, span.size_bytes - start)
+                        await writer.write(await asyncio.to_thread(read_piece, reader, size), start)
+                        if progress is not None:
+                            progress(start + size, span.size_bytes)
+        except FOREIGN as error:
+            raise transfer_error(self.host, path, error, None, span.size_bytes) from error
 
     async def get(self, source: str, target: Path, progress: Progress | None) -> None:
         """Fetch a file, folders made, written beside and renamed. TransferError leaves nothing behind."""
