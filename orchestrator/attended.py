@@ -1,7 +1,7 @@
-"""A shell whose questions to the agent are answered by one process on the host, which stays as long as it is asked.
+"""A shell whose commands are run by one process of the agent on the host, which stays as long as it is asked.
 
 Each question by itself takes a session, a login shell and a start of Python there, a tenth of a second; so it takes a
-few milliseconds. Everything else goes the shell's own way, and so does a question that this process has not answered.
+few milliseconds. Programs that go on and files go the shell's own way, and so does what this process has not answered.
 """
 
 import asyncio
@@ -15,10 +15,13 @@ from pydantic.dataclasses import dataclass
 from orchestrator.errors import DeadlineError, HostError
 from orchestrator.shell.local import failed
 from orchestrator.shell.protocol import Finished, Process, Progress, Shell, Span, Words
-from orchestrator.shell.words import shown
-from workers.commands import agent_words, attend_words
+from orchestrator.shell.words import shown, under_c_locale
+from workers.commands import agent_words, attend_words, enter_words
 
 AT_ONCE = 8
+BYTES = "latin-1"
+"""Every byte is a character of it: what goes in and out need not be text."""
+
 LEAVE_S = 5.0
 
 
@@ -69,20 +72,28 @@ class AttendedShell:
         environment: Mapping[str, str] | None = None,
         check: bool = True,
     ) -> Finished:
-        """As the shell's own; questions to the agent are asked of the process that waits for them."""
-        own, asked = words[: len(self._prefix)], words[len(self._prefix) :]
-        if own == self._prefix and not environment:
-            async with self._turns:
-                try:
-                    finished = await (await self._attending()).ask(asked, stdin, deadline_s)
-                except (_GoneError, HostError) as error:
-                    if isinstance(error, DeadlineError):
-                        raise
-                else:
-                    if check and finished.status != 0:
-                        raise failed(self.host, words, finished)
-                    return finished
-        return await self._shell.run(words, deadline_s=deadline_s, stdin=stdin, environment=environment, check=check)
+        """As the shell's own, by the process that waits there."""
+        async with self._turns:
+            try:
+                finished = await (await self._attending()).ask(self._asked(words, environment), stdin, deadline_s)
+            except DeadlineError as error:
+                message = f"`{shown(words)}` did not end within {deadline_s:g} s and was killed"
+                raise DeadlineError(self.host, message) from error
+            except (_GoneError, HostError):
+                finished = None
+        if finished is None:
+            return await self._shell.run(
+                words, deadline_s=deadline_s, stdin=stdin, environment=environment, check=check
+            )
+        if check and finished.status != 0:
+            raise failed(self.host, words, finished)
+        return finished
+
+    def _asked(self, words: Words, environment: Mapping[str, str] | None) -> Words:
+        """A verb of the agent with its options."""
+        if words[: len(self._prefix)] == self._prefix and not environment:
+            return words[len(self._prefix) :]
+        return enter_words(self._agent, (), under_c_locale(words, environment))[len(self._prefix) :]
 
     async def start(self, words: Words, *, environment: Mapping[str, str] | None = None) -> Process:
         """Start and return at once."""
@@ -140,18 +151,17 @@ class _Attendant:
         self._waiting[number] = answer
         try:
             async with asyncio.timeout(deadline_s):
-                await self._send({"id": number, "words": words, "stdin": stdin.decode()})
+                await self._send({"id": number, "words": words, "stdin": stdin.decode(BYTES)})
                 answered = await answer
         except TimeoutError as error:
             await self._send({"cancel": number})
-            message = f"`{shown(words)}` did not end within {deadline_s:g} s and was killed"
-            raise DeadlineError(self._host, message) from error
+            raise DeadlineError(self._host, f"no answer within {deadline_s:g} s") from error
         except asyncio.CancelledError:
             await self._send({"cancel": number})
             raise
         finally:
             self._waiting.pop(number, None)
-        return Finished(answered.status, answered.stdout.encode(), answered.stderr.encode())
+        return Finished(answered.status, answered.stdout.encode(BYTES), answered.stderr.encode(BYTES))
 
     async def close(self) -> None:
         await self._process.close_stdin()

@@ -907,7 +907,7 @@ def answer_many(options: argparse.Namespace, words: list[str]) -> None:
 
     {"id": 1, "words": ["facts", ...], "stdin": "..."} is answered by {"id": 1, "status": 0, "stdout": "...",
     "stderr": "..."}, as the verb would be as a program of its own, without the time that Python takes to start;
-    {"cancel": 1} ends one.
+    {"cancel": 1} ends one. Each character of the texts is a byte.
     """
     Attendant().run()
 
@@ -980,7 +980,7 @@ class Attendant:
         del self.asked[reader]
         if question not in self.asked.values():
             _, status = os.waitpid(question.pid, 0)
-            texts = {name: text.decode(errors="replace") for name, text in question.texts.items()}
+            texts = {name: text.decode("latin-1") for name, text in question.texts.items()}
             say({"id": question.number, "status": exit_status(status), **texts})
 
     def cancel(self, number: int) -> None:
@@ -998,7 +998,7 @@ def input_file(text: str) -> BinaryIO:
     if not text:
         return open(os.devnull, "rb")
     file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 # closed by whoever asks
-    file.write(text.encode())
+    file.write(text.encode("latin-1"))
     file.seek(0)
     return file
 

@@ -79,6 +79,17 @@ async def test_an_answer_is_what_the_verb_by_itself_would_say(attended: Attended
     assert killed == Finished(-signal.SIGKILL, b"", b"")
 
 
+async def test_any_command_is_run_as_by_the_shell_itself(attended: AttendedShell) -> None:
+    """Its locale and environment, where it starts, bytes that are no text, and a program that is not there."""
+    script = 'pwd; echo "$LC_ALL $WORD"; cat; exit 4'
+    for words in (("sh", "-c", script), ("no-such-program",), ("cat",)):
+        options = {"stdin": bytes(range(256)), "environment": {"WORD": "a b"}}
+        finished = await attended.run(words, deadline_s=10, check=False, **options)  # type: ignore[arg-type]
+        plain = await attended._shell.run(words, deadline_s=10, check=False, **options)  # type: ignore[arg-type]
+        assert (finished.status, finished.stdout) == (plain.status, plain.stdout)
+    assert len(attendants(attended)) == 1
+
+
 async def test_a_large_text_comes_to_stdin_and_back(attended: AttendedShell) -> None:
     words = enter_words(attended._agent, (), ("cat",))
     text = b"0123456789abcdef" * 40_000
