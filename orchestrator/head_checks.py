@@ -73,7 +73,7 @@ async def wait_loaded(head: Head, started: Started, *, deadline_s: float, on_wai
             await asyncio.sleep(POLL_S)
 
 
-async def check_answer(head: Head, started: Started, *, deadline_s: float, tokens: int = 16) -> Answer:
+async def check_answer(head: Head, started: Started, *, deadline_s: float, tokens: int = 8) -> Answer:
     """Ask a known prompt; BringUpError unless it answers in time with finite numbers, and with whatever has ended.
 
     `null` log-probabilities are how NaN logits show while the status is 200 and the health is green.

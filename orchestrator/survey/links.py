@@ -19,7 +19,7 @@ ROUND_TRIP_BYTES = 16 * 1024
 ROUND_TRIPS = 20
 FIRST_BULK_BYTES = 256 * 1024
 MOST_BULK_BYTES = 64 * 1024 * 1024
-BULK_TARGET_S = 0.4
+BULK_TARGET_S = 0.3
 
 ECHO_OF_ONE_BYTE = struct.pack(">cQQ", b"E", 1, 1) + b"x"
 """A request to the measuring server with its payload; the answer is the last byte."""
