@@ -5,6 +5,7 @@ Works over any `Shell`. Every question has a deadline; an answer that cannot be 
 
 import asyncio
 import hashlib
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from orchestrator.errors import CommandError, DeadlineError, HostError, MeshctlError
 from orchestrator.shell.protocol import Finished, Process, Shell, Words
+from orchestrator.shell.resume import Resumable
 from workers import commands
 from workers.facts import HostFacts, read_facts
 
@@ -131,6 +133,17 @@ async def check_folder(shell: Shell, agent: str, folder: str) -> FolderCheck:
 def read_folder_check(host: str, answer: dict[str, Any]) -> FolderCheck:
     kinds = ("wrong", "missing", "extra")
     return FolderCheck(*(read_part(host, _PATHS, answer.get(name, ())) for name in kinds))
+
+
+def resumable(shell: Shell, agent: str, sha256: str) -> Resumable:
+    """For sending what has this digest, so that a transfer that broke off goes on and what arrived is compared."""
+
+    async def is_whole(path: str) -> bool:
+        answer = await ask_agent(shell, commands.digest_words(agent, path), UNPACK_S)
+        return read_part(shell.host, _TEXT, answer.get("sha256")) == sha256
+
+    ours = hashlib.sha256(f"{socket.gethostname()}\0{sha256}".encode()).hexdigest()
+    return Resumable(ours[:12], is_whole)
 
 
 async def log_tail(shell: Shell, agent: str, log: str, lines: int = 20, since_s: float | None = None) -> str:

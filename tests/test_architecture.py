@@ -46,6 +46,7 @@ READING_ORDER = (
     "orchestrator.view.sizes",
     "orchestrator.report",
     "orchestrator.shell.host_keys",
+    "orchestrator.shell.resume",
     "orchestrator.shell.protocol",
     "orchestrator.shell.streams",
     "orchestrator.shell.words",

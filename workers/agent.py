@@ -58,6 +58,10 @@ FOLLOW_BYTES = 256 * KIB
 STALE_S = 15 * 60.0
 """What is being written changes all the time: unfinished files untouched for this long belong to nobody any more."""
 
+RESUMED = ".resumed.part"
+RESUMED_S = 24 * 3600.0
+"""An unfinished file of a transfer that can go on keeps this ending, and is kept as much longer."""
+
 TEMPORARY_NAMES = ("*.tmp-*", "*.old-*", "*.part", "*.part-*", "*.partial", "head*.key")
 """The last: a head has read its key long before."""
 
@@ -150,6 +154,7 @@ def parser() -> argparse.ArgumentParser:
     verb("ports", answer_ports, ("--count", {"type": int, "default": 1}), ("--address", {"default": "127.0.0.1"}))
     verb("unpack", answer_unpack, ("archive", {}), ("folder", {}), ("sha256", {}))
     verb("check", answer_check, ("folder", {}))
+    verb("digest", answer_digest, ("file", {}))
     since: dict[str, Any] = {"type": float, "default": None}
     verb("tail", answer_tail, ("file", {}), ("--lines", {"type": int, "default": 20}), ("--since-s", since))
     verb(
@@ -1691,6 +1696,10 @@ def extra_files(folder: str, known: set[str]) -> list[str]:
     return sorted(set(found) - known)
 
 
+def answer_digest(options: argparse.Namespace, words: list[str]) -> None:
+    say({"sha256": sha256_of(options.file)})
+
+
 def answer_tail(options: argparse.Namespace, words: list[str]) -> None:
     if options.since_s is None:
         parts = [last_bytes(path) for path in (options.file + ".1", options.file)]
@@ -1872,7 +1881,8 @@ def tidy(root: str, before_s: float) -> list[str]:
 
 
 def is_stale(folder: str, name: str, before_s: float) -> bool:
-    return is_temporary(name) and newest_s(os.path.join(folder, name)) < before_s
+    kept_s = RESUMED_S if name.endswith(RESUMED) else 0.0
+    return is_temporary(name) and newest_s(os.path.join(folder, name)) < before_s - kept_s
 
 
 def socket_name(hostname: str, token: str) -> str:

@@ -97,6 +97,10 @@ def check_words(agent: str, folder: str) -> Words:
     return agent_words(agent, "check", folder)
 
 
+def digest_words(agent: str, file: str) -> Words:
+    return agent_words(agent, "digest", file)
+
+
 def tail_words(agent: str, log: str, lines: int, since_s: float | None = None) -> Words:
     """`since_s`: only what was written within so many seconds, by the host's own clock."""
     return agent_words(agent, "tail", log, "--lines", str(lines), *_since(since_s))

@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from orchestrator.errors import CommandError, DeadlineError, TransferError
 from orchestrator.shell.protocol import Finished, Process, Progress, Words
+from orchestrator.shell.resume import Resumable, resume_at, resumed_name
 from orchestrator.shell.streams import Tail, split_lines, tail_of
 from orchestrator.shell.words import launched, shown, under_c_locale, with_environment
 
@@ -66,9 +67,21 @@ class LocalShell:
         """Start in a group of its own and return at once."""
         return LocalProcess(self.host, words, await self._spawn(with_environment(words, environment)))
 
-    async def put(self, source: Path, target: str, *, mode: int = 0o644, progress: Progress | None = None) -> None:
-        """Copy a file, folders made, written beside and renamed; TransferError leaves nothing behind."""
-        await self._copy(source, self._home / target, mode, progress)
+    async def put(
+        self,
+        source: Path,
+        target: str,
+        *,
+        mode: int = 0o644,
+        progress: Progress | None = None,
+        resume: Resumable | None = None,
+    ) -> None:
+        """Copy a file, folders made, written beside and renamed; TransferError leaves nothing behind, but with `resume`
+        what has arrived."""
+        if resume is None:
+            await self._copy(source, self._home / target, mode, progress)
+        else:
+            await self._copy_on(source, self._home / target, mode, progress, resume)
 
     async def put_bytes(self, data: bytes, target: str, *, mode: int = 0o644) -> None:
         """The same for bytes in memory."""
@@ -120,6 +133,32 @@ class LocalShell:
             raise copy_error(self.host, f"{source} -> {target}", error, size) from error
         finally:
             remove_partial(partial)
+
+    async def _copy_on(
+        self, source: Path, target: Path, mode: int, progress: Progress | None, resume: Resumable
+    ) -> None:
+        """Go on where an earlier copy ended, then from the start if what is there is not right."""
+        partial = target.with_name(resumed_name(target.name, resume))
+        size = 0
+        try:
+            size = source.stat().st_size
+            target.parent.mkdir(parents=True, exist_ok=True)
+            there = partial.stat().st_size if partial.exists() else 0
+            for start in dict.fromkeys((resume_at(there, size), 0)):
+                with source.open("rb") as reader, partial.open("r+b" if start else "wb") as writer:
+                    reader.seek(start)
+                    writer.seek(start)
+                    await _pump(reader, writer, size, progress, start)
+                if await resume.is_whole(str(partial)):
+                    partial.chmod(mode)
+                    partial.replace(target)
+                    return
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                remove_partial(partial)
+            raise copy_error(self.host, f"{source} -> {target}", error, size) from error
+        remove_partial(partial)
+        raise not_whole(self.host, str(target))
 
 
 class LocalProcess:
@@ -183,6 +222,12 @@ def failed(host: str, words: Words, finished: Finished) -> CommandError:
     return CommandError(host, f"`{shown(words)}` failed ({how})", status=finished.status, details=said)
 
 
+def not_whole(host: str, path: str) -> TransferError:
+    """All bytes of a file were sent, and it is another file."""
+    message = f"{path}: what arrived is not what was sent (by its sha256)"
+    return TransferError(host, message, hint="try again; when it stays so, a disk or the memory of a machine is bad")
+
+
 def copy_error(host: str, what: str, error: OSError, size_bytes: int) -> TransferError:
     """A file operation of this machine that failed."""
     if error.errno == errno.ENOSPC:
@@ -197,8 +242,7 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
         file.write(data)
 
 
-async def _pump(reader: BinaryIO, writer: BinaryIO, size: int, progress: Progress | None) -> None:
-    done = 0
+async def _pump(reader: BinaryIO, writer: BinaryIO, size: int, progress: Progress | None, done: int = 0) -> None:
     while copied := await asyncio.to_thread(_copy_some, reader, writer):
         done += copied
         if progress is not None:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import asyncssh
 
-from orchestrator.shell.local import partial_beside, remove_partial
+from orchestrator.shell.local import not_whole, partial_beside, remove_partial
 from orchestrator.shell.protocol import Progress
-from orchestrator.shell.ssh_errors import FOREIGN, disk_full, transfer_error
+from orchestrator.shell.resume import CHUNK_BYTES, Resumable, resume_at, resumed_name
+from orchestrator.shell.ssh_errors import FOREIGN, disk_full, is_full, transfer_error
 
 _REMOVE_S = 5.0
 
@@ -29,12 +30,18 @@ class SftpFiles:
     home: str
     free_bytes: FreeBytes
 
-    async def put(self, source: Path, target: str, mode: int, progress: Progress | None) -> None:
-        """Copy a local file there. TransferError; what was written so far is removed."""
+    async def put(
+        self, source: Path, target: str, mode: int, progress: Progress | None, resume: Resumable | None = None
+    ) -> None:
+        """Copy a local file there. TransferError; what was written is removed, unless it can go on (`resume`)."""
         try:
             size = source.stat().st_size
         except OSError as error:
             raise transfer_error(self.host, str(source), error, None, 0) from error
+
+        if resume is not None:
+            await self._put_on(source, posixpath.join(self.home, target), size, mode, progress, resume)
+            return
 
         async def send(partial: str) -> None:
             await self.sftp.put(
@@ -42,6 +49,49 @@ class SftpFiles:
             )
 
         await self._write(posixpath.join(self.home, target), size, mode, send)
+
+    async def _put_on(
+        self, source: Path, path: str, size: int, mode: int, progress: Progress | None, resume: Resumable
+    ) -> None:
+        """Go on where an earlier transfer ended, then from the start if what is there is not right."""
+        folder, name = posixpath.split(path)
+        partial = posixpath.join(folder, resumed_name(name, resume))
+        try:
+            await self.sftp.makedirs(folder, exist_ok=True)
+            there = await self._size(partial)
+            await self._check_space(path, folder, size - min(there, size))
+            for start in dict.fromkeys((resume_at(there, size), 0)):
+                await self._send_from(start, source, partial, size, progress)
+                if await resume.is_whole(partial):
+                    await self.sftp.chmod(partial, mode)
+                    await self._rename(partial, path)
+                    return
+        except FOREIGN as error:
+            free = await self._free(folder)
+            if is_full(error, free, size):
+                await self._remove(partial)
+            raise transfer_error(self.host, path, error, free, size) from error
+        await self._remove(partial)
+        raise not_whole(self.host, path)
+
+    async def _send_from(self, start: int, source: Path, partial: str, size: int, progress: Progress | None) -> None:
+        """Write the bytes from `start` on, each chunk when the one before it has arrived."""
+        done = start
+        with source.open("rb") as reader:
+            reader.seek(start)
+            async with self.sftp.open(partial, "r+b" if start else "wb") as writer:
+                while chunk := await asyncio.to_thread(reader.read, CHUNK_BYTES):
+                    await writer.write(chunk, done)
+                    done += len(chunk)
+                    if progress is not None:
+                        progress(done, size)
+
+    async def _size(self, path: str) -> int:
+        """0 for a file that is not there."""
+        try:
+            return (await self.sftp.stat(path)).size or 0
+        except asyncssh.SFTPNoSuchFile:
+            return 0
 
     async def put_bytes(self, data: bytes, target: str, mode: int) -> None:
         """The same for bytes in memory."""
