@@ -52,6 +52,7 @@ LARGEST_ECHO_BYTES = 16 * MIB
 LINK_CONNECTIONS = 8
 LINK_IDLE_S = 60.0
 LOCK_WAIT_S = 300.0
+LOCK_LOOK_S = 0.2
 LOG_TIMES_S = 1.0
 FOLLOW_EVERY_S = 0.25
 FOLLOW_BYTES = 256 * KIB
@@ -79,6 +80,11 @@ SOCKETS = "run"
 """The folder of sockets: it goes with nothing, as what runs is reached by it."""
 
 BESIDE_ENGINE = ("manifest.json", "proofs.json", "excluded", ".smoke")
+PACKAGE_MANAGERS = ("apt-get", "dnf", "zypper", "pacman", "apk", "brew")
+SERVING = ("ggml-rpc-server", "llama-server")
+OUR_VARIABLE = "GGML_NO_BACKTRACE=1"
+"""Every program of the engine that is ours is started with it (`engine_commands.ENVIRONMENT`)."""
+
 FIRST_USER = 1000
 NO_USER = 65534
 
@@ -143,6 +149,7 @@ def parser() -> argparse.ArgumentParser:
         ("--uses", {"action": "append", "default": []}),
         ("--temporary", {"action": "append", "default": []}),
         ("--capture", {"action": "store_true"}),
+        ("--tell", {"action": "store_true"}),
         ("--private", {"action": "store_true"}),
         ("--network", {"type": int, "default": 0}),
         ("--bridge", {"default": ""}),
@@ -155,6 +162,11 @@ def parser() -> argparse.ArgumentParser:
     verb("unpack", answer_unpack, ("archive", {}), ("folder", {}), ("sha256", {}))
     verb("check", answer_check, ("folder", {}))
     verb("digest", answer_digest, ("file", {}))
+    verb("hold", hold_lock, ("file", {}))
+    verb("tools", answer_tools)
+    several: dict[str, Any] = {"nargs": "+"}
+    verb("collect", answer_collect, ("binaries", {}), ("folder", {}), ("manifest", {}), ("programs", several))
+    verb("orphans", answer_orphans, ("--root", needed), ("--keep", needed))
     since: dict[str, Any] = {"type": float, "default": None}
     verb("tail", answer_tail, ("file", {}), ("--lines", {"type": int, "default": 20}), ("--since-s", since))
     verb(
@@ -848,8 +860,8 @@ class EventWriter:
         os.set_blocking(descriptor, False)
 
     def send(self, event: dict[str, Any]) -> None:
-        """Life signs are dropped while earlier lines wait; the others are kept."""
-        if self.waiting and event["event"] == "alive":
+        """What is said again and again is dropped while earlier lines wait; the others are kept."""
+        if self.waiting and event["event"] in ("alive", "said"):
             return self.flush()
         self.waiting += json.dumps(event).encode() + b"\n"
         return self.flush()
@@ -942,6 +954,8 @@ class Leash:
         for path in self.temporary:
             os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
         self.captured = bytearray() if options.capture else None
+        self.tells: bool = options.tell
+        self.untold = b""
         self.private: bool = options.private
         self.network: int = options.network
         self.bridge_ends: str = options.bridge
@@ -1049,8 +1063,17 @@ class Leash:
             return
         if data:
             self.log.write(data)
+            if self.tells:
+                self.tell(data)
         else:
             self.selector.unregister(self.output)
+
+    def tell(self, data: bytes) -> None:
+        """Lines of the program as they come, for one whose progress is read in them."""
+        *lines, rest = (self.untold + data).split(b"\n")
+        self.untold = rest[-KIB:]
+        if lines:
+            self.events.send({"event": "said", "lines": [line[:KIB].decode(errors="replace") for line in lines]})
 
     def read_answer(self) -> None:
         try:
@@ -1577,25 +1600,29 @@ def answer_unpack(options: argparse.Namespace, words: list[str]) -> None:
     say({"folder": folder})
 
 
+def lock_now(file: Any) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def locked(path: str) -> Iterator[None]:
     """Hold a lock file, so that two controllers do not change one folder at once."""
     with open(path, "a", encoding="ascii") as file:
         end = time.monotonic() + LOCK_WAIT_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise AgentError(f"another meshctl has been holding {path} for {LOCK_WAIT_S:g} s") from None
+        while not lock_now(file):
+            if time.monotonic() > end:
+                raise AgentError(f"another meshctl has been holding {path} for {LOCK_WAIT_S:g} s")
             time.sleep(0.1)
         yield
 
 
 def unpack(archive: str, folder: str) -> None:
     """Extract beside, then rename: the folder is either the old one or the whole new one."""
-    fresh, aside = f"{folder}.tmp-{os.getpid()}", f"{folder}.old-{os.getpid()}"
+    fresh = f"{folder}.tmp-{os.getpid()}"
     try:
         extract(archive, fresh)
     except (tarfile.TarError, EOFError) as error:
@@ -1607,6 +1634,12 @@ def unpack(archive: str, folder: str) -> None:
     except AgentError:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
+    replace_folder(folder, fresh)
+
+
+def replace_folder(folder: str, fresh: str) -> None:
+    """What was there is moved aside first: programs that run from it go on."""
+    aside = f"{folder}.old-{os.getpid()}"
     if os.path.lexists(folder):
         os.rename(folder, aside)
     os.rename(fresh, folder)
@@ -1698,6 +1731,190 @@ def extra_files(folder: str, known: set[str]) -> list[str]:
 
 def answer_digest(options: argparse.Namespace, words: list[str]) -> None:
     say({"sha256": sha256_of(options.file)})
+
+
+def hold_lock(options: argparse.Namespace, words: list[str]) -> None:
+    """Hold a lock file until stdin closes, or brings nothing for a while: a lost path closes nothing.
+
+    Says {"held": false} when somebody else has it, {"held": true} once it is ours; it waits as long as it is wanted.
+    """
+    os.makedirs(os.path.dirname(options.file), 0o700, exist_ok=True)
+    with open(options.file, "a", encoding="ascii") as file:
+        held, heard = lock_now(file), time.monotonic()
+        say({"held": held})
+        while time.monotonic() - heard < NETWORK_PATIENCE_S:
+            if select.select((0,), (), (), LOCK_LOOK_S)[0]:
+                if not os.read(0, 4 * KIB):
+                    return
+                heard = time.monotonic()
+            if not held and lock_now(file):
+                held = True
+                say({"held": True})
+
+
+# building the engine here
+
+
+def answer_tools(options: argparse.Namespace, words: list[str]) -> None:
+    """What a build needs: absolute paths of programs and their versions, "" for what this host lacks."""
+    cmake = find_tool("cmake")
+    cxx = find_compiler("c++", "g++", "clang++")
+    kind, version = read_compiler(ask((cxx, "-dM", "-E", "-x", "c++", os.devnull)) if cxx else "")
+    say(
+        {
+            "cmake": cmake,
+            "cmake_version": read_version(ask((cmake, "--version")) if cmake else ""),
+            "ninja": find_tool("ninja", "ninja-build"),
+            "make": find_tool("make", "gmake"),
+            "c_compiler": find_compiler("cc", "gcc", "clang"),
+            "cxx_compiler": cxx if kind else "",
+            "compiler_kind": kind,
+            "compiler_version": version,
+            "package_manager": os.path.basename(find_tool(*PACKAGE_MANAGERS)),
+        }
+    )
+
+
+def find_tool(*names: str) -> str:
+    """The first of these programs that is there. On a Mac a login without a terminal does not look where brew puts
+    them."""
+    more = ("/opt/homebrew/bin", "/usr/local/bin") if is_mac() else ()
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), *more))
+    return next(filter(None, (shutil.which(name, path=path) for name in names)), "")
+
+
+def find_compiler(*names: str) -> str:
+    # On a Mac without developer tools these open a dialog on the screen of whoever sits there.
+    return "" if is_mac() and not ask(("xcode-select", "-p")) else find_tool(*names)
+
+
+def read_version(text: str) -> str:
+    found = re.search(r"\d+(\.\d+)+", text)
+    return found.group() if found else ""
+
+
+def read_compiler(macros: str) -> tuple[str, str]:
+    """Kind and major version by the macros it predefines; clang also claims to be an old gcc. Two "" for none."""
+    for kind, macro in (("clang", "__clang_major__"), ("gcc", "__GNUC__")):
+        found = re.search(rf"^#define {macro} (\d+)$", macros, re.MULTILINE)
+        if found:
+            return kind, found.group(1)
+    return "", ""
+
+
+def answer_collect(options: argparse.Namespace, words: list[str]) -> None:
+    """Make an engine's folder of a finished build, whole or not at all: programs, libraries, manifest.
+
+    `manifest` is JSON with what is known of it already; files and the oldest C library are filled in here.
+    """
+    folder = os.path.abspath(options.folder)
+    fresh = f"{folder}.tmp-{os.getpid()}"
+    try:
+        os.makedirs(fresh)
+        for source in built_files(options.binaries, options.programs):
+            shutil.copy(source, fresh)
+        write_manifest(fresh, json.loads(options.manifest))
+        with locked(folder + ".lock"):
+            replace_folder(folder, fresh)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    say({"folder": folder})
+
+
+def built_files(binaries: str, programs: Iterable[str]) -> list[str]:
+    libraries = [name for name in sorted(os.listdir(binaries)) if re.search(r"\.(so|dylib)(\.|$)", name)]
+    paths = [os.path.join(binaries, name) for name in (*programs, *libraries)]
+    missing = [os.path.basename(path) for path in paths if not os.path.isfile(path)]
+    if missing:
+        raise AgentError(f"the build made no {', '.join(missing)}")
+    return paths + openmp_runtime()
+
+
+def openmp_runtime() -> list[str]:
+    """GCC's OpenMP library: the engine shall still run here when the compiler is removed."""
+    folders = ("/lib", "/usr/lib", "/lib64", "/usr/lib64")
+    names = (f"{platform.machine()}-linux-gnu*/libgomp.so.1", "libgomp.so.1")
+    return [path for folder in folders for name in names for path in glob.glob(os.path.join(folder, name))][:1]
+
+
+def write_manifest(folder: str, manifest: dict[str, Any]) -> None:
+    places = [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
+    files = [
+        {"path": os.path.basename(place), "sha256": sha256_of(place), "size_bytes": os.path.getsize(place)}
+        for place in places
+    ]
+    with open(os.path.join(folder, "manifest.json"), "w", encoding="ascii") as file:
+        json.dump({**manifest, "libc": oldest_libc(places), "files": files}, file, indent=2)
+
+
+def oldest_libc(places: Iterable[str]) -> str:
+    """The newest glibc that any of these files asks for; "" when none does."""
+    asked: set[tuple[int, int]] = set()
+    for place in places:
+        with open(place, "rb") as file:
+            found = re.findall(rb"GLIBC_(\d+)\.(\d+)", file.read())
+        asked.update((int(major), int(minor)) for major, minor in found)
+    return "glibc {}.{}".format(*max(asked)) if asked else ""
+
+
+# programs that nobody holds
+
+
+def answer_orphans(options: argparse.Namespace, words: list[str]) -> None:
+    """End, in order, what still serves from another engine than `keep` although no agent holds it any more."""
+    found = orphans(options.root, options.keep)
+    for number, wait_s in STOP_STAGES:
+        left = set(found) & set(orphans(options.root, options.keep))
+        for pid in left:
+            with contextlib.suppress(OSError):
+                os.kill(pid, number)
+        end = time.monotonic() + wait_s
+        while left & set(running_processes()) and time.monotonic() < end:
+            time.sleep(0.05)
+    say({"ended": [{"pid": pid, "program": one[0], "engine": one[1]} for pid, one in sorted(found.items())]})
+
+
+def orphans(root: str, keep: str) -> dict[int, tuple[str, str]]:
+    """Program and engine of our user's processes that serve from our folder of engines and have lost whoever held them.
+
+    What a controller that lives holds is the child of a leash, or of its own; when that is gone without having ended
+    it, it is init's. What somebody has started by hand is let be. An engine that was replaced under a running program
+    counts as another one. Linux only: elsewhere the leash's keeper has to be enough.
+    """
+    if is_mac():
+        return {}
+    engines = os.path.realpath(os.path.join(root, "engines"))
+    processes = running_processes()
+    found = {}
+    for pid, process in processes.items():
+        place = program_of(pid)
+        folder, program = os.path.split(place)
+        engine = os.path.basename(folder)
+        if os.path.dirname(folder) != engines or program.partition(" ")[0] not in SERVING:
+            continue
+        is_other = engine != keep or program not in SERVING
+        if is_other and is_init(process.parent) and was_leashed(pid):
+            found[pid] = (program.partition(" ")[0], engine)
+    return found
+
+
+def was_leashed(pid: int) -> bool:
+    """Whether it was started as we start what serves: with our variables, and not to show its help."""
+    variables, words = (read_text(f"/proc/{pid}/{name}").split("\0") for name in ("environ", "cmdline"))
+    return OUR_VARIABLE in variables and "--help" not in words
+
+
+def program_of(pid: int) -> str:
+    """The file that a process of our user runs, with " (deleted)" behind it when that is gone; "" for others'."""
+    try:
+        return os.readlink(f"/proc/{pid}/exe") if os.stat(f"/proc/{pid}").st_uid == os.getuid() else ""
+    except OSError:
+        return ""
+
+
+def is_init(pid: int) -> bool:
+    """Whether it is who adopts processes that have lost their parent: the first one, or the one of a user's session."""
+    return pid == 1 or read_text(f"/proc/{pid}/comm").strip() == "systemd"
 
 
 def answer_tail(options: argparse.Namespace, words: list[str]) -> None:

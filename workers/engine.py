@@ -126,7 +126,7 @@ class Manifest:
 
     `libc` is the oldest that the programs run with, such as "glibc 2.34" ("" where that is not a question).
     `files` lie in the folder; `excluded` names libraries that were moved to its `excluded/` folder because their
-    code crashes on that machine.
+    code crashes on that machine. `built_on_host`: made there by a controller whose own build does not run there.
     """
 
     engine: str
@@ -137,6 +137,7 @@ class Manifest:
     libc: str
     files: tuple[EngineFile, ...]
     excluded: tuple[str, ...] = ()
+    built_on_host: bool = False
 
     @property
     def size_bytes(self) -> int:
