@@ -25,6 +25,7 @@ from orchestrator.shell.ssh_config import write_ssh_files
 from orchestrator.state import read_state, running_clusters
 from quant.fetch import find_model
 from quant.gguf_file import read_model
+from quant.pack import pack_name
 from quant.slice import shape_digest
 
 T = TypeVar("T")
@@ -138,6 +139,7 @@ def in_use(folders: Folders) -> InUse:
                 inventory = load_inventory(Path(state.inventory))
                 model = read_model(find_model(inventory.model, folders.cache, inventory.path.parent))
                 places |= {remote_model_folder("", model.shards).strip("/"), f"models/{model.path.name}"}
+                places.add(f"packs/{pack_name(model)}")
                 shapes.add(shape_digest(model))
     return InUse(frozenset(places), frozenset(shapes))
 

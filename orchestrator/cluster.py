@@ -7,6 +7,7 @@ worker that served another one before reads memory that was never written.
 import secrets
 from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TypeVar
 
 from orchestrator.errors import MeshctlError
@@ -27,6 +28,7 @@ from orchestrator.head_checks import Answer, HeadSpeed, check_answer, measure_he
 from orchestrator.hosts import OpenHosts
 from orchestrator.leash import Leashed
 from orchestrator.model_copies import model_on_host
+from orchestrator.packs import bring_packs
 from orchestrator.plan.experience import Measured
 from orchestrator.plan.values import Group, Plan
 from orchestrator.prepare import Prepared
@@ -34,6 +36,7 @@ from orchestrator.processes import Head, Started, Worker, start_head, start_work
 from orchestrator.report import Report
 from orchestrator.state import write_private
 from orchestrator.survey.values import Link
+from quant.model import Tensor, device_tensors
 from workers.engine_commands import HeadSettings
 from workers.head_log import read_buffers
 
@@ -47,9 +50,12 @@ ANSWER_PATIENCE_S = 60.0
 MEMORY_TOLERANCE = 0.05
 MEMORY_SLACK_BYTES = 8 * MIB
 SLOW_PART = 0.5
+SAME_SPEED = 1.25
 LOG_LINES = 20_000
 ALL_DEVICES = "Meta()"
 """What the engine calls the devices that it cuts layers across, all of them together."""
+
+NO_PACKS: Mapping[str, str] = MappingProxyType({})
 
 T = TypeVar("T")
 
@@ -117,12 +123,16 @@ async def bring_up(
 ) -> Running:
     """Start everything the plan names and check it; on any error the caller stops `started`.
 
-    Without `measure` its speeds are taken to be as planned: somebody waits for an answer. `taken` are names of heads
-    that run already.
+    A group that has been measured at an earlier start is measured again only where it now is slower or faster. Without
+    `measure` speeds are taken to be as planned: somebody waits for an answer. `taken` are names of heads that run
+    already.
     """
+    if packed_tensors(prepared, plan.groups, hosts):
+        report.step("Bringing weights to the workers", "loading")
+    packs = await bring_weights(prepared, plan.groups, hosts, every_byte=measure)
     if any(group.workers for group in plan.groups):
         report.step("Starting workers and links", "loading")
-    workers = await start_workers(prepared, plan.groups, hosts, started)
+    workers = await start_workers(prepared, plan.groups, hosts, started, packs)
     report.step("Starting the head and loading the model" if len(plan.groups) == 1 else _HEADS_STEP, "loading")
     names = head_names(plan, taken)
     loading = await _start_heads(prepared, plan, names, hosts, folders, started, workers)
@@ -133,19 +143,33 @@ async def bring_up(
         await compare_memory(one.group, one.head, one.workers, report)
     if not measure:
         return Running(plan, tuple(_as_planned(one, answers[one.place.name]) for one in loading))
-    report.step("Measuring its speed", "checking")
-    heads = [await _measured(one, answers[one.place.name], plan, started, report) for one in loading]
-    _remember(prepared, folders, heads)
-    return Running(plan, tuple(heads))
+    heads = {one.place.name: _as_known(one, answers[one.place.name], report) for one in loading}
+    if not all(heads.values()):
+        report.step("Measuring its speed", "checking")
+    for one in loading:
+        if heads[one.place.name] is None:
+            measured = await _measured(one, answers[one.place.name], plan, started, report)
+            heads[one.place.name] = measured
+            _remember(prepared, folders, measured)
+    return Running(plan, tuple(head for head in heads.values() if head is not None))
 
 
 _HEADS_STEP = "Starting the heads and loading the model"
 
 
 async def start_workers(
-    prepared: Prepared, groups: Iterable[Group], hosts: OpenHosts, started: Started, *, logs: str = ""
+    prepared: Prepared,
+    groups: Iterable[Group],
+    hosts: OpenHosts,
+    started: Started,
+    packs: Mapping[str, str] = NO_PACKS,
+    *,
+    logs: str = "",
 ) -> dict[str, Worker]:
-    """A fresh worker, with its link, for every device that needs one, all side by side; by the device's name."""
+    """A fresh worker, with its link, for every device that needs one, all side by side; by the device's name.
+
+    `packs`: by host the folder that its workers look for weights in.
+    """
     devices = [device for group in groups for device in worker_devices(prepared, group)]
     answers = await each_host(
         {
@@ -157,11 +181,34 @@ async def start_workers(
                 hosts.by_name[device.host],
                 prepared.engine_folders[device.host],
                 device.threads,
+                pack=packs.get(device.host, ""),
             )
             for device in devices
         }
     )
     return all_or_raise(answers)
+
+
+async def bring_weights(
+    prepared: Prepared, groups: Iterable[Group], hosts: OpenHosts, *, every_byte: bool = True
+) -> dict[str, str]:
+    """The folders with the weights of these groups' workers, by host; put there as far as they are missing."""
+    return await bring_packs(prepared.model, packed_tensors(prepared, groups, hosts), hosts, every_byte=every_byte)
+
+
+def packed_tensors(prepared: Prepared, groups: Iterable[Group], hosts: OpenHosts) -> dict[str, tuple[Tensor, ...]]:
+    """By host, what its workers need of the model as files, but for those of this machine.
+
+    Mode `tensor` cuts every tensor in pieces, of which only some are asked for by a hash: these are sent at each load.
+    """
+    wanted: dict[str, dict[str, Tensor]] = {}
+    for group in groups:
+        for device, share in zip(worker_devices(prepared, group), group.workers, strict=True):
+            if group.mode == "layers" and not hosts.by_name[device.host].is_local:
+                output = share.output and not group.output_on_head
+                tensors = device_tensors(prepared.model, share.first_layer, share.layers, output)
+                wanted.setdefault(device.host, {}).update({tensor.name: tensor for tensor in tensors})
+    return {host: tuple(tensors.values()) for host, tensors in wanted.items()}
 
 
 def load_deadline_s(weights_bytes: int, links: Iterable[Link]) -> float:
@@ -204,6 +251,12 @@ def compare_speed(running: RunningGroup, report: Report) -> None:
         f"{text}: far slower. Other programs on a host (then set `threads` lower than its idle cores), or speeds "
         "that were measured at another time (then try `--recalibrate`)"
     )
+
+
+def is_as_known(group: Group, answer: Answer) -> bool:
+    """Whether this very group has been measured at an earlier start and is as fast now, by the known answer."""
+    ratio = answer.decode_tokens_per_s / group.decode_tokens_per_s
+    return group.known == "measured" and 1 / SAME_SPEED <= ratio <= SAME_SPEED
 
 
 def _compare_bytes(device: str, held_bytes: int | None, planned_bytes: int, report: Report) -> None:
@@ -332,16 +385,25 @@ async def _measured(one: _Loading, answer: Answer, plan: Plan, started: Started,
     return running
 
 
+def _as_known(one: _Loading, answer: Answer, report: Report) -> RunningGroup | None:
+    """With the speed that it had at an earlier start; None when that is not known or not so any more."""
+    if not is_as_known(one.group, answer):
+        return None
+    then = f"decode {one.group.decode_tokens_per_s:.1f} tokens/s, as measured at an earlier start"
+    report.say(f"{one.place.name} on {one.head.host}: {then}")
+    speed = HeadSpeed(one.group.token_s, one.group.step_s, one.group.prefill_s)
+    return RunningGroup(one.group, one.place.name, one.head, one.workers, answer, speed)
+
+
 def _as_planned(one: _Loading, answer: Answer) -> RunningGroup:
     speed = HeadSpeed(one.group.token_s, one.group.step_s, one.group.prefill_s)
     return RunningGroup(one.group, one.place.name, one.head, one.workers, answer, speed, measured=False)
 
 
-def _remember(prepared: Prepared, folders: Folders, heads: Iterable[RunningGroup]) -> None:
+def _remember(prepared: Prepared, folders: Folders, one: RunningGroup) -> None:
     """Keep what was measured, for the plans to come."""
-    for one in heads:
-        measured = Measured(one.speed.token_s, one.speed.step_s, one.speed.prefill_s)
-        remember(folders, prepared.circumstances, one.group, measured)
+    measured = Measured(one.speed.token_s, one.speed.step_s, one.speed.prefill_s)
+    remember(folders, prepared.circumstances, one.group, measured)
 
 
 async def _all(items: Mapping[str, Awaitable[T]]) -> dict[str, T]:

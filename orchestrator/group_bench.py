@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.cluster import start_workers
+from orchestrator.cluster import bring_weights, start_workers
 from orchestrator.errors import EngineError
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.group_commands import HeadPlace, head_place, placement_of, worker_devices
@@ -118,7 +118,7 @@ def bench_prompt(group: Group, prompt: int) -> int:
 async def _one_conversation(bench: Bench, group: Group) -> tuple[BenchRow, BenchRow]:
     """The prefill and the decode."""
     place = head_place(bench.prepared, bench.hosts, group)
-    workers = await start_workers(bench.prepared, [group], bench.hosts, bench.started, logs=BENCH_LOGS)
+    workers = await _start_workers(bench, [group])
     model = await model_on_host(bench.prepared.model, place.host)
     words = bench_command(
         f"{place.engine}/llama-bench",
@@ -140,7 +140,7 @@ async def _all_conversations(bench: Bench, groups: Sequence[Group]) -> list[list
 
     One may have a repetition less: the program was seen to end without its last line, on a quarter of a core.
     """
-    workers = await start_workers(bench.prepared, groups, bench.hosts, bench.started, logs=BENCH_LOGS)
+    workers = await _start_workers(bench, groups)
     answers = await each_host(
         {str(number): _conversations(bench, group, workers, number) for number, group in enumerate(groups, 1)},
         limit=len(groups),
@@ -166,6 +166,11 @@ async def _conversations(bench: Bench, group: Group, workers: dict[str, Worker],
         placement=_placement(bench, group, workers),
     )
     return [row.aggregate_tokens_per_s for row in read_batched(await _run(bench, place, words, model, place.name))]
+
+
+async def _start_workers(bench: Bench, groups: Sequence[Group]) -> dict[str, Worker]:
+    packs = await bring_weights(bench.prepared, groups, bench.hosts)
+    return await start_workers(bench.prepared, groups, bench.hosts, bench.started, packs, logs=BENCH_LOGS)
 
 
 def _placement(bench: Bench, group: Group, workers: dict[str, Worker]) -> Placement | None:

@@ -307,9 +307,11 @@ async def _start_wanted(shell: Shell, words: Words, what: str, deadline_s: float
         raise
 
 
-async def ask_agent(shell: Shell, words: Words, deadline_s: float = QUESTION_S) -> dict[str, Any]:
+async def ask_agent(
+    shell: Shell, words: Words, deadline_s: float = QUESTION_S, *, stdin: bytes = b""
+) -> dict[str, Any]:
     """What a verb of the agent answers; HostError with what it says when it cannot do it."""
-    return _read_answer(shell.host, await _run(shell, words, deadline_s))
+    return _read_answer(shell.host, await _run(shell, words, deadline_s, stdin=stdin))
 
 
 async def _run(shell: Shell, words: Words, deadline_s: float, *, stdin: bytes = b"") -> Finished:

@@ -28,8 +28,8 @@ SLICE_KEPT_S = 24 * 3600.0
 """Slices are cut again within seconds: those unused for a day go when another comes."""
 
 HASHES_S = 3600.0
-LEARNT = ("calibration", "experience", "memory")
-"""Small, and measured for minutes: never removed to make room."""
+LEARNT = ("calibration", "digests", "experience", "memory")
+"""Small, and measured or worked out for minutes: never removed to make room."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +120,14 @@ async def make_room(
     tell: Callable[[str], None],
     needed_bytes: int = 0,
     kept: Collection[str] = (),
+    *,
+    strict: bool = False,
 ) -> None:
     """Remove what was used longest ago until the host keeps to its quota with `needed_bytes` more; never the places
     `kept`.
 
-    TransferError, with the sizes, when the disk has no room even so; what exceeds only the quota is told.
+    TransferError, with the sizes, when the disk has no room even so; what exceeds only the quota is told, or is such an
+    error, too, when `strict`.
     """
     cache = await ask_cache(shell, agent)
     quota = quota_bytes(cap, cache)
@@ -143,6 +146,9 @@ async def make_room(
     held = cache.size_bytes - freed + needed_bytes
     if held > quota:
         more = f"{bytes_text(held)}, over its quota of {bytes_text(quota)}"
+        if strict:
+            hint = "raise `cache` of the host in inventory.yaml"
+            raise TransferError(shell.host, f"its cache would hold {more}", hint=hint)
         tell(f"{shell.host}: its cache holds {more}, but no more can go")
 
 
@@ -195,4 +201,4 @@ def item_of(root: str, path: str) -> str | None:
         return None
     kind, _, rest = path.removeprefix(f"{root}/").partition("/")
     name = rest.partition("/")[0]
-    return f"{root}/{kind}/{name}" if name and kind in ("engines", "models", "slices") else None
+    return f"{root}/{kind}/{name}" if name and kind in ("engines", "models", "packs", "slices") else None

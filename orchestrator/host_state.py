@@ -62,3 +62,11 @@ class StepState:
     stage: str
     title: str
     fraction: float | None = None
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """How long a step of a bring-up took."""
+
+    title: str
+    seconds: float

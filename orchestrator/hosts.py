@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orchestrator.attended import AttendedShell
 from orchestrator.direct import direct_warning, worker_address
 from orchestrator.engine.build import local_platform
 from orchestrator.engine.store import engines_of
@@ -185,9 +186,11 @@ async def open_hosts(
 
 
 async def _open(host: Host, ssh: SshFiles, folders: Folders, shells: list[Shell], report: Report) -> OpenHost:
-    shell = await connect(host, ssh, local_root=folders.cache)
-    shells.append(shell)
-    agent = await ensure_agent(shell, report.warn)
+    plain = await connect(host, ssh, local_root=folders.cache)
+    shells.append(plain)
+    agent = await ensure_agent(plain, report.warn)
+    shell = AttendedShell(plain, agent)
+    shells[shells.index(plain)] = shell
     if not shell.is_local or host.name == CONTROLLER:  # local hosts share one folder
         await tidy(shell, agent)
         await make_room(shell, agent, host.cache, report.warn, kept=engines_of(local_platform()))

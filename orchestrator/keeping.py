@@ -57,7 +57,7 @@ from orchestrator.rebalance import WORTH, Outcome, Request, devices_text, take_r
 from orchestrator.report import Report, both
 from orchestrator.state import inventory_digest
 from orchestrator.state_keeper import StateKeeper
-from orchestrator.steps import StepListener
+from orchestrator.steps import StepClock, StepListener
 from orchestrator.view.sizes import bytes_text
 from orchestrator.wishes import Wishes
 
@@ -83,7 +83,8 @@ class Keeping:
     ) -> None:
         self._inventory = inventory
         self._folders = folders
-        self._report = Report(both(report.listen, StepListener(self._reach).listen))
+        self._clock = StepClock(monotonic)
+        self._report = Report(both(report.listen, both(StepListener(self._reach).listen, self._clock.listen)))
         self._wishes = wishes
         self._keeper = keeper
         self._folder = folders.cluster(inventory.cluster)
@@ -264,12 +265,13 @@ class Keeping:
         self._backends.add(head_addresses(crew.groups.values(), crew.plan.context))
         figures = self._figures()
         if self._keeper.state.gateway:
-            self._keeper.phase(self._cycle.state, self._cycle.reason, **figures)
+            self._keeper.phase(self._cycle.state, self._cycle.reason, took=self._clock.take(), **figures)
             name, plan = self._inventory.cluster, crew.plan
             self._report.say(f"{name} answers again")
             self._answer(moved=True, message=f"{name} answers again: {plan.mode} on {devices_text(plan)}")
             return
         url, key_file = await self._open_gateway()
+        figures["took"] = self._clock.take()
         if self._tls is not None:
             figures |= {"certificate": str(self._tls.certificate), "certificate_sha256": self._tls.fingerprint}
         self._keeper.phase(

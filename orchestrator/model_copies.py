@@ -1,11 +1,11 @@
 """The model on a host of its own head: copied there once, whole or not at all."""
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
 from orchestrator.hosts import OpenHost
 from quant.model import Model
+from quant.pack import files_digest
 
 
 async def model_on_host(model: Model, host: OpenHost) -> str:
@@ -27,5 +27,4 @@ def remote_model_folder(root: str, shards: Iterable[Path]) -> str:
 
     Files appear there whole or not at all; their digests are kept beside them.
     """
-    facts = [f"{shard.name} {shard.stat().st_size} {shard.stat().st_mtime_ns}" for shard in shards]
-    return f"{root}/models/{hashlib.sha256(chr(10).join(facts).encode()).hexdigest()[:12]}"
+    return f"{root}/models/{files_digest(shards)}"

@@ -157,7 +157,6 @@ async def prepare(inventory: Inventory, hosts: OpenHosts, folders: Folders, repo
     engine, installed = await prepare_engine(hosts, folders, report)
     engine_folders = {name: one.folder for name, one in all_or_raise(installed).items()}
     memories = await prepare_memories(inventory, engine, model, folders)
-    report.step("Measuring links and speeds", "preparing")
     measuring = Measuring(
         cluster=inventory.cluster,
         hosts=hosts,
@@ -266,7 +265,7 @@ def _has_changed(path: Path, published: Recorded) -> bool:
 
 def _known(path: Path, published: Recorded) -> list[Recorded]:
     """What is recorded of it, if that is what was published."""
-    return [one for one in read_record(str(path)) if one.sha256 == published.sha256]
+    return [one for one in read_record(str(path)) if one.digest == published.digest]
 
 
 async def prepare_memories(

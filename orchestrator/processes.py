@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import signal
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -16,7 +16,14 @@ from orchestrator.leash import Exit, Leashed, start_leashed
 from orchestrator.shell.protocol import Words
 from orchestrator.tunnel import free_local_port, tunnel_command, wait_open
 from workers.commands import PRIVATE, bridged
-from workers.engine_commands import ENVIRONMENT, HeadSettings, Placement, head_command, worker_command
+from workers.engine_commands import (
+    ENVIRONMENT,
+    PACK_VARIABLE,
+    HeadSettings,
+    Placement,
+    head_command,
+    worker_command,
+)
 from workers.head_log import plain_log
 
 WORKER_READY_S = 20.0
@@ -119,10 +126,18 @@ def _with_link(process: Leashed, link: Leashed | None) -> tuple[Leashed, ...]:
 
 
 async def start_worker(
-    started: Started, hosts: OpenHosts, cluster: str, device: str, host: OpenHost, engine: str, threads: int
+    started: Started,
+    hosts: OpenHosts,
+    cluster: str,
+    device: str,
+    host: OpenHost,
+    engine: str,
+    threads: int,
+    *,
+    pack: str = "",
 ) -> Worker:
     """Start a worker and, unless it is reached without one, the link to it; the next port is tried when one was taken
-    meanwhile."""
+    meanwhile. `pack`: a folder with its weights there."""
     address = host.worker_address
     door = host.new_socket() if host.is_private else ""
     joined = await hosts.network.words() if host.is_local else ()
@@ -135,12 +150,15 @@ async def start_worker(
         host,
         cluster,
         f"worker-{device.rpartition('/')[2]}",
-        lambda port: worker_command(f"{engine}/ggml-rpc-server", port=port, threads=threads, address=address),
+        lambda port: worker_command(
+            f"{engine}/ggml-rpc-server", port=port, threads=threads, address=address, cached=bool(pack)
+        ),
         hosts.network.ports(PORT_TRIES) if joined else await free_ports(host.shell, host.agent, PORT_TRIES, address),
-        uses=host.items(engine),
+        uses=host.items(engine, pack),
         temporary=(door,) if door else (),
         network=network,
         address=address,
+        environment={**ENVIRONMENT, PACK_VARIABLE: pack} if pack else ENVIRONMENT,
     )
     if not host.is_linked:
         return Worker(device, host.name, port, f"{address}:{port}", process)
@@ -284,13 +302,16 @@ async def _start_on_free_port(
     temporary: Sequence[str],
     network: Callable[[int], Words],
     address: str,
+    environment: Mapping[str, str],
 ) -> tuple[Leashed, int]:
     """The engine's worker exits with status 0 when its port is taken: only LISTEN under its pid counts as success."""
     tail = ""
     for port in ports:
         try:
             process = started.add(
-                await _leash(host, command(port), cluster, f"{name}-{port}", uses, temporary, network(port))
+                await _leash(
+                    host, command(port), cluster, f"{name}-{port}", uses, temporary, network(port), environment
+                )
             )
         except BringUpError as error:
             tail = error.details or str(error)
@@ -332,13 +353,14 @@ async def _leash(
     uses: Sequence[str] = (),
     temporary: Sequence[str] = (),
     network: Words = (),
+    environment: Mapping[str, str] = ENVIRONMENT,
 ) -> Leashed:
     return await start_leashed(
         host.shell,
         host.agent,
         words,
         log=log_path(host, cluster, name),
-        environment=ENVIRONMENT,
+        environment=environment,
         name=name,
         uses=uses,
         temporary=temporary,

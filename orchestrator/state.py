@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.errors import ClusterStateError
 from orchestrator.folders import ClusterFolder, Folders
-from orchestrator.host_state import HeadState, HostState, StepState
+from orchestrator.host_state import HeadState, HostState, StepState, StepTime
 from orchestrator.plan.values import GroupMode, Plan
 
 LOCK_WAIT_S = 1.0
@@ -71,6 +71,7 @@ class ClusterState:
     processes: tuple[ProcessState, ...] = ()
     speeds: tuple[GroupSpeed, ...] = ()  # one per group of the plan, measured right after load
     step: StepState | None = None  # while it is brought up
+    took: tuple[StepTime, ...] = ()  # the steps of the last bring-up
     hosts: tuple[HostState, ...] = ()
     heads: tuple[HeadState, ...] = ()
     requests_running: int = 0

@@ -1,8 +1,8 @@
-"""Follows a report to know at which step of a bring-up a cluster is, and how far that is."""
+"""Follows a report to know at which step of a bring-up a cluster is, how far that is, and how long each step took."""
 
 from collections.abc import Callable
 
-from orchestrator.host_state import StepState
+from orchestrator.host_state import StepState, StepTime
 from orchestrator.report import Event, Failed, Progress, Ready, Step
 
 
@@ -35,3 +35,23 @@ class StepListener:
         total = sum(one.total for one in self._progress.values())
         done = sum(one.done for one in self._progress.values())
         return round(min(1.0, done / total), 2) if total else 1.0
+
+
+class StepClock:
+    """Listens to a report; a bring-up begins with the step at which hosts are connected to."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._begun: list[tuple[str, float]] = []
+
+    def listen(self, event: Event) -> None:
+        if isinstance(event, Step):
+            if event.stage == "connecting":
+                self._begun.clear()
+            self._begun.append((event.title, self._clock()))
+
+    def take(self) -> tuple[StepTime, ...]:
+        """The steps so far, the last one ending now; the next bring-up begins anew."""
+        begun, self._begun = self._begun, []
+        ends = [*(at for _, at in begun[1:]), self._clock()]
+        return tuple(StepTime(title, round(end - at, 3)) for (title, at), end in zip(begun, ends, strict=False))

@@ -75,7 +75,8 @@ def _said(stated: tuple[object, object]) -> str:
 def _tensors(headers: tuple[Header, ...]) -> Iterator[Tensor]:
     for shard, header in enumerate(headers):
         for tensor in header.tensors:
-            yield Tensor(tensor.name, tensor.type, tensor.shape, tensor.size_bytes, shard)
+            start = tensor.end - tensor.size_bytes
+            yield Tensor(tensor.name, tensor.type, tensor.shape, tensor.size_bytes, shard, start)
 
 
 def _check_tensors(path: Path, header: Header, tensors: tuple[Tensor, ...]) -> None:

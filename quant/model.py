@@ -31,13 +31,15 @@ _INPUT_TENSORS = (
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor: ggml type name, shape as ggml counts (elements of a row first), bytes, and the shard it lies in."""
+    """One tensor: ggml type name, shape as ggml counts (elements of a row first), bytes, the shard it lies in and where
+    it begins there."""
 
     name: str
     type: str
     shape: tuple[int, ...]
     size_bytes: int
     shard: int
+    offset: int = 0
 
     @property
     def parameters(self) -> int:
@@ -107,9 +109,20 @@ def input_bytes(model: Model) -> int:
 
 def output_bytes(model: Model) -> int:
     """Weights of the output layer where they are used; a tied one is a copy of the token embedding."""
-    own = sum(t.size_bytes for t in model.tensors if t.block is None and t.name not in _INPUT_TENSORS)
-    tied = sum(t.size_bytes for t in model.tensors if t.name == "token_embd.weight") if model.output_tied else 0
-    return own + tied
+    return sum(tensor.size_bytes for tensor in model.tensors if _is_output(model, tensor))
+
+
+def device_tensors(model: Model, first_layer: int, layers: int, output: bool) -> tuple[Tensor, ...]:
+    """What a head sends to the device with these layers, and the output layer if `output`: each whole, in mode
+    `layers`."""
+    wanted = range(first_layer, first_layer + layers)
+    return tuple(tensor for tensor in model.tensors if tensor.block in wanted or (output and _is_output(model, tensor)))
+
+
+def _is_output(model: Model, tensor: Tensor) -> bool:
+    if tensor.name == "token_embd.weight":
+        return model.output_tied
+    return tensor.block is None and tensor.name not in _INPUT_TENSORS
 
 
 def attention_bytes(model: Model) -> int:

@@ -1,14 +1,15 @@
-"""Write llama-architecture GGUF files of constant weights: the time a device needs does not depend on their values.
+"""Write llama-architecture GGUF files of made-up weights: the time a device needs does not depend on their values.
 
 For measuring only: such a model answers nothing sensible. Knows no device, host or engine.
 """
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, TokenType
 
 from quant.model import Model
 from quant.whole_file import written_whole
@@ -17,7 +18,11 @@ _FLOAT_FILL = 0x3C
 """0x3C3C3C3C is 0.0115 as F32 and 0x3C3C is 0.0115 as BF16: nowhere near a denormal number, which would be slow."""
 
 _BLOCK_FILL = 0x11
-"""0x1111 is 0.0006 as F16: what every scale of a quantised block (and every F16 weight) becomes."""
+"""0x1111 is 0.0006 as F16: what every scale of a quantised block (and every F16 weight) becomes.
+
+One byte of every block is random, so that no two tensors are alike: the one in the middle, which in no type is part of
+a scale as F16, and of F16 and F32 weights the lowest of the mantissa.
+"""
 
 _BLOCK = 256
 _EPSILON = 1e-5
@@ -79,11 +84,12 @@ def _whole_blocks(width: int) -> int:
     return max(_BLOCK, round(width / _BLOCK) * _BLOCK)
 
 
-def write_random_model(path: Path, shape: Shape, tensor_type: str) -> None:
+def write_random_model(path: Path, shape: Shape, tensor_type: str, *, reads_text: bool = False) -> None:
     """Write a model of this shape whose matrices have the ggml type `tensor_type` (such as "Q4_K"), norms F32.
 
-    No tokenizer: it takes token numbers, as `llama-bench` sends. Written beside `path` and renamed, one tensor in
-    memory at a time. ValueError for a type that does not exist or whose blocks do not divide the widths.
+    The same file each time. It takes token numbers only, as `llama-bench` sends, or, if it `reads_text`, the bytes of a
+    text, each as a token. Written beside `path` and renamed, one tensor in memory at a time. ValueError for a type that
+    does not exist or whose blocks do not divide the widths.
     """
     try:
         matrix_type = GGMLQuantizationType[tensor_type]
@@ -91,7 +97,7 @@ def write_random_model(path: Path, shape: Shape, tensor_type: str) -> None:
         raise ValueError(f"{tensor_type} is no ggml tensor type") from None
     tensors = tuple(_tensors(shape, matrix_type))
     with written_whole(path) as partial:
-        _write(partial, shape, tensors)
+        _write(partial, shape, tensors, reads_text)
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,11 @@ class _TensorPlan:
         if self.is_norm:
             return np.ones(self.shape[0], dtype=np.float32).view(np.uint8)
         is_float = self.type in (GGMLQuantizationType.F32, GGMLQuantizationType.BF16)
-        return np.full(self.size_bytes, _FLOAT_FILL if is_float else _BLOCK_FILL, dtype=np.uint8)
+        data = np.full(self.size_bytes, _FLOAT_FILL if is_float else _BLOCK_FILL, dtype=np.uint8)
+        elements, block_bytes = GGML_QUANT_SIZES[self.type]
+        varied = data[0 if elements == 1 else block_bytes // 2 :: block_bytes]
+        varied[:] = np.random.default_rng(zlib.crc32(self.name.encode())).integers(0, 256, varied.size, dtype=np.uint8)
+        return data
 
 
 def _tensors(shape: Shape, matrix_type: GGMLQuantizationType) -> Iterator[_TensorPlan]:
@@ -142,10 +152,11 @@ def _tensors(shape: Shape, matrix_type: GGMLQuantizationType) -> Iterator[_Tenso
     yield matrix("output", shape.embedding, shape.vocabulary)
 
 
-def _write(path: Path, shape: Shape, tensors: tuple[_TensorPlan, ...]) -> None:
+def _write(path: Path, shape: Shape, tensors: tuple[_TensorPlan, ...], reads_text: bool) -> None:
     writer = GGUFWriter(path, "llama")
     try:
         _add_facts(writer, shape)
+        _add_tokenizer(writer, shape.vocabulary if reads_text else 0)
         for tensor in tensors:
             # The writer reverses shapes; bytes are given so that it takes every block type as it is.
             block, block_bytes = GGML_QUANT_SIZES[tensor.type]
@@ -171,4 +182,24 @@ def _add_facts(writer: GGUFWriter, shape: Shape) -> None:
     writer.add_head_count_kv(shape.kv_heads)
     writer.add_layer_norm_rms_eps(_EPSILON)
     writer.add_vocab_size(shape.vocabulary)
-    writer.add_tokenizer_model("no_vocab")
+
+
+_SPECIAL = ("<unk>", "<s>", "</s>")
+
+
+def _add_tokenizer(writer: GGUFWriter, size: int) -> None:
+    """One of `size` words, of which those after the bytes are never met in a text; 0: none."""
+    if not size:
+        writer.add_tokenizer_model("no_vocab")
+        return
+    if size < len(_SPECIAL) + 256:
+        raise ValueError(f"a vocabulary of {size} has no room for 256 bytes")
+    single = [f"<0x{byte:02X}>" for byte in range(256)]
+    rest = [f"<never{number}>" for number in range(size - len(_SPECIAL) - len(single))]
+    unknown, control = TokenType.UNKNOWN, TokenType.CONTROL
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([*_SPECIAL, *single, *rest])
+    writer.add_token_scores([0.0] * size)
+    writer.add_token_types([unknown, control, control, *[TokenType.BYTE] * 256, *[TokenType.UNUSED] * len(rest)])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)

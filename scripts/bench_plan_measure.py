@@ -31,7 +31,6 @@ from workers.batched_output import read_batched
 from workers.bench_output import read_bench
 from workers.engine_commands import ENVIRONMENT, KV_CELLS, bench_command
 
-MOST_OTHERS = 5
 SHORT_PROMPT = 16
 PROMPTS = (1024, 512, 256)
 REPETITIONS = 2
@@ -40,14 +39,17 @@ FIRST_SIGN_S = 6.0
 
 @dataclass(frozen=True)
 class Limits:
-    """How much is measured: rounds, the longest a prompt may take, and the longest one run may take, in seconds."""
+    """How much is measured: rounds, the longest a prompt and a run may take, in seconds; how many plans beside the
+    chosen one, and how many devices alone, the fastest first."""
 
     rounds: int = 2
     prompt_s: float = 90.0
     run_s: float = 420.0
+    others: int = 5
+    singles: int = 8
 
 
-QUICK = Limits(rounds=1, prompt_s=25.0, run_s=120.0)
+QUICK = Limits(rounds=1, prompt_s=25.0, run_s=100.0, others=2, singles=1)
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def prompt_for(plan: Plan, limit_s: float) -> int:
     return min(next(fitting, PROMPTS[-1]), plan.groups[0].prompt_tokens)
 
 
-def others_worth_running(ranking: Ranking, most: int = MOST_OTHERS) -> tuple[Plan, ...]:
+def others_worth_running(ranking: Ranking, most: int) -> tuple[Plan, ...]:
     """The best plan of each mode and set of devices beside the chosen one; those of one device are all run anyway."""
     seen = {_kind(ranking.chosen)}
     found = []
@@ -137,11 +139,12 @@ class _Measuring:
 
     def ways(self, ranking: Ranking) -> Iterator[_Way]:
         """The chosen plan first. Prompts are read by it, the best other plan, the best device and what is no plan."""
-        chosen, others = ranking.chosen, others_worth_running(ranking)
+        chosen, others = ranking.chosen, others_worth_running(ranking, self._limits.others)
         yield self._plan(chosen.mode, chosen.groups, plan_key(chosen), prompt=True)
         for number, plan in enumerate(others):
             yield self._plan(plan.mode, plan.groups, plan_key(plan), prompt=number == 0 or plan.mode == "layers")
-        singles = distinct_singles(self._bench.prepared, self._cores())
+        found = distinct_singles(self._bench.prepared, self._cores())
+        singles = sorted(found, key=lambda group: group.token_s)[: self._limits.singles]
         alone = [one for one in singles if not (chosen.mode == "single" and one.shares == chosen.groups[0].shares)]
         for number, group in enumerate(alone):
             key = f"single {group.shares[0].device}"

@@ -66,6 +66,11 @@ class RunningHost:
         """What the kernel counts against the host's memory limit."""
         return kernel.memory_used_bytes(self.namespace)
 
+    def carried_bytes(self) -> int:
+        """What has crossed its link since it was made, both ways, as its network card counts."""
+        statistics = Path("/sys/class/net", self.names.link(self.number), "statistics")
+        return sum(int((statistics / name).read_text()) for name in ("rx_bytes", "tx_bytes"))
+
     def cut_link(self) -> None:
         """Pull the cable: packets are lost, both ways, until `restore_link`; the host's network card sees it."""
         kernel.run("ip", "link", "set", self.names.link(self.number), "down")

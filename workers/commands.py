@@ -21,6 +21,11 @@ def agent_words(agent: str, verb: str, *options: str) -> Words:
     return (*PYTHON, agent, verb, *options)
 
 
+def attend_words(agent: str) -> Words:
+    """Wait for questions, which are verbs of the agent."""
+    return agent_words(agent, "attend")
+
+
 def facts_words(agent: str, root: str) -> Words:
     return agent_words(agent, "facts", "--root", root)
 
@@ -172,6 +177,25 @@ def forget_words(agent: str, root: str, items: Sequence[str]) -> Words:
 
 def others_words(agent: str) -> Words:
     return agent_words(agent, "others")
+
+
+def pack_words(agent: str, item: str, token: str, every_byte: bool) -> Words:
+    """Look at a pack; the tensors come through stdin. `token` is this controller's."""
+    return agent_words(agent, "pack", item, token, *(("--every-byte",) if every_byte else ()))
+
+
+def carve_words(agent: str, item: str, model: str) -> Words:
+    """`model` is a folder with the model's files there; the tensors come through stdin."""
+    return agent_words(agent, "carve", item, model)
+
+
+def take_words(agent: str, item: str, name: str, token: str, size_bytes: int, blake2b: str) -> Words:
+    return agent_words(agent, "take", item, name, token, str(size_bytes), blake2b)
+
+
+def thin_words(agent: str, item: str) -> Words:
+    """The tensors that stay come through stdin."""
+    return agent_words(agent, "thin", item)
 
 
 def _since(since_s: float | None) -> Words:

@@ -15,14 +15,33 @@ from workers.errors import ManifestError
 
 
 @dataclass(frozen=True)
+class Edit:
+    """One change to the source: in the file `path` of its tree `before`, which is there once, becomes `after`."""
+
+    path: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
 class Source:
-    """A source distribution on a package index; `commit` and `protocol` are those of the llama.cpp tree inside it."""
+    """A source distribution on a package index; `commit` and `protocol` are those of the llama.cpp tree inside it.
+
+    `edits` are made to that tree before anything is built.
+    """
 
     package: str
     version: str
     sha256: str
     commit: str
     protocol: str
+    edits: tuple[Edit, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """Of the archive and what is changed in it: the same for the same tree."""
+        parts = (self.sha256, *(part for edit in self.edits for part in (edit.path, edit.before, edit.after)))
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     @property
     def requirement(self) -> str:
@@ -30,12 +49,27 @@ class Source:
         return f"{self.package}=={self.version} --hash=sha256:{self.sha256}"
 
 
+HASHED_ABOVE_BYTES = 64 * 1024
+"""A head asks a worker for larger weights by their hash before it sends them.
+
+llama.cpp has 10 MiB here (`HASH_THRESHOLD` in `ggml-rpc.cpp`), which all attention weights of small and middling models
+are below: a sixth of a 1.2 B model then crosses the network at every start. Asking costs one round trip per tensor, as
+much as 64 KiB take at 100 Mbit/s and 5 ms.
+"""
+
 SOURCE = Source(
     package="llama-cpp-python",
     version="0.3.36",
     sha256="832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e",
     commit="0c1e57098",
     protocol="7.0.0",
+    edits=(
+        Edit(
+            "ggml/src/ggml-rpc/ggml-rpc.cpp",
+            "const size_t HASH_THRESHOLD = 10 * 1024 * 1024;",
+            f"const size_t HASH_THRESHOLD = {HASHED_ABOVE_BYTES};",
+        ),
+    ),
 )
 
 PROGRAMS = (
@@ -106,7 +140,7 @@ def configure_flags(recipe: Recipe, platform: str) -> tuple[str, ...]:
 
 def engine_id(recipe: Recipe, platform: str) -> str:
     """Such as "cpu-linux-x86_64-1a2b3c4d5e6f": equal only for equal source, flags, programs and platform."""
-    parts = (SOURCE.sha256, platform, *configure_flags(recipe, platform), *recipe.programs)
+    parts = (SOURCE.digest, platform, *configure_flags(recipe, platform), *recipe.programs)
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     return f"{recipe.backend}-{platform}-{digest[:12]}"
 

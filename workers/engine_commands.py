@@ -73,11 +73,19 @@ class HeadSettings:
     threads: int
 
 
+PACK_VARIABLE = "LLAMA_CACHE"
+"""Names the folder in which a worker with a cache looks for weights: in its sub-folder `rpc`, by their hashes."""
+
+
 def worker_command(
-    program: str, *, port: int, threads: int, device: str = "CPU", address: str = "127.0.0.1"
+    program: str, *, port: int, threads: int, device: str = "CPU", address: str = "127.0.0.1", cached: bool = False
 ) -> tuple[str, ...]:
-    """`ggml-rpc-server` for one device, at that address only; its own default would be half the hardware threads."""
-    return (program, "--host", address, "--port", str(port), "--threads", str(threads), "--device", device)
+    """`ggml-rpc-server` for one device, at that address only; its own default would be half the hardware threads.
+
+    `cached`: it looks for weights in a folder (`PACK_VARIABLE`) before it has them sent.
+    """
+    listen = ("--host", address, "--port", str(port))
+    return (program, *listen, "--threads", str(threads), "--device", device, *(("--cache",) if cached else ()))
 
 
 def head_command(program: str, settings: HeadSettings, placement: Placement | None) -> tuple[str, ...]:

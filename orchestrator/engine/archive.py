@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import io
 import os
+import secrets
 import tarfile
 from collections.abc import Iterable
 from contextlib import suppress
@@ -45,7 +46,7 @@ async def packed(archive: Path, members: "Iterable[Member]") -> Path:
 
 def _is_as_packed(archive: Path) -> bool:
     """Whether it is there and what it was when it was packed: its digest is kept beside."""
-    known = [one.sha256 for one in read_record(str(archive))]
+    known = [one.digest for one in read_record(str(archive))]
     return archive.is_file() and known == [describe_file(archive.parent, archive).sha256]
 
 
@@ -75,12 +76,14 @@ def _add(tar: tarfile.TarFile, member: Member) -> None:
     tar.addfile(entry, io.BytesIO(content))
 
 
-async def send_archive(shell: Shell, agent: str, archive: Path, sent: str, folder: str, progress: Progress) -> int:
-    """Send it, as `sent` there, and make `folder` what is in it; the bytes of the archive.
+async def send_archive(shell: Shell, agent: str, archive: Path, beside: str, folder: str, progress: Progress) -> int:
+    """Send it to a place `beside` something there, and make `folder` what is in it; the bytes of the archive.
 
     A transfer that breaks off goes on at the next try. TransferError; HostError when it cannot be unpacked.
     """
     whole = await asyncio.to_thread(describe_file, archive.parent, archive)
+    # A new name each time: an agent whose controller was killed may still be about to remove what it has unpacked.
+    sent = f"{beside}.{secrets.token_hex(4)}.part"
     try:
         await shell.put(archive, sent, progress=progress, resume=resumable(shell, agent, whole.sha256))
         await unpack(shell, agent, sent, folder, whole.sha256)

@@ -5,6 +5,7 @@ is its log in our folder there.
 """
 
 import asyncio
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -78,12 +79,12 @@ async def build_on_host(
     shell: Shell, agent: str, facts: HostFacts, tools: BuildTools, folder: str, kit: BuildKit, report: Report
 ) -> int:
     """Make the engine `folder` there, whole or not at all; the bytes that were sent for it. EngineError."""
-    one = _Building(shell, agent, facts, tools, folder, kit.recipe, report)
+    work = f"{folder}.tmp-build-{secrets.token_hex(4)}"
+    one = _Building(shell, agent, facts, tools, folder, work, kit.recipe, report)
     archive = await kit.pack()
     try:
-        sent = f"{folder}.source.part"
         progress = report.bytes_of(f"{shell.host}: source")
-        sent_bytes = await send_archive(shell, agent, archive, sent, f"{one.work}/source", progress)
+        sent_bytes = await send_archive(shell, agent, archive, folder, f"{one.work}/source", progress)
         await one.build()
     finally:
         with suppress(HostError):  # a lost connection is reported by what failed first
@@ -93,20 +94,17 @@ async def build_on_host(
 
 @dataclass(frozen=True)
 class _Building:
-    """One build on one host."""
+    """One build on one host. Source and build lie in `work`, whose name is tidied away when nobody writes there any
+    more; it is a new one each time, since what an earlier build has started may still be about to end."""
 
     shell: Shell
     agent: str
     facts: HostFacts
     tools: BuildTools
     folder: str
+    work: str
     recipe: Recipe
     report: Report
-
-    @property
-    def work(self) -> str:
-        """Source and build lie there; a name that is tidied away when nobody writes in it any more."""
-        return f"{self.folder}.tmp-build"
 
     async def build(self) -> None:
         host, began = self.shell.host, time.monotonic()

@@ -7,7 +7,7 @@ on a host.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -194,9 +194,8 @@ async def _put(
         return Installed(folder, "built", sent_bytes)
     archive = await pack_engine(engine)
     check_room(shell.host, facts, archive.stat().st_size + engine.manifest.size_bytes)
-    sent = f"{folder}.part"  # a name that is tidied away if we are killed
     return Installed(
-        folder, "sent", await send_archive(shell, agent, archive, sent, folder, report.bytes_of(shell.host))
+        folder, "sent", await send_archive(shell, agent, archive, folder, folder, report.bytes_of(shell.host))
     )
 
 
@@ -248,16 +247,12 @@ async def pack_engine(engine: Engine) -> Path:
     return await packed(beside(engine.folder, ".tar.gz"), _members(engine.folder))
 
 
-def _members(folder: Path) -> list[Member]:
+def _members(folder: Path) -> Iterator[Member]:
     manifest = whole_manifest(read_engine(folder))
-    places = {file.path: folder / file.path for file in manifest.files}
-    return [
-        *(
-            Member.of(folder, place if place.is_file() else folder / EXCLUDED / name, name)
-            for name, place in places.items()
-        ),
-        Member(MANIFEST, manifest.to_json()),
-    ]
+    for file in manifest.files:
+        place = folder / file.path
+        yield Member.of(folder, place if place.is_file() else folder / EXCLUDED / file.path, file.path)
+    yield Member(MANIFEST, manifest.to_json())
 
 
 def whole_manifest(engine: Engine) -> Manifest:

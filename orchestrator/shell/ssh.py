@@ -16,7 +16,7 @@ import asyncssh
 from orchestrator.errors import CommandError, DeadlineError
 from orchestrator.inventory import Host
 from orchestrator.shell.local import failed
-from orchestrator.shell.protocol import Finished, Process, Progress, Words
+from orchestrator.shell.protocol import Finished, Process, Progress, Span, Words
 from orchestrator.shell.resume import Resumable
 from orchestrator.shell.ssh_config import SshFiles, destination_words
 from orchestrator.shell.ssh_errors import FOREIGN, lost, no_session, no_sftp
@@ -124,6 +124,12 @@ class SshShell:
     async def put_bytes(self, data: bytes, target: str, *, mode: int = 0o644) -> None:
         """The same for bytes in memory."""
         await self._files.put_bytes(data, target, mode)
+
+    async def append(
+        self, source: Path, span: Span, target: str, *, done_bytes: int = 0, progress: Progress | None = None
+    ) -> None:
+        """Write a span of a file to `target` from `done_bytes` of it on; TransferError leaves what is written."""
+        await self._files.append(source, span, target, done_bytes, progress)
 
     async def get(self, source: str, target: Path, *, progress: Progress | None = None) -> None:
         """Fetch a file, written beside and renamed."""

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import asyncssh
 
-from orchestrator.shell.local import not_whole, partial_beside, remove_partial
-from orchestrator.shell.protocol import Progress
+from orchestrator.shell.local import not_whole, partial_beside, read_piece, remove_partial
+from orchestrator.shell.protocol import Progress, Span
 from orchestrator.shell.resume import CHUNK_BYTES, Resumable, resume_at, resumed_name
 from orchestrator.shell.ssh_errors import FOREIGN, disk_full, is_full, transfer_error
 
@@ -54,14 +54,14 @@ class SftpFiles:
         self, source: Path, path: str, size: int, mode: int, progress: Progress | None, resume: Resumable
     ) -> None:
         """Go on where an earlier transfer ended, then from the start if what is there is not right."""
-        folder, name = posixpath.split(path)
-        partial = posixpath.join(folder, resumed_name(name, resume))
+        folder = posixpath.dirname(path)
+        partial = posixpath.join(folder, resumed_name(resume))
         try:
             await self.sftp.makedirs(folder, exist_ok=True)
             there = await self._size(partial)
             await self._check_space(path, folder, size - min(there, size))
             for start in dict.fromkeys((resume_at(there, size), 0)):
-                await self._send_from(start, source, partial, size, progress)
+                await self._write_span(source, Span(0, size), partial, start, progress)
                 if await resume.is_whole(partial):
                     await self.sftp.chmod(partial, mode)
                     await self._rename(partial, path)
@@ -73,18 +73,6 @@ class SftpFiles:
             raise transfer_error(self.host, path, error, free, size) from error
         await self._remove(partial)
         raise not_whole(self.host, path)
-
-    async def _send_from(self, start: int, source: Path, partial: str, size: int, progress: Progress | None) -> None:
-        """Write the bytes from `start` on, each chunk when the one before it has arrived."""
-        done = start
-        with source.open("rb") as reader:
-            reader.seek(start)
-            async with self.sftp.open(partial, "r+b" if start else "wb") as writer:
-                while chunk := await asyncio.to_thread(reader.read, CHUNK_BYTES):
-                    await writer.write(chunk, done)
-                    done += len(chunk)
-                    if progress is not None:
-                        progress(done, size)
 
     async def _size(self, path: str) -> int:
         """0 for a file that is not there."""
@@ -102,6 +90,27 @@ class SftpFiles:
                 await file.write(data)
 
         await self._write(posixpath.join(self.home, target), len(data), mode, send)
+
+    async def append(self, source: Path, span: Span, target: str, done_bytes: int, progress: Progress | None) -> None:
+        """Write a span of a local file there from `done_bytes` of it on; what is written stays when it is cut off."""
+        path = posixpath.join(self.home, target)
+        try:
+            await self._write_span(source, span, path, done_bytes, progress)
+        except FOREIGN as error:
+            raise transfer_error(self.host, path, error, None, span.size_bytes) from error
+
+    async def _write_span(
+        self, source: Path, span: Span, path: str, done_bytes: int, progress: Progress | None
+    ) -> None:
+        """A chunk is sent as many requests at once; the next one waits until all are answered."""
+        with source.open("rb") as reader:
+            reader.seek(span.offset + done_bytes)
+            async with self.sftp.open(path, "r+b" if done_bytes else "wb") as writer:
+                for start in range(done_bytes, span.size_bytes, CHUNK_BYTES):
+                    size = min(CHUNK_BYTES, span.size_bytes - start)
+                    await writer.write(await asyncio.to_thread(read_piece, reader, size), start)
+                    if progress is not None:
+                        progress(start + size, span.size_bytes)
 
     async def get(self, source: str, target: Path, progress: Progress | None) -> None:
         """Fetch a file, folders made, written beside and renamed. TransferError leaves nothing behind."""

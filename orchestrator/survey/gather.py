@@ -45,14 +45,20 @@ it is the controller's own, on which a head may compute the first layers of a sp
 
 
 async def gather_survey(measuring: Measuring, report: Report, now: datetime) -> Survey:
-    """Measure the controller, then every host; local ones one after the other, since they share a processor."""
-    controller = measuring.hosts.controller
+    """Measure links, while nothing else goes over them, then the controller and every host; local ones one after the
+    other, since they share a processor."""
+    controller, opened = measuring.hosts.controller, measuring.hosts.by_name
+    local = asyncio.Lock()
+    report.step("Measuring links", "preparing")
+    links = all_or_raise(await each_host({name: _link_of(measuring, host, local) for name, host in opened.items()}))
+    report.step("Measuring speeds", "preparing")
     if measuring.recalibrate:
         measuring.slices.try_again()
     head = await _controller_speed(measuring, report)
-    opened, local = measuring.hosts.by_name, asyncio.Lock()
     surveyed = all_or_raise(
-        await each_host({name: _survey_host(measuring, host, head, local, report) for name, host in opened.items()})
+        await each_host(
+            {name: _survey_host(measuring, host, links[name], head, local, report) for name, host in opened.items()}
+        )
     )
     return Survey(
         cluster=measuring.cluster,
@@ -83,9 +89,8 @@ def check_backend(host: OpenHost) -> None:
 
 @dataclass(frozen=True)
 class _Paths:
-    """What was measured of one device."""
+    """How fast one device is, through RPC and natively."""
 
-    link: Link
     speed: Speed
     native: Speed
     note: str
@@ -110,16 +115,15 @@ async def _controller_speed(measuring: Measuring, report: Report) -> Speed:
 
 
 async def _survey_host(
-    measuring: Measuring, host: OpenHost, head: Speed, local: asyncio.Lock, report: Report
+    measuring: Measuring, host: OpenHost, link: Link, head: Speed, local: asyncio.Lock, report: Report
 ) -> HostSurvey:
-    check_backend(host)
     threads = host.host.threads or default_threads(host.facts)
     budgeted = budget(host.host.memory, host.facts.memory_available_bytes)
     if host.is_local:
         async with local:
-            measured = await _measure(measuring, host, threads, budgeted, head, report)
+            measured = await _measure(measuring, host, link, threads, budgeted, head, report)
     else:
-        measured = await _measure(measuring, host, threads, budgeted, head, report)
+        measured = await _measure(measuring, host, link, threads, budgeted, head, report)
     device = Device(
         name=f"{host.name}/cpu",
         host=host.name,
@@ -127,7 +131,7 @@ async def _survey_host(
         description=host.facts.cpu_name,
         threads=threads,
         budget=budgeted,
-        link=measured.link,
+        link=link,
         speed=measured.speed,
         native=measured.native,
         note=measured.note,
@@ -136,23 +140,22 @@ async def _survey_host(
 
 
 async def _measure(
-    measuring: Measuring, host: OpenHost, threads: int, budgeted: Budget, head: Speed, report: Report
+    measuring: Measuring, host: OpenHost, link: Link, threads: int, budgeted: Budget, head: Speed, report: Report
 ) -> _Paths:
-    """Link and speeds; no speeds, and the reason, for a device that could not hold the smallest slices."""
-    link = await _measured_link(measuring, host)
+    """Speeds; none, and the reason, for a device that could not hold the smallest slices."""
     available = host.facts.memory_available_bytes
     slices = await asyncio.to_thread(measuring.slices.slices, available)
     if slices is None:
         needed = bytes_text(measuring.slices.needed_bytes())
         note = f"{bytes_text(available)} of memory available, {needed} needed to measure its speed"
         report.warn(f"{host.name}: {note}")
-        return _Paths(link, NOT_MEASURED, NOT_MEASURED, note)
+        return _Paths(NOT_MEASURED, NOT_MEASURED, note)
     speed = await _through_rpc(measuring, host, threads, slices, head, link, report)
     native = NOT_MEASURED
     holds_all = budgeted.usable_bytes >= measuring.model_bytes + BESIDE_MODEL_BYTES
     if slices.output_fits and (holds_all or host.is_local):
         native = await _native(measuring, host, threads, slices, report)
-    return _Paths(link, speed, native, "")
+    return _Paths(speed, native, "")
 
 
 async def _native(measuring: Measuring, host: OpenHost, threads: int, slices: Slices, report: Report) -> Speed:
@@ -248,6 +251,14 @@ async def _in_context(
     return await time_passes(
         measuring, host, slices.shallow, passes, threads, placement, name, repetitions, CONTEXT_TOKENS
     )
+
+
+async def _link_of(measuring: Measuring, host: OpenHost, local: asyncio.Lock) -> Link:
+    check_backend(host)
+    if not host.is_local:
+        return await _measured_link(measuring, host)
+    async with local:
+        return await _measured_link(measuring, host)
 
 
 async def _measured_link(measuring: Measuring, host: OpenHost) -> Link:

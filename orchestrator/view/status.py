@@ -8,11 +8,13 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.host_state import HeadState, HostState, StepState
+from orchestrator.host_state import HeadState, HostState, StepState, StepTime
 from orchestrator.plan.values import Group, Plan
 from orchestrator.state import SERVING, ClusterState, GroupSpeed
 from orchestrator.view.events import time_text
 from orchestrator.view.sizes import age_text, bytes_text, of_text
+
+FELT_S = 0.1
 
 PHASE_STYLES = {
     "ready": "bold green",
@@ -69,6 +71,16 @@ def _fact_texts(state: ClusterState) -> Iterator[tuple[str, str]]:
     if state.plan is not None:
         yield "plan", "\n".join(_plan_texts(state.plan))
     yield "inventory", state.inventory
+    if state.took and state.phase in SERVING:
+        yield "start", "\n".join(_took_texts(state.took))
+
+
+def _took_texts(took: Sequence[StepTime]) -> Iterator[str]:
+    """In all, and each step that could be felt."""
+    yield f"took {sum(step.seconds for step in took):.1f} s, of that"
+    for step in took:
+        if step.seconds >= FELT_S:
+            yield f"{step.seconds:>6.1f} s  {step.title}"
 
 
 def _step_text(step: StepState) -> str:

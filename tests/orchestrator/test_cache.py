@@ -121,7 +121,7 @@ async def test_what_a_cluster_that_runs_uses_is_known_by_its_inventory(inventory
         write_state(folder, ClusterState("demo", str(inventory.path), 1, "recovering", "", ""))
         used = in_use(folders)
     assert used.shapes == {shape}
-    assert {place.partition("/")[0] for place in used.places} == {"engines", "logs", "models"}
+    assert {place.partition("/")[0] for place in used.places} == {"engines", "logs", "models", "packs"}
     (copy,) = [place for place in used.places if place.startswith("models/") and not place.endswith(".gguf")]
 
     def may_go(place: str) -> bool:

@@ -2,17 +2,17 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 import pytest
 
-from orchestrator.cluster import RunningGroup, compare_memory, compare_speed
+from orchestrator.cluster import RunningGroup, compare_memory, compare_speed, is_as_known
 from orchestrator.head_checks import Answer, HeadSpeed
 from orchestrator.leash import Leashed
 from orchestrator.model_copies import remote_model_folder
-from orchestrator.plan.values import Group
+from orchestrator.plan.values import Group, Known
 from orchestrator.processes import Head, Worker
 from orchestrator.report import Event, Remark, Report
 from tests.orchestrator.groups import make_group, make_share
@@ -54,6 +54,20 @@ def test_a_measured_speed_far_below_the_prediction_is_a_warning_with_the_causes(
     assert remark.level == level
     assert remark.text.startswith(f"head2 on desk: decode {10 * decode:.1f} tokens/s measured, 10.0 predicted")
     assert ("--recalibrate" in remark.text) == (level == "warning")
+
+
+@pytest.mark.parametrize(
+    ("known", "decode", "expected"),
+    [
+        *(("measured", decode, True) for decode in (10.0, 8.1, 12.4)),
+        *(("measured", decode, False) for decode in (7.9, 12.6)),
+        *((known, 10.0, False) for known in ("corrected", "predicted")),
+    ],
+)
+def test_what_was_measured_at_an_earlier_start_counts_while_the_answer_is_as_fast(
+    known: Known, decode: float, expected: bool
+) -> None:
+    assert is_as_known(replace(GROUP, known=known), Answer("text", 16, decode)) is expected
 
 
 def buffers(device: str, mib: int) -> str:

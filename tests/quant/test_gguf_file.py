@@ -20,6 +20,7 @@ def test_facts_of_a_model_are_read(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     write_random_model(path, TINY, "Q4_0")
     model = read_model(path)
+    first = int(GGUFReader(path).tensors[0].data_offset)
     assert dataclasses.replace(model, tensors=model.tensors[:2]) == Model(
         path=path,
         shards=(path,),
@@ -37,8 +38,8 @@ def test_facts_of_a_model_are_read(tmp_path: Path) -> None:
         vocabulary=32,
         output_tied=False,
         tensors=(
-            Tensor("token_embd.weight", "Q4_0", (256, 32), 4608, 0),
-            Tensor("blk.0.attn_norm.weight", "F32", (256,), 1024, 0),
+            Tensor("token_embd.weight", "Q4_0", (256, 32), 4608, 0, offset=first),
+            Tensor("blk.0.attn_norm.weight", "F32", (256,), 1024, 0, offset=first + 4608),
         ),
     )
 
@@ -47,8 +48,12 @@ def test_facts_of_a_model_are_read(tmp_path: Path) -> None:
 def test_tensors_are_those_that_the_gguf_package_sees(tmp_path: Path, tensor_type: str) -> None:
     path = tmp_path / "model.gguf"
     write_random_model(path, TINY, tensor_type)
-    expected = [(t.name, t.tensor_type.name, tuple(map(int, t.shape)), t.n_bytes) for t in GGUFReader(path).tensors]
-    assert [(t.name, t.type, t.shape, t.size_bytes) for t in read_model(path).tensors] == expected
+    expected = [
+        (t.name, t.tensor_type.name, tuple(map(int, t.shape)), t.n_bytes, t.data_offset)
+        for t in GGUFReader(path).tensors
+    ]
+    found = [(t.name, t.type, t.shape, t.size_bytes, t.offset) for t in read_model(path).tensors]
+    assert found == expected
 
 
 def shard(number_: int, count: int, *tensors: bytes, announced: int = 2) -> bytes:

@@ -42,8 +42,7 @@ async def test_an_archive_arrives_unpacked_and_nothing_else_stays(tmp_path: Path
     shell = LocalShell("there", tmp_path / "root", tmp_path)
     agent, folder = await ensure_agent(shell), tmp_path / "root" / "engines" / "x"
     seen: list[int] = []
-    sent = f"{folder}.part"
-    size = await send_archive(shell, agent, archive, sent, str(folder), lambda done, total: seen.append(done))
+    size = await send_archive(shell, agent, archive, str(folder), str(folder), lambda done, total: seen.append(done))
     assert size == archive.stat().st_size == seen[-1]
     assert (folder / "below" / "program").read_bytes() == b"code" * 1000
     assert sorted(path.name for path in folder.parent.iterdir()) == ["x", "x.lock"]

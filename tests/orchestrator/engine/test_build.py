@@ -26,7 +26,7 @@ echo "[2/2] Linking CXX executable llama-server"
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     """A cache folder that has the source already."""
-    (tmp_path / "cache" / "sources" / SOURCE.sha256 / "llama.cpp").mkdir(parents=True)
+    (tmp_path / "cache" / "sources" / SOURCE.digest / "llama.cpp").mkdir(parents=True)
     return tmp_path / "cache"
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.engine.source import check_archive, download_words, fetch_source, unpack_tree
+from orchestrator.engine.source import check_archive, download_words, edit_tree, fetch_source, unpack_tree
 from orchestrator.errors import EngineError
-from workers.engine import SOURCE
+from workers.engine import SOURCE, Edit
 
 
 def make_archive(path: Path, files: dict[str, str], links: dict[str, str] | None = None) -> Path:
@@ -91,7 +91,7 @@ def test_pip_takes_only_the_pinned_source_distribution(tmp_path: Path) -> None:
 
 async def test_a_source_that_is_there_is_not_fetched_again(tmp_path: Path) -> None:
     nowhere = replace(SOURCE, package="no such package", sha256="0" * 64)
-    tree = tmp_path / "sources" / nowhere.sha256 / "llama.cpp"
+    tree = tmp_path / "sources" / nowhere.digest / "llama.cpp"
     tree.mkdir(parents=True)
     assert await fetch_source(tmp_path, nowhere) == tree
 
@@ -101,4 +101,19 @@ async def test_a_failed_fetch_shows_what_pip_said_and_leaves_only_its_log(tmp_pa
     with pytest.raises(EngineError, match="pip could not fetch the engine's source, no such package") as caught:
         await fetch_source(tmp_path, nowhere)
     assert "Invalid requirement" in caught.value.details
-    assert all_files(tmp_path / "sources" / SOURCE.sha256) == ["lock", "pip.log"]
+    assert all_files(tmp_path / "sources" / SOURCE.digest) == ["lock", "pip.log"]
+
+
+def test_our_changes_are_made_to_the_source(tmp_path: Path) -> None:
+    (tmp_path / "a.cpp").write_text("one = 1;\ntwo = 2;\n")
+    edit_tree(tmp_path, [Edit("a.cpp", "two = 2;", "two = 3;")])
+    assert (tmp_path / "a.cpp").read_text() == "one = 1;\ntwo = 3;\n"
+
+
+@pytest.mark.parametrize("text", ["one = 1;", "two = 2; two = 2;", None])
+def test_a_change_that_does_not_fit_the_source_is_an_error(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "a.cpp").write_text(text)
+    said = r"^the engine's source has no line `two = 2;` in a\.cpp, which is to be changed$"
+    with pytest.raises(EngineError, match=said):
+        edit_tree(tmp_path, [Edit("a.cpp", "two = 2;", "two = 3;")])

@@ -10,7 +10,7 @@ from orchestrator.errors import CommandError, DeadlineError, HostError, Transfer
 from orchestrator.inventory import Host
 from orchestrator.shell.connect import connect
 from orchestrator.shell.local import LocalShell
-from orchestrator.shell.protocol import Finished, Shell
+from orchestrator.shell.protocol import Finished, Shell, Span
 from tests.orchestrator.shell.ssh_server import ssh_files
 
 
@@ -147,3 +147,14 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+async def test_a_part_of_a_file_is_written_and_gone_on_with(shell: Shell, home: Path) -> None:
+    (home / "source").write_bytes(b"0123456789")
+    (home / "part").write_bytes(b"12x")
+    await shell.append(home / "source", Span(1, 6), "part", done_bytes=2)
+    assert (home / "part").read_bytes() == b"123456"
+    await shell.append(home / "source", Span(2, 3), "part")
+    assert (home / "part").read_bytes() == b"234"
+    with pytest.raises(TransferError, match="has become shorter while it was read"):
+        await shell.append(home / "source", Span(8, 3), "part")

@@ -9,11 +9,13 @@ import pytest
 
 from orchestrator.errors import CommandError, ConnectError, DeadlineError, HostError, TransferError
 from orchestrator.shell.connect import connect
-from orchestrator.shell.protocol import Finished
+from orchestrator.shell.protocol import Finished, Span
 from orchestrator.shell.ssh import SshShell, _feed
 from orchestrator.shell.ssh_config import SshFiles
 from orchestrator.shell.ssh_files import read_free_bytes
 from tests.orchestrator.shell.ssh_server import Server, host_of, running_server
+
+MIB = 1024 * 1024
 
 
 async def test_a_command_runs_in_the_home_folder_with_its_words_intact(shell: SshShell, server: Server) -> None:
@@ -153,6 +155,30 @@ async def test_a_file_goes_there_whole_with_its_mode_and_comes_back(shell: SshSh
     await shell.get("new/folder/file", server.home / "back/again")
     assert (server.home / "back/again").read_bytes() == data
     assert sorted(os.listdir(target.parent)) == ["file", "file2"]
+
+
+async def test_a_part_of_a_file_is_written_and_gone_on_with(shell: SshShell, server: Server) -> None:
+    """A file of ten MiB there, of which four were there already."""
+    data = os.urandom(12 * MIB)
+    source = server.home / "source"
+    source.write_bytes(data)
+    span, wanted = Span(MIB, 10 * MIB), data[MIB : 11 * MIB]
+    (server.home / "part").write_bytes(wanted[: 4 * MIB])
+    seen: list[tuple[int, int]] = []
+    await shell.append(source, span, "part", done_bytes=4 * MIB, progress=lambda done, size: seen.append((done, size)))
+    assert (server.home / "part").read_bytes() == wanted
+    assert seen[-1] == (10 * MIB, 10 * MIB)
+    (server.home / "part").write_bytes(bytes(11 * MIB))
+    await shell.append(source, span, "part")
+    assert (server.home / "part").read_bytes() == wanted
+
+
+async def test_a_part_that_is_cut_off_stays(shell: SshShell, server: Server) -> None:
+    source = server.home / "source"
+    source.write_bytes(os.urandom(9 * MIB))
+    with pytest.raises(TransferError, match="has become shorter while it was read"):
+        await shell.append(source, Span(0, 10 * MIB), "part")
+    assert (server.home / "part").read_bytes() == source.read_bytes()[: 8 * MIB]
 
 
 async def test_a_secret_can_be_read_by_nobody_else_while_it_is_written(shell: SshShell, server: Server) -> None:

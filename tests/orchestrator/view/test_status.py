@@ -3,7 +3,7 @@
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from orchestrator.host_state import HeadState, HostAside, HostFault, HostState, StepState
+from orchestrator.host_state import HeadState, HostAside, HostFault, HostState, StepState, StepTime
 from orchestrator.state import ClusterState, GroupSpeed, ProcessState
 from orchestrator.view.status import status_view
 from tests.orchestrator.groups import make_group, make_plan_of, make_share
@@ -85,6 +85,20 @@ host  process             pid   memory  cores
 c     head2-20000           7  100 MiB    1.0
 b     worker-cpu-20001  12345        -      -
 """
+
+
+def test_a_cluster_that_serves_tells_how_long_its_start_took() -> None:
+    """Only steps that could be felt."""
+    took = (StepTime("Connecting to 2 hosts", 0.412), StepTime("Planning", 0.004), StepTime("Loading", 61.3))
+    text = rendered(status_view(replace(STATE, took=took), NOW), width=60)
+    assert (
+        "inventory  /inventory.yaml\n"
+        "start      took 61.7 s, of that\n"
+        "              0.4 s  Connecting to 2 hosts\n"
+        "             61.3 s  Loading\n"
+        "\n"
+    ) in text
+    assert "took" not in rendered(status_view(replace(STATE, took=took, phase="recovering"), NOW), width=60)
 
 
 def test_a_certificate_is_shown_with_its_fingerprint() -> None:

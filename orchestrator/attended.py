@@ -1,0 +1,185 @@
+"""A shell whose questions to the agent are answered by one process on the host, which stays as long as it is asked.
+
+Each question by itself takes a session, a login shell and a start of Python there, a tenth of a second; so it takes a
+few milliseconds. Everything else goes the shell's own way, and so does a question that this process has not answered.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from orchestrator.errors import DeadlineError, HostError
+from orchestrator.shell.local import failed
+from orchestrator.shell.protocol import Finished, Process, Progress, Shell, Span, Words
+from orchestrator.shell.resume import Resumable
+from orchestrator.shell.words import shown
+from workers.commands import agent_words, attend_words
+
+AT_ONCE = 8
+LEAVE_S = 5.0
+
+
+class _GoneError(Exception):
+    """The process has ended without an answer."""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    id: int
+    status: int
+    stdout: str
+    stderr: str
+
+
+_ANSWER = TypeAdapter(_Answer)
+
+
+class AttendedShell:
+    """`agent` is the agent's path on the host."""
+
+    def __init__(self, shell: Shell, agent: str) -> None:
+        self._shell = shell
+        self._agent = agent
+        self._prefix = agent_words(agent, "")[:-1]
+        self._attendant: _Attendant | None = None
+        self._starting = asyncio.Lock()
+        self._turns = asyncio.Semaphore(AT_ONCE)
+
+    @property
+    def host(self) -> str:
+        return self._shell.host
+
+    @property
+    def root(self) -> str:
+        return self._shell.root
+
+    @property
+    def is_local(self) -> bool:
+        return self._shell.is_local
+
+    async def run(
+        self,
+        words: Words,
+        *,
+        deadline_s: float,
+        stdin: bytes = b"",
+        environment: Mapping[str, str] | None = None,
+        check: bool = True,
+    ) -> Finished:
+        """As the shell's own; questions to the agent are asked of the process that waits for them."""
+        own, asked = words[: len(self._prefix)], words[len(self._prefix) :]
+        if own == self._prefix and not environment:
+            async with self._turns:
+                try:
+                    finished = await (await self._attending()).ask(asked, stdin, deadline_s)
+                except (_GoneError, HostError) as error:
+                    if isinstance(error, DeadlineError):
+                        raise
+                else:
+                    if check and finished.status != 0:
+                        raise failed(self.host, words, finished)
+                    return finished
+        return await self._shell.run(words, deadline_s=deadline_s, stdin=stdin, environment=environment, check=check)
+
+    async def start(self, words: Words, *, environment: Mapping[str, str] | None = None) -> Process:
+        """Start and return at once."""
+        return await self._shell.start(words, environment=environment)
+
+    async def put(
+        self,
+        source: Path,
+        target: str,
+        *,
+        mode: int = 0o644,
+        progress: Progress | None = None,
+        resume: Resumable | None = None,
+    ) -> None:
+        """Copy a file there, whole or not at all."""
+        await self._shell.put(source, target, mode=mode, progress=progress, resume=resume)
+
+    async def put_bytes(self, data: bytes, target: str, *, mode: int = 0o644) -> None:
+        """The same for bytes in memory."""
+        await self._shell.put_bytes(data, target, mode=mode)
+
+    async def append(
+        self, source: Path, span: Span, target: str, *, done_bytes: int = 0, progress: Progress | None = None
+    ) -> None:
+        """Write a span of a file there."""
+        await self._shell.append(source, span, target, done_bytes=done_bytes, progress=progress)
+
+    async def get(self, source: str, target: Path, *, progress: Progress | None = None) -> None:
+        """Fetch a file."""
+        await self._shell.get(source, target, progress=progress)
+
+    async def close(self) -> None:
+        """The process there ends, too."""
+        if self._attendant is not None:
+            await self._attendant.close()
+        await self._shell.close()
+
+    async def _attending(self) -> "_Attendant":
+        async with self._starting:
+            if self._attendant is None or self._attendant.gone:
+                words = attend_words(self._agent)
+                self._attendant = _Attendant(self.host, await self._shell.start(words, environment={"LC_ALL": "C"}))
+            return self._attendant
+
+
+class _Attendant:
+    """Our side of the process: sends questions, and gives each answer to whoever waits for it."""
+
+    def __init__(self, host: str, process: Process) -> None:
+        self._host = host
+        self._process = process
+        self._waiting: dict[int, asyncio.Future[_Answer]] = {}
+        self._count = 0
+        self.gone = False
+        self._reader = asyncio.create_task(self._read())
+
+    async def ask(self, words: Words, stdin: bytes, deadline_s: float) -> Finished:
+        """DeadlineError when it takes too long: it is ended there then."""
+        if self.gone:
+            raise _GoneError
+        self._count += 1
+        number, answer = self._count, asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._send({"id": number, "words": words, "stdin": stdin.decode()})
+                answered = await answer
+        except TimeoutError as error:
+            await self._send({"cancel": number})
+            message = f"`{shown(words)}` did not end within {deadline_s:g} s and was killed"
+            raise DeadlineError(self._host, message) from error
+        except asyncio.CancelledError:
+            await self._send({"cancel": number})
+            raise
+        finally:
+            self._waiting.pop(number, None)
+        return Finished(answered.status, answered.stdout.encode(), answered.stderr.encode())
+
+    async def close(self) -> None:
+        await self._process.close_stdin()
+        await asyncio.wait((self._reader,), timeout=LEAVE_S)
+        await self._process.kill()
+        self._reader.cancel()
+
+    async def _send(self, message: Mapping[str, object]) -> None:
+        await self._process.write(json.dumps(message).encode() + b"\n")
+
+    async def _read(self) -> None:
+        try:
+            async for line in self._process.lines():
+                answer = _ANSWER.validate_json(line)
+                waiting = self._waiting.get(answer.id)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(answer)
+        finally:
+            self.gone = True
+            for waiting in self._waiting.values():
+                if not waiting.done():
+                    waiting.set_exception(_GoneError())

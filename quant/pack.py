@@ -1,0 +1,98 @@
+"""A model's tensors as files of a worker's cache: the names by which the engine asks for them, and their digests.
+
+A head asks a worker for each large weight by the FNV-1a-64 of its bytes, as 16 hexadecimal digits (`fnv_hash` and
+`set_tensor_hash` in the pinned engine's `ggml-rpc.cpp`). That hash is weak, so that files are checked by a BLAKE2b.
+Both take a second per gigabyte, and are kept for as long as the model's files stay as they are.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fnv_c import fnv1a_64
+from pydantic import TypeAdapter, ValidationError
+
+from quant.errors import ModelFileError
+from quant.gguf_header import FETCH_AGAIN
+from quant.model import Model, Tensor
+from quant.whole_file import written_whole
+
+_NAME_CHARACTERS = 48
+
+
+@dataclass(frozen=True)
+class Digests:
+    """Of one tensor's bytes: `name` is what the engine asks a worker for, `blake2b` what a file is checked by."""
+
+    name: str
+    blake2b: str
+
+
+_KNOWN = TypeAdapter(dict[str, Digests])
+
+
+def files_digest(files: Iterable[Path]) -> str:
+    """Twelve digits for exactly these files, by their names, sizes and times of change: nothing of them is read."""
+    facts = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12]
+
+
+def pack_name(model: Model) -> str:
+    """Of the folder of its tensors on a host: readable, and another one for other files of the same name."""
+    readable = re.sub(r"[^A-Za-z0-9-]+", "_", model.path.stem)[:_NAME_CHARACTERS].strip("_") or "model"
+    return f"{readable}-{files_digest(model.shards)}"
+
+
+def read_tensor(model: Model, tensor: Tensor) -> bytes:
+    """All its bytes; ModelFileError when the file has become shorter."""
+    path = model.shards[tensor.shard]
+    with path.open("rb") as file:
+        file.seek(tensor.offset)
+        data = file.read(tensor.size_bytes)
+    if len(data) < tensor.size_bytes:
+        raise ModelFileError(f"{path} has become shorter while it was read", hint=FETCH_AGAIN)
+    return data
+
+
+def engine_name(data: bytes) -> str:
+    """By which the engine asks for a tensor of these bytes."""
+    return f"{fnv1a_64(data):016x}"
+
+
+def blake2b_digest(data: bytes) -> str:
+    """In 128 hexadecimal digits."""
+    return hashlib.blake2b(data).hexdigest()
+
+
+class DigestBook:
+    """The digests of one model's tensors as far as they are known, kept in a file of `folder`.
+
+    A file that cannot be read is as good as none: all in it can be worked out again.
+    """
+
+    def __init__(self, model: Model, folder: Path) -> None:
+        self._path = folder / f"{files_digest(model.shards)}.json"
+        self._known = _read(self._path)
+
+    def of(self, tensor: Tensor) -> Digests | None:
+        return self._known.get(tensor.name)
+
+    def add(self, tensor: Tensor, digests: Digests) -> None:
+        self._known[tensor.name] = digests
+
+    def save(self) -> None:
+        """Whole, with what another process has written meanwhile."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._known = {**_read(self._path), **self._known}
+        with written_whole(self._path) as partial:
+            partial.write_text(json.dumps({name: asdict(one) for name, one in self._known.items()}))
+
+
+def _read(path: Path) -> dict[str, Digests]:
+    try:
+        return _KNOWN.validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return {}

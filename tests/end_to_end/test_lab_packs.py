@@ -1,0 +1,135 @@
+"""Weights on hosts reached by real OpenSSH servers: they cross the network once, and never in a wrong state."""
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lab_folder import LabHost
+from lab_hosts import Lab
+from lab_running import RunningHost
+from orchestrator.engine.store import Engine
+from quant.gguf_file import read_model
+from quant.model import device_tensors
+from quant.pack import engine_name, read_tensor
+from tests.end_to_end.answers import answers, plain_head
+from tests.end_to_end.inventories import free_port
+from tests.lab_fixture import MakeLab
+from tests.program import Meshctl
+from workers.engine import HASHED_ABOVE_BYTES
+
+pytestmark = [pytest.mark.engine, pytest.mark.lab]
+
+SPLIT = "host1/cpu=15,host2/cpu=15"
+TIMES = 10
+
+
+def two_hosts(make_lab: MakeLab, meshctl: Meshctl, rate: str) -> tuple[Lab, str]:
+    lab = make_lab(LabHost("host1", rate=rate), LabHost("host2", rate=rate))
+    inventory = str(lab.inventory(context=512, gateway_port=free_port()))
+    meshctl.ok("trust", inventory, "--yes")
+    return lab, inventory
+
+
+def weights_on(host: RunningHost) -> dict[str, bytes]:
+    """The files that its worker would load, by their names."""
+    (folder,) = host.folder.rglob("packs/*/rpc")
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def wanted_on(demo_model: Path, first: int) -> dict[str, bytes]:
+    model = read_model(demo_model)
+    tensors = device_tensors(model, first, 15, output=False)
+    larger = [read_tensor(model, one) for one in tensors if one.size_bytes > HASHED_ABOVE_BYTES]
+    return {engine_name(data): data for data in larger}
+
+
+def test_weights_cross_the_network_once(make_lab: MakeLab, meshctl: Meshctl, engine: Engine, demo_model: Path) -> None:
+    """A second start carries next to none of them, on any host; what it answers is what one machine alone does."""
+    lab, inventory = two_hosts(make_lab, meshctl, "400mbit")
+    meshctl.ok("plan", inventory, "--split", SPLIT)
+    carried = []
+    for _ in range(2):
+        before = [host.carried_bytes() for host in lab.hosts]
+        meshctl.ok("up", inventory, "--detach", "--split", SPLIT)
+        carried.append([host.carried_bytes() - then for host, then in zip(lab.hosts, before, strict=True)])
+        state = meshctl.ok("status", "--json").json
+        assert "Bringing weights to the workers" in [step["title"] for step in state["took"]]
+        with plain_head(engine, demo_model) as plain:
+            assert answers(state["gateway"].removesuffix("/v1"), meshctl.key()) == answers(plain)
+        meshctl.ok("down")
+    for number, host in enumerate(lab.hosts):
+        there = weights_on(host)
+        assert there == wanted_on(demo_model, 15 * number)
+        size = sum(map(len, there.values()))
+        assert carried[0][number] > size
+        assert carried[0][number] - carried[1][number] > 0.95 * size
+
+
+def test_damage_is_found_before_a_start_and_only_that_is_sent_again(
+    make_lab: MakeLab, meshctl: Meshctl, demo_model: Path
+) -> None:
+    lab, inventory = two_hosts(make_lab, meshctl, "1gbit")
+    meshctl.ok("up", inventory, "--detach", "--split", SPLIT)
+    meshctl.ok("down")
+    (folder,) = lab.hosts[0].folder.rglob("packs/*/rpc")
+    truncated, flipped, longer = sorted(folder.iterdir())[:3]
+    truncated.write_bytes(truncated.read_bytes()[:-1])
+    flipped.write_bytes(bytes([flipped.read_bytes()[0] ^ 1]) + flipped.read_bytes()[1:])
+    longer.write_bytes(longer.read_bytes() + b"x")
+    (folder / ("0" * 16)).write_bytes(b"whatever")
+    said = meshctl.ok("up", inventory, "--detach", "--split", SPLIT).stderr
+    assert "host1: weights there were damaged and are put there again: blk." in said
+    assert weights_on(lab.hosts[0]) == wanted_on(demo_model, 0)
+    meshctl.ok("down")
+
+
+def test_a_start_that_is_killed_at_any_moment_leaves_no_wrong_file(
+    make_lab: MakeLab, meshctl: Meshctl, demo_model: Path
+) -> None:
+    """Ten times, while weights travel; each goes on where the one before was ended."""
+    lab, inventory = two_hosts(make_lab, meshctl, "100mbit")
+    meshctl.ok("plan", inventory, "--split", SPLIT)
+    chance = random.Random(5)
+    arrived = []
+    for _ in range(TIMES):
+        kill_while_weights_travel(meshctl, inventory, chance.uniform(0.0, 0.5))
+        arrived.append(sum(check_whole(host, demo_model) for host in lab.hosts))
+    assert arrived == sorted(arrived)
+    assert arrived[-1] > 0
+    meshctl.ok("up", inventory, "--detach", "--split", SPLIT)
+    for number, host in enumerate(lab.hosts):
+        assert weights_on(host) == wanted_on(demo_model, 15 * number)
+        assert list(next(host.folder.rglob("packs/*/coming")).iterdir()) == []
+    meshctl.ok("down")
+
+
+def kill_while_weights_travel(meshctl: Meshctl, inventory: str, after_s: float) -> None:
+    """SIGKILL for `up` so many seconds after weights have begun to travel."""
+    words = (sys.executable, "-m", "orchestrator", "up", inventory, "--split", SPLIT)
+    environment = {**meshctl.environment, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(
+        words, cwd=meshctl.folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "Bringing weights to the workers" in line:
+                break
+        time.sleep(after_s)
+        os.kill(process.pid, signal.SIGKILL)
+
+
+def check_whole(host: RunningHost, demo_model: Path) -> int:
+    """How many weights are there; each is what its name says."""
+    first = 0 if host.name == "host1" else 15
+    wanted = {name: hashlib.sha256(data).digest() for name, data in wanted_on(demo_model, first).items()}
+    folders = list(host.folder.rglob("packs/*/rpc"))
+    there = [path for folder in folders for path in folder.iterdir()]
+    assert all(hashlib.sha256(path.read_bytes()).digest() == wanted[path.name] for path in there)
+    return len(there)

@@ -1,0 +1,185 @@
+"""The agent's verbs for packs of weights, each run as a program as a host runs it."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workers import agent
+
+PYTHON = os.environ.get("AGENT_PYTHON", sys.executable)
+TOKEN = "0f12"
+
+
+def ask(*words: str, tensors: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    finished = subprocess.run(
+        (PYTHON, "-I", "-S", str(agent.__file__), *words),
+        input=json.dumps(tensors or []).encode(),
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    answer: dict[str, Any] = json.loads(finished.stdout)
+    assert finished.returncode == (1 if "error" in answer else 0), finished.stderr
+    return answer
+
+
+def tensor(content: bytes, name: str = "", offset: int = 0) -> dict[str, Any]:
+    """As the controller names it: any sixteen digits do for the engine's hash here."""
+    digest = hashlib.blake2b(content).hexdigest()
+    return {
+        "name": name or hashlib.sha256(content).hexdigest()[:16],
+        "size_bytes": len(content),
+        "blake2b": digest,
+        "shard": "a.gguf",
+        "offset": offset,
+    }
+
+
+A, B, C = b"first" * 1000, b"second" * 1000, b"third" * 1000
+
+
+def put(item: Path, *contents: bytes) -> list[dict[str, Any]]:
+    """Bring tensors as the controller does; gives what they are asked for by."""
+    tensors = [tensor(content) for content in contents]
+    look(item, tensors)
+    for one, content in zip(tensors, contents, strict=True):
+        (item / "coming" / f"{one['name']}.{TOKEN}").write_bytes(content)
+        assert take(item, one) == {"right": True}
+    return tensors
+
+
+def look(item: Path, tensors: list[dict[str, Any]], *options: str) -> dict[str, Any]:
+    return ask("pack", str(item), TOKEN, *options, tensors=tensors)
+
+
+def take(item: Path, one: dict[str, Any]) -> dict[str, Any]:
+    return ask("take", str(item), one["name"], TOKEN, str(one["size_bytes"]), one["blake2b"])
+
+
+def files(item: Path) -> list[str]:
+    return sorted(str(path.relative_to(item)) for path in item.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def item(tmp_path: Path) -> Path:
+    return tmp_path / "packs" / "tiny-0f12"
+
+
+NOTHING = {"missing": [], "coming": {}, "damaged": [], "spare_bytes": 0}
+
+
+def test_a_tensor_that_has_come_whole_gets_its_name(item: Path) -> None:
+    one, other = tensor(A), tensor(B)
+    assert look(item, [one, other]) == {**NOTHING, "missing": [one["name"], other["name"]]}
+    (item / "coming" / f"{one['name']}.{TOKEN}").write_bytes(A)
+    assert take(item, one) == {"right": True}
+    assert files(item) == [f"rpc/{one['name']}"]
+    assert look(item, [one, other], "--every-byte") == {**NOTHING, "missing": [other["name"]]}
+    assert look(item, [one]) == NOTHING
+    assert agent.problems(str(item), hashes=True) == []
+
+
+@pytest.mark.parametrize("came", [A[:-1], A + b"x", b"F" + A[1:]])
+def test_what_has_not_come_as_it_was_sent_is_removed(item: Path, came: bytes) -> None:
+    one = tensor(A)
+    look(item, [one])
+    (item / "coming" / f"{one['name']}.{TOKEN}").write_bytes(came)
+    assert take(item, one) == {"right": False}
+    assert files(item) == []
+
+
+def test_a_transfer_that_was_cut_off_is_told_to_its_sender_and_kept_for_a_week(item: Path) -> None:
+    one, other = tensor(A), tensor(B)
+    look(item, [one, other])
+    mine, theirs, old = (item / "coming" / f"{one['name']}.{token}" for token in (TOKEN, "1e34", "2d56"))
+    for path in (mine, theirs, old):
+        path.write_bytes(A[:7])
+    os.utime(old, (time.time() - 8 * 24 * 3600,) * 2)
+    assert look(item, [one, other]) == {
+        **NOTHING,
+        "missing": [one["name"], other["name"]],
+        "coming": {one["name"]: 7},
+    }
+    assert files(item) == sorted(str(path.relative_to(item)) for path in (mine, theirs))
+
+
+@pytest.mark.parametrize("damage", [A[:-1], A + b"x", b"", None, b"F" + A[1:]])
+def test_what_is_damaged_is_found_and_removed_before_a_start(item: Path, damage: bytes | None) -> None:
+    """Shorter, longer, empty, gone, or with another byte."""
+    one, other = put(item, A, B)
+    path = item / "rpc" / one["name"]
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_bytes(damage)
+    assert look(item, [one, other]) == {**NOTHING, "missing": [one["name"]], "damaged": [one["name"]]}
+    assert files(item) == [f"rpc/{other['name']}"]
+
+
+def test_damage_that_changes_nothing_but_bytes_is_found_when_every_byte_is_read(item: Path) -> None:
+    """As a disk that rots: the record says that the file is unchanged since it was last right."""
+    (one,) = put(item, A)
+    path = item / "rpc" / one["name"]
+    path.write_bytes(b"F" + A[1:])
+    (record,) = agent.read_record(str(item))
+    agent.write_record(str(item), record._replace(changed_ns=path.stat().st_ctime_ns))
+    assert look(item, [one]) == NOTHING
+    assert look(item, [one], "--every-byte") == {**NOTHING, "missing": [one["name"]], "damaged": [one["name"]]}
+
+
+def test_what_no_record_speaks_of_is_removed_and_what_is_right_is_recorded(item: Path) -> None:
+    """The engine's worker writes there itself, in place: half a tensor under its final name, or another model's."""
+    one, other = put(item, A)[0], tensor(B)
+    stray = item / "rpc" / ("0" * 16)
+    stray.write_bytes(C)
+    (item / "rpc" / other["name"]).write_bytes(B)
+    half = tensor(C)
+    (item / "rpc" / half["name"]).write_bytes(C[:100])
+    (item / "elsewhere").mkdir()
+    assert look(item, [one, other, half]) == {**NOTHING, "missing": [half["name"]]}
+    assert files(item) == sorted([f"rpc/{one['name']}", f"rpc/{other['name']}"])
+    assert sorted(path.name for path in item.iterdir()) == ["coming", "rpc"]
+
+
+def test_tensors_of_other_plans_stay_until_there_is_no_room(item: Path) -> None:
+    one, other = put(item, A, B)
+    assert look(item, [one]) == {**NOTHING, "spare_bytes": len(B)}
+    assert ask("thin", str(item), tensors=[one]) == {"removed_bytes": len(B)}
+    assert files(item) == [f"rpc/{one['name']}"]
+    assert look(item, [one, other]) == {**NOTHING, "missing": [other["name"]]}
+
+
+def test_tensors_are_carved_out_of_a_copy_of_the_model(item: Path, tmp_path: Path) -> None:
+    model = tmp_path / "models" / "0f12"
+    model.mkdir(parents=True)
+    (model / "a.gguf").write_bytes(b"header" + A + B + C[:-1])
+    tensors = [tensor(A, offset=6), tensor(B, offset=7 + len(A)), tensor(C, offset=6 + len(A) + len(B))]
+    look(item, tensors)
+    assert ask("carve", str(item), str(model), tensors=tensors) == {"carved": [tensors[0]["name"]]}
+    assert files(item) == [f"rpc/{tensors[0]['name']}"]
+    assert (item / "rpc" / tensors[0]["name"]).read_bytes() == A
+    assert ask("carve", str(item), str(tmp_path / "nothing"), tensors=tensors[1:]) == {"carved": []}
+
+
+@pytest.mark.parametrize(
+    "change", [{"name": "../../evil"}, {"name": "0F" * 8}, {"shard": "../a.gguf"}, {"shard": "/a"}]
+)
+def test_no_name_leads_out_of_the_pack(item: Path, change: dict[str, str]) -> None:
+    wrong = {**tensor(A), **change}
+    assert look(item, [wrong]) == {"error": f"{wrong['name']} of {wrong['shard']} is no tensor of a pack"}
+    assert not item.exists()
+
+
+def test_a_worker_does_not_start_on_a_pack_that_has_lost_a_part(item: Path) -> None:
+    (one,) = put(item, A)
+    os.close(agent.hold_item(str(item)))
+    (item / "rpc" / one["name"]).write_bytes(A[:-1])
+    with pytest.raises(agent.AgentError, match=f"rpc/{one['name']} has {len(A) - 1} bytes, not the {len(A)}"):
+        agent.hold_item(str(item))
