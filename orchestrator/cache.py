@@ -15,7 +15,7 @@ from orchestrator.errors import REPORTED, MeshctlError
 from orchestrator.fanout import each_host
 from orchestrator.folders import Folders
 from orchestrator.host_agent import ensure_agent, tidy
-from orchestrator.host_cache import HostCache, Item, ask_cache, forget, quota_bytes
+from orchestrator.host_cache import HostCache, Item, ask_cache, forget, mend, quota_bytes
 from orchestrator.inventory import CONTROLLER, Host, Inventory
 from orchestrator.inventory_file import load_inventory
 from orchestrator.model_copies import remote_model_folder
@@ -62,7 +62,7 @@ class Checked:
 
     @property
     def well(self) -> bool:
-        return self.damaged == self.removed
+        return set(self.damaged) == set(self.removed)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ async def check_caches(
     async def check(host: Host, shell: Shell, agent: str) -> Checked:
         cache = await ask_cache(shell, agent, "hashes" if hashes else "sizes")
         damaged = tuple(item for item in cache.items if item.problems)
-        removed = await forget(shell, agent, damaged) if repair else ()
+        removed = await mend(shell, agent, damaged) if repair else ()
         return Checked(host.name, sum(item.recorded for item in cache.items), damaged, removed)
 
     return await _on_each(inventory, folders, tell, check)

@@ -9,9 +9,10 @@ from quant.errors import QuantError
 from workers.errors import WorkersError
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
-async def each_host(items: Mapping[str, Awaitable[T]], *, limit: int = 8) -> dict[str, T | MeshctlError]:
+async def each_host(items: Mapping[str, Awaitable[T]], *, limit: int = 32) -> dict[str, T | MeshctlError]:
     """Await every item, at most `limit` at once; the answers stand in the order of `items`.
 
     A reported error, or what the system refuses, is kept as that host's answer. Any other exception is a bug: it ends
@@ -24,6 +25,19 @@ async def each_host(items: Mapping[str, Awaitable[T]], *, limit: int = 8) -> dic
     finally:
         _close_unstarted(items)
     return {name: task.result() for name, task in tasks.items()}
+
+
+async def both(first: Awaitable[T], second: Awaitable[U]) -> tuple[T, U]:
+    """Await two things side by side. When one fails the other is cancelled, and the error is that of the first to."""
+    one, other = asyncio.ensure_future(first), asyncio.ensure_future(second)
+    try:
+        await asyncio.gather(one, other)
+    except BaseException:
+        one.cancel()
+        other.cancel()
+        await asyncio.gather(one, other, return_exceptions=True)
+        raise
+    return one.result(), other.result()
 
 
 def all_or_raise(answers: Mapping[str, T | MeshctlError]) -> dict[str, T]:

@@ -113,6 +113,17 @@ async def forget(shell: Shell, agent: str, items: Iterable[Item]) -> tuple[Item,
     return tuple(by_place[place] for place in removed if place in by_place)
 
 
+async def mend(shell: Shell, agent: str, items: Iterable[Item]) -> tuple[Item, ...]:
+    """Remove what is damaged: of a pack those files only, everything else whole, but for what is in use by now; gives
+    what was mended so."""
+    packs, others = [], []
+    for item in items:
+        (packs if item.kind == "packs" else others).append(item)
+    for pack in packs:
+        await ask_agent(shell, commands.mend_words(agent, f"{shell.root}/{pack.place}"), HASHES_S)
+    return (*packs, *await forget(shell, agent, others))
+
+
 async def make_room(
     shell: Shell,
     agent: str,

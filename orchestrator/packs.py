@@ -131,10 +131,9 @@ async def bring_packs(
     """
     source = _Source(model, DigestBook(model, Path(hosts.controller.shell.root, "digests")))
     here = hosts.controller
-    token = _identity(here)
     answers = await each_host(
         {
-            name: _HostPack(source, hosts.by_name[name], here, token, every_byte).bring(tensors)
+            name: _HostPack(source, hosts.by_name[name], here, every_byte).bring(tensors)
             for name, tensors in wanted.items()
         }
     )
@@ -145,10 +144,11 @@ async def bring_packs(
 class _HostPack:
     """The pack of one model on one host."""
 
-    def __init__(self, source: _Source, host: OpenHost, here: OpenHost, token: str, every_byte: bool) -> None:
+    def __init__(self, source: _Source, host: OpenHost, here: OpenHost, every_byte: bool) -> None:
         self._source = source
         self._host = host
-        self._token = token
+        # Of this transfer alone: several controllers may send to one host, and several hosts may share one folder.
+        self._token = f"{_identity(here)}-{_identity(host)}"
         self._every_byte = every_byte
         self._name = pack_name(source.model)
         self._folder = str(PurePosixPath(host.shell.root, "packs", self._name))

@@ -9,6 +9,7 @@ from pathlib import Path
 from time import monotonic
 
 from orchestrator.errors import BringUpError, DeadlineError, MeshctlError
+from orchestrator.fanout import both
 from orchestrator.head_client import SOCKET
 from orchestrator.host_agent import LOOPBACK, Listening, free_ports, listening, log_tail
 from orchestrator.hosts import OpenHost, OpenHosts
@@ -145,7 +146,7 @@ async def start_worker(
     def network(port: int) -> Words:
         return (*PRIVATE, *bridged(f"unix:{door}", f"tcp:{LOOPBACK}:{port}")) if door else joined
 
-    process, port = await _start_on_free_port(
+    starting = _start_on_free_port(
         started,
         host,
         cluster,
@@ -160,9 +161,13 @@ async def start_worker(
         address=address,
         environment={**ENVIRONMENT, PACK_VARIABLE: pack} if pack else ENVIRONMENT,
     )
+    if door:  # its name is known before anybody listens there
+        (process, port), link = await both(starting, open_worker_link(started, hosts, cluster, host, door))
+        return Worker(device, host.name, port, f"{LOOPBACK}:{link.port}", process, link.process)
+    process, port = await starting
     if not host.is_linked:
         return Worker(device, host.name, port, f"{address}:{port}", process)
-    link = await open_worker_link(started, hosts, cluster, host, door or f"{LOOPBACK}:{port}")
+    link = await open_worker_link(started, hosts, cluster, host, f"{LOOPBACK}:{port}")
     return Worker(device, host.name, port, f"{LOOPBACK}:{link.port}", process, link.process)
 
 

@@ -209,6 +209,7 @@ def parser() -> argparse.ArgumentParser:
         *(("item", {}), ("name", {}), ("token", {}), ("size", {"type": int}), ("blake2b", {})),
     )
     verb("thin", answer_thin, ("item", {}))
+    verb("mend", answer_mend, ("item", {}))
     return result
 
 
@@ -2694,6 +2695,14 @@ def answer_thin(options: argparse.Namespace, words: list[str]) -> None:
             remove(one.place(item))
         write_records(item, [one for one in read_record(item) if one not in spare])
     say({"removed_bytes": sum(one.size_bytes for one in spare)})
+
+
+def answer_mend(options: argparse.Namespace, words: list[str]) -> None:
+    """Remove what is damaged of a pack, every byte of which is read: the next start has only that brought again."""
+    item = os.path.abspath(options.item)
+    read = read_again(item, {one.name for one in read_record(item)})
+    with locked(item + ".lock"):
+        say({"removed": remove_wrong(item, read)})
 
 
 def answer_carve(options: argparse.Namespace, words: list[str]) -> None:

@@ -193,6 +193,10 @@ def take_words(agent: str, item: str, name: str, token: str, size_bytes: int, bl
     return agent_words(agent, "take", item, name, token, str(size_bytes), blake2b)
 
 
+def mend_words(agent: str, item: str) -> Words:
+    return agent_words(agent, "mend", item)
+
+
 def thin_words(agent: str, item: str) -> Words:
     """The tensors that stay come through stdin."""
     return agent_words(agent, "thin", item)

@@ -264,15 +264,22 @@ async def _link_of(measuring: Measuring, host: OpenHost, local: asyncio.Lock) ->
 async def _measured_link(measuring: Measuring, host: OpenHost) -> Link:
     """On the very path that carries the tensors: a tunnel, the network itself, or plain loopback on this machine."""
     address, door = host.worker_address, host.new_socket() if host.is_private else ""
-    server = await start_link_server(host.shell, host.agent, address=address, socket=door)
-    try:
-        async with stopping() as started:
-            if host.is_local:
-                return await measure_link(host.name, "loopback", (LOOPBACK, server.port))
-            if not host.is_linked:
-                return await measure_link(host.name, "direct", (address, server.port), medium=host.facts.medium)
-            far = door or f"{LOOPBACK}:{server.port}"
-            link = await open_link(started, measuring.hosts, measuring.logs, host, far)
-            return await measure_link(host.name, "tunnel", link.near, medium=host.facts.medium)
-    finally:
-        await server.close()
+    async with stopping() as started:
+        # The name of a socket is known before anybody listens there.
+        opening = asyncio.create_task(open_link(started, measuring.hosts, measuring.logs, host, door)) if door else None
+        try:
+            server = await start_link_server(host.shell, host.agent, address=address, socket=door)
+            try:
+                if host.is_local:
+                    return await measure_link(host.name, "loopback", (LOOPBACK, server.port))
+                if not host.is_linked:
+                    return await measure_link(host.name, "direct", (address, server.port), medium=host.facts.medium)
+                far = f"{LOOPBACK}:{server.port}"
+                link = await (opening or open_link(started, measuring.hosts, measuring.logs, host, far))
+                return await measure_link(host.name, "tunnel", link.near, medium=host.facts.medium)
+            finally:
+                await server.close()
+        finally:
+            if opening is not None:
+                opening.cancel()
+                await asyncio.gather(opening, return_exceptions=True)

@@ -62,7 +62,8 @@ def checked_lines(checked: Checked) -> Iterable[str]:
             name = f"{item.place}/{problem.path}" if problem.path else item.place
             yield f"{checked.host}: {name} {problem.why}"
         if item in checked.removed:
-            yield f"{checked.host}: {item.place} is removed; the next start puts it there again"
+            what = "what is damaged of " if item.kind == "packs" else ""
+            yield f"{checked.host}: {what}{item.place} is removed; the next start puts it there again"
         elif checked.removed:
             yield f"{checked.host}: {item.place} is in use and stays: stop what uses it, then repair"
     whole = checked.items - len(checked.damaged)

@@ -86,6 +86,18 @@ async def test_damage_is_found_by_hash_and_removed_for_the_next_start(inventory:
     assert held > 0
 
 
+async def test_of_damaged_weights_only_those_are_removed(inventory: Inventory, folders: Folders) -> None:
+    pack = folders.cache / "packs" / "a-0f12"
+    for name, content in (("0" * 16, b"right"), ("1" * 16, b"wrong")):
+        put(folders, f"packs/a-0f12/rpc/{name}")
+        (pack / "rpc" / name).write_bytes(content)
+        write_record(str(pack), Recorded(f"rpc/{name}", 5, hashlib.blake2b(b"right").hexdigest()))
+    checked = (await check_caches(inventory, folders, ignore, hashes=True, repair=True))["controller"]
+    assert isinstance(checked, Checked)
+    assert (checked.well, [item.place for item in checked.removed]) == (True, ["packs/a-0f12"])
+    assert [path.name for path in (pack / "rpc").iterdir()] == ["0" * 16]
+
+
 async def test_only_what_can_be_had_again_quickly_is_cleaned(inventory: Inventory, folders: Folders) -> None:
     kept = [*(f"{engine}/manifest.json" for engine in engines_of(local_platform())[:1])]
     kept += ["models/fetched.gguf", "calibration/a.json"]

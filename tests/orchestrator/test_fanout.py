@@ -6,7 +6,7 @@ import errno
 import pytest
 
 from orchestrator.errors import HostError, HostsError, MeshctlError
-from orchestrator.fanout import all_or_raise, each_host
+from orchestrator.fanout import all_or_raise, both, each_host
 from workers.errors import FactsError
 
 
@@ -78,3 +78,20 @@ def test_hints_name_their_hosts_unless_they_are_for_all() -> None:
     errors = {name: HostError(name, "fails", hint=hint) for name, hint in (("a", "x"), ("b", "y"), ("c", "x"))}
     assert HostsError(errors).hint == "a, c: x\nb: y"
     assert HostsError({name: errors[name] for name in ("a", "c")}).hint == "x"
+
+
+async def test_of_two_things_side_by_side_both_answers_come_or_the_first_error() -> None:
+    cancelled: list[str] = []
+
+    async def slow() -> str:
+        try:
+            await asyncio.sleep(100)
+        except asyncio.CancelledError:
+            cancelled.append("slow")
+            raise
+        return "late"
+
+    assert await both(answer(1), answer(2)) == (1, 2)
+    with pytest.raises(KeyError):
+        await both(slow(), fail(KeyError("bug")))
+    assert cancelled == ["slow"]

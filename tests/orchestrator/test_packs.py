@@ -141,8 +141,9 @@ async def test_a_transfer_goes_on_where_it_was_cut_off(desk: Desk, monkeypatch: 
 
 async def test_what_an_earlier_transfer_left_is_not_trusted(desk: Desk) -> None:
     tensors = device_tensors(desk.model, *FIRST)
-    here = "\0".join((FACTS.hostname, FACTS.user, desk.hosts.controller.shell.root))
-    token = hashlib.sha256(here.encode()).hexdigest()[:12]
+    roots = (desk.hosts.controller.shell.root, desk.host.shell.root)
+    texts = ("\0".join((FACTS.hostname, FACTS.user, root)) for root in roots)
+    token = "-".join(hashlib.sha256(text.encode()).hexdigest()[:12] for text in texts)
     name = next(iter(desk.should_be(tensors)))
     await desk.bring(tensors[:1])
     (desk.folder / "rpc" / name).unlink(missing_ok=True)

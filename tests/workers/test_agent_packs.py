@@ -156,6 +156,16 @@ def test_tensors_of_other_plans_stay_until_there_is_no_room(item: Path) -> None:
     assert look(item, [one, other]) == {**NOTHING, "missing": [other["name"]]}
 
 
+def test_of_a_damaged_pack_only_what_is_damaged_goes(item: Path) -> None:
+    one, other = put(item, A, B)
+    (item / "rpc" / one["name"]).write_bytes(b"F" + A[1:])
+    (found,) = agent.problems(str(item), hashes=True)
+    assert found == {"path": f"rpc/{one['name']}", "why": "has changed: its blake2b is not the one it was put with"}
+    assert ask("mend", str(item)) == {"removed": [one["name"]]}
+    assert files(item) == [f"rpc/{other['name']}"]
+    assert agent.problems(str(item), hashes=True) == []
+
+
 def test_tensors_are_carved_out_of_a_copy_of_the_model(item: Path, tmp_path: Path) -> None:
     model = tmp_path / "models" / "0f12"
     model.mkdir(parents=True)
