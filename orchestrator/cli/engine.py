@@ -188,13 +188,13 @@ _HOW = {"there": "was there already", "sent": "sent", "built": "built there", "o
 
 def installed_table(installed: "Mapping[str, Installed | MeshctlError]") -> "Table":
     """One row per host that has its engine; the others are reported as errors."""
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     from orchestrator.errors import MeshctlError
     from orchestrator.view.sizes import bytes_text, duration_text
 
-    table = Table("host", "engine", "sent", "took", "folder", box=None, pad_edge=False)
+    table = Table("host", "engine", "sent", "took", Column("folder", overflow="fold"), box=None, pad_edge=False)
     for host, one in installed.items():
         if not isinstance(one, MeshctlError):
             sent = bytes_text(one.sent_bytes) if one.sent_bytes else "-"
