@@ -7,6 +7,7 @@ few milliseconds. Programs that go on and files go the shell's own way, and so d
 import asyncio
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -15,6 +16,7 @@ from pydantic.dataclasses import dataclass
 from orchestrator.errors import DeadlineError, HostError
 from orchestrator.shell.local import failed
 from orchestrator.shell.protocol import Finished, Process, Progress, Shell, Span, Words
+from orchestrator.shell.resume import Resumable
 from orchestrator.shell.words import shown, under_c_locale
 from workers.commands import agent_words, attend_words, enter_words
 
@@ -73,10 +75,12 @@ class AttendedShell:
         check: bool = True,
     ) -> Finished:
         """As the shell's own, by the process that waits there."""
+        asked = self._asked(words, environment)
         async with self._turns:
             try:
-                finished = await (await self._attending()).ask(self._asked(words, environment), stdin, deadline_s)
-            except DeadlineError as error:
+                async with asyncio.timeout(deadline_s):
+                    finished = await (await self._attending()).ask(asked, stdin)
+            except TimeoutError as error:
                 message = f"`{shown(words)}` did not end within {deadline_s:g} s and was killed"
                 raise DeadlineError(self.host, message) from error
             except (_GoneError, HostError):
@@ -99,9 +103,17 @@ class AttendedShell:
         """Start and return at once."""
         return await self._shell.start(words, environment=environment)
 
-    async def put(self, source: Path, target: str, *, mode: int = 0o644, progress: Progress | None = None) -> None:
+    async def put(
+        self,
+        source: Path,
+        target: str,
+        *,
+        mode: int = 0o644,
+        progress: Progress | None = None,
+        resume: Resumable | None = None,
+    ) -> None:
         """Copy a file there, whole or not at all."""
-        await self._shell.put(source, target, mode=mode, progress=progress)
+        await self._shell.put(source, target, mode=mode, progress=progress, resume=resume)
 
     async def put_bytes(self, data: bytes, target: str, *, mode: int = 0o644) -> None:
         """The same for bytes in memory."""
@@ -116,6 +128,13 @@ class AttendedShell:
     async def get(self, source: str, target: Path, *, progress: Progress | None = None) -> None:
         """Fetch a file."""
         await self._shell.get(source, target, progress=progress)
+
+    async def rest(self) -> None:
+        """End the process there until the next question: it takes 10 MB, which a small host may need."""
+        async with self._starting:
+            if self._attendant is not None:
+                await self._attendant.close()
+                self._attendant = None
 
     async def close(self) -> None:
         """The process there ends, too."""
@@ -140,33 +159,37 @@ class _Attendant:
         self._waiting: dict[int, asyncio.Future[_Answer]] = {}
         self._count = 0
         self.gone = False
+        self._cancelling: set[asyncio.Task[None]] = set()
         self._reader = asyncio.create_task(self._read())
 
-    async def ask(self, words: Words, stdin: bytes, deadline_s: float) -> Finished:
-        """DeadlineError when it takes too long: it is ended there then."""
+    async def ask(self, words: Words, stdin: bytes) -> Finished:
+        """It is ended there when nobody waits for it any more."""
         if self.gone:
             raise _GoneError
         self._count += 1
         number, answer = self._count, asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
         try:
-            async with asyncio.timeout(deadline_s):
-                await self._send({"id": number, "words": words, "stdin": stdin.decode(BYTES)})
-                answered = await answer
-        except TimeoutError as error:
-            await self._send({"cancel": number})
-            raise DeadlineError(self._host, f"no answer within {deadline_s:g} s") from error
+            await self._send({"id": number, "words": words, "stdin": stdin.decode(BYTES)})
+            answered = await answer
         except asyncio.CancelledError:
-            await self._send({"cancel": number})
+            self._cancelling.add(cancel := asyncio.create_task(self._send({"cancel": number})))
+            cancel.add_done_callback(self._cancelling.discard)
             raise
         finally:
             self._waiting.pop(number, None)
         return Finished(answered.status, answered.stdout.encode(BYTES), answered.stderr.encode(BYTES))
 
     async def close(self) -> None:
-        await self._process.close_stdin()
-        await asyncio.wait((self._reader,), timeout=LEAVE_S)
-        await self._process.kill()
+        for cancel in self._cancelling:
+            cancel.cancel()
+        with suppress(TimeoutError):  # one that hears nothing any more is killed
+            async with asyncio.timeout(LEAVE_S):
+                await self._process.close_stdin()
+                await asyncio.wait((self._reader,))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_S):
+                await self._process.kill()
         self._reader.cancel()
 
     async def _send(self, message: Mapping[str, object]) -> None:

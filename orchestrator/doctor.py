@@ -9,9 +9,17 @@ from time import time
 
 from orchestrator.direct import direct_warning, worker_address
 from orchestrator.engine.build import local_platform
-from orchestrator.engine.install import check_fits
+from orchestrator.engine.install import foresee
 from orchestrator.engine.store import Engine, find_engine
-from orchestrator.errors import REPORTED, BringUpError, ConnectError, DeadlineError, HostKeyError, TransferError
+from orchestrator.errors import (
+    REPORTED,
+    BringUpError,
+    ConnectError,
+    DeadlineError,
+    EngineError,
+    HostKeyError,
+    TransferError,
+)
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
 from orchestrator.host_agent import LOOPBACK, Others, ask_facts, ask_others, ensure_agent, start_link_server
@@ -91,7 +99,8 @@ async def _examine(
         agent = await ensure_agent(shell)
         facts = await ask_facts(shell, agent)
         checks.append(Check("python", True, facts.python))
-        checks += examine_facts(host, facts, engine, time(), ssh.inventory)
+        checks.append(await _engine(OpenHost(host, shell, agent, facts), engine))
+        checks += examine_facts(host, facts, time(), ssh.inventory)
         refused = facts.private_network_refused if host.connection == "ssh" else network_refused(inventory, facts)
         checks.append(examine_others(await ask_others(shell, agent), host, refused))
         if host.link == "direct":
@@ -166,10 +175,9 @@ def _failed(host: Host, error: Exception, let_in: bool) -> Check:
 
 
 def examine_facts(
-    host: Host, facts: HostFacts, engine: Engine | None, now_s: float, inventory: Path = Path("inventory.yaml")
+    host: Host, facts: HostFacts, now_s: float, inventory: Path = Path("inventory.yaml")
 ) -> Iterator[Check]:
-    """What the facts alone tell: engine, memory, disk and clock."""
-    yield _engine(facts, engine, host.name)
+    """What the facts alone tell: memory, disk and clock."""
     usable = budget(host.memory, facts.memory_available_bytes)
     yield Check(
         "memory",
@@ -217,15 +225,18 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def _engine(facts: HostFacts, engine: Engine | None, host: str) -> Check:
-    """An engine that fits the host, or on this very platform a compiler to build one with."""
-    if engine is not None:
-        try:
-            check_fits(host, facts, engine.manifest)
-        except REPORTED as error:
-            text = str(error).removeprefix(f"{host}: ")
-            return Check("engine", False, text, getattr(error, "hint", ""))
-        return Check("engine", True, f"{engine.manifest.engine} runs on {facts.platform}")
+async def _engine(host: OpenHost, engine: Engine | None) -> Check:
+    """How the host will come by its engine, or why it will not."""
+    if engine is None:
+        return unbuilt(host.facts)
+    try:
+        return Check("engine", True, await foresee(host.shell, host.facts, host.agent, engine, host.host.engine))
+    except EngineError as error:
+        return Check("engine", False, str(error).removeprefix(f"{host.name}: "), error.hint)
+
+
+def unbuilt(facts: HostFacts) -> Check:
+    """Without an engine of this machine: on one like it, whether there is a compiler to build it with."""
     compiler = facts.compiler if facts.platform == local_platform() else ""
     return Check(
         "engine",

@@ -55,9 +55,9 @@ _FILE = TypeAdapter(tuple[_Kept, ...])
 
 def circumstances_of(model: Model, engine_id: str, survey: Survey, inventory: Inventory) -> Circumstances:
     """`survey` with the threads that will really be used: a measurement with others is another one."""
-    run_with = {host.name: host.run_with for host in inventory.hosts}
+    own_words = {host.name: host.own_words for host in inventory.hosts}
     machines = {
-        device.name: _digest(host.facts.hostname, *_machine(host, device), *run_with.get(host.name, ()))
+        device.name: _digest(host.facts.hostname, *_machine(host, device), *own_words.get(host.name, ()))
         for host in survey.hosts
         for device in host.devices
     }

@@ -12,7 +12,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-async def each_host(items: Mapping[str, Awaitable[T]], *, limit: int = 32) -> dict[str, T | MeshctlError]:
+async def each_host(items: Mapping[str, Awaitable[T]], *, limit: int = 8) -> dict[str, T | MeshctlError]:
     """Await every item, at most `limit` at once; the answers stand in the order of `items`.
 
     A reported error, or what the system refuses, is kept as that host's answer. Any other exception is a bug: it ends

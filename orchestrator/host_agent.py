@@ -5,8 +5,9 @@ Works over any `Shell`. Every question has a deadline; an answer that cannot be 
 
 import asyncio
 import hashlib
-from collections.abc import Callable
-from contextlib import suppress
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
 from typing import Annotated, Any, TypeVar
@@ -15,7 +16,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from orchestrator.errors import CommandError, DeadlineError, HostError, MeshctlError
 from orchestrator.shell.protocol import Finished, Process, Shell, Words
+from orchestrator.shell.resume import Resumable
 from workers import commands
+from workers.build_tools import BuildTools
 from workers.facts import HostFacts, read_facts
 
 LOOPBACK = "127.0.0.1"
@@ -23,6 +26,7 @@ QUESTION_S = 30.0
 LINK_BEAT_S = 5.0
 FACTS_S = 90.0  # nvidia-smi without its daemon and system_profiler may take half a minute each
 UNPACK_S = 600.0
+LOCK_S = 4 * 3600.0
 REAP_S = 5.0
 OLDEST_PYTHON = (3, 8)
 NOT_FOUND = 127
@@ -133,6 +137,42 @@ def read_folder_check(host: str, answer: dict[str, Any]) -> FolderCheck:
     return FolderCheck(*(read_part(host, _PATHS, answer.get(name, ())) for name in kinds))
 
 
+def resumable(shell: Shell, agent: str, sha256: str) -> Resumable:
+    """For sending what has this digest, so that a transfer that broke off goes on and what arrived is compared."""
+
+    async def is_whole(path: str) -> bool:
+        answer = await ask_agent(shell, commands.digest_words(agent, path), UNPACK_S)
+        return read_part(shell.host, _TEXT, answer.get("sha256")) == sha256
+
+    ours = hashlib.sha256(f"{socket.gethostname()}\0{sha256}".encode()).hexdigest()
+    return Resumable(ours[:12], is_whole)
+
+
+async def ask_tools(shell: Shell, agent: str) -> BuildTools:
+    """What the host has of what a build of the engine needs."""
+    return read_part(shell.host, _TOOLS, await ask_agent(shell, commands.tools_words(agent)))
+
+
+async def collect(shell: Shell, agent: str, binaries: str, folder: str, manifest: str, programs: Sequence[str]) -> None:
+    """Make the engine `folder` there of a finished build, whole or not at all."""
+    await ask_agent(shell, commands.collect_words(agent, binaries, folder, manifest, programs), UNPACK_S)
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A program of an engine that ran on a host although nobody held it any more."""
+
+    pid: int
+    program: str
+    engine: str
+
+
+async def end_orphans(shell: Shell, agent: str, keep: str) -> tuple[Orphan, ...]:
+    """End what serves there from another engine than `keep` and no leash holds; gives what that was."""
+    answer = await ask_agent(shell, commands.orphans_words(agent, shell.root, keep))
+    return read_part(shell.host, _ORPHANS, answer.get("ended"))
+
+
 async def log_tail(shell: Shell, agent: str, log: str, lines: int = 20, since_s: float | None = None) -> str:
     """The last lines of a log that a leash wrote, of those of the last `since_s` seconds if that is said."""
     answer = await ask_agent(shell, commands.tail_words(agent, log, lines, since_s))
@@ -176,6 +216,37 @@ class Wanted:
         with suppress(DeadlineError):
             await self._process.wait(deadline_s=REAP_S)
         await self._process.kill()
+
+
+@asynccontextmanager
+async def host_lock(shell: Shell, agent: str, path: str, on_wait: Callable[[], None]) -> AsyncIterator[None]:
+    """Hold the lock file `path` on the host, whichever controller or program there wants it, too.
+
+    `on_wait` is called when somebody else has it. DeadlineError when that is so for LOCK_S; HostError when the agent
+    cannot hold it. It is free again when the connection ends.
+    """
+    process = await shell.start(commands.hold_words(agent, path))
+    lock = Wanted(process, LINK_BEAT_S)
+    try:
+        await _wait_held(shell.host, process, path, on_wait)
+        yield
+    finally:
+        await lock.close()
+
+
+async def _wait_held(host: str, process: Process, path: str, on_wait: Callable[[], None]) -> None:
+    try:
+        async with asyncio.timeout(LOCK_S):
+            async for line in process.lines():
+                said = read_object(host, line)
+                if "error" in said:
+                    raise HostError(host, f"the lock {path}: {said['error']}")
+                if said.get("held"):
+                    return
+                on_wait()
+    except TimeoutError as error:
+        raise DeadlineError(host, f"another meshctl has been holding {path} for {LOCK_S / 3600:g} h") from error
+    raise HostError(host, f"the agent did not hold the lock {path}", details=process.stderr_tail())
 
 
 class LinkServer(Wanted):
@@ -298,6 +369,8 @@ _PATHS = TypeAdapter(tuple[str, ...])
 _TEXT = TypeAdapter(str)
 _LISTENING = TypeAdapter(tuple[Listening, ...])
 _OTHERS = TypeAdapter(Others)
+_TOOLS = TypeAdapter(BuildTools)
+_ORPHANS = TypeAdapter(tuple[Orphan, ...])
 
 
 @dataclass(frozen=True)
@@ -325,6 +398,7 @@ async def _look_at_door(shell: Shell, agent: str) -> _Door:
             shell.host,
             f"its Python cannot look at {shell.root} (exit status {finished.status})",
             status=finished.status,
+            hint=_WHOLE_PYTHON if b"ModuleNotFoundError" in finished.stderr else "",
             details=finished.stderr.decode(errors="replace").strip(),
         )
     door = read_part(shell.host, _DOOR, read_object(shell.host, finished.stdout.decode(errors="replace")))
@@ -347,6 +421,9 @@ async def _check_python(shell: Shell) -> None:
             f"python3 there is {said}, the agent needs {oldest} or newer",
             hint="install a newer one and make it the first python3 on the PATH",
         )
+
+
+_WHOLE_PYTHON = "install all of its standard library (on Debian and Ubuntu python3, beside python3-minimal)"
 
 
 def _no_python(host: str, said: str = "") -> MeshctlError:

@@ -32,6 +32,7 @@ from workers.facts import HostFacts
 LONGEST_SOCKET = 103
 """Bytes of a socket's path: systems differ, none takes less (unix(7): 108; macOS: 104, each with its end)."""
 
+LOGINS, LOGINS_BY_JUMP = 32, 8
 WITH_DIRECT = "a worker with `link: direct` is reached from this machine's own network"
 
 
@@ -145,9 +146,19 @@ class OpenHosts:
     network: PrivateNetwork
     missing: Mapping[str, str] = field(default_factory=dict)
 
+    async def rest(self) -> None:
+        """Leave all of their memory to what runs there now."""
+        shells = (host.shell for host in (self.controller, *self.by_name.values()))
+        await asyncio.gather(*(shell.rest() for shell in shells if isinstance(shell, AttendedShell)))
+
     def of_head(self, head: str) -> OpenHost:
         """Where a head runs: "" is the controller."""
         return self.by_name[head] if head else self.controller
+
+
+def connections_at_once(hosts: Iterable[Host]) -> int:
+    """A jump host's sshd turns logins away when more than ten are at it (MaxStartups, sshd_config(5))."""
+    return LOGINS_BY_JUMP if any(host.jump for host in hosts) else LOGINS
 
 
 def network_refused(inventory: Inventory, here: HostFacts) -> str:
@@ -168,7 +179,9 @@ async def open_hosts(
     controller = Host(CONTROLLER, "local", cache=inventory.cache)
     try:
         hosts = (controller, *(host for host in inventory.hosts if host.name not in without))
-        answers = await each_host({host.name: _open(host, ssh, folders, shells, report) for host in hosts})
+        answers = await each_host(
+            {host.name: _open(host, ssh, folders, shells, report) for host in hosts}, limit=connections_at_once(hosts)
+        )
         failed = {name: answer for name, answer in answers.items() if isinstance(answer, MeshctlError)}
         if not tolerant or CONTROLLER in failed or len(failed) == len(hosts) - 1:
             failed = {}

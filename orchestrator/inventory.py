@@ -31,6 +31,12 @@ class Host:
     plaintext_rpc: Literal["refuse", "accept"] = "refuse"  # what `link: direct` asks to be accepted
     run_with: tuple[str, ...] = ()  # words before every command of ours there
     cache: MemoryCap | None = None  # what our folder there may hold of the disk; None: half of what is free
+    engine: str | None = None  # absolute path there of an engine that the user has put there
+
+    @property
+    def own_words(self) -> tuple[str, ...]:
+        """What the user has put under everything that runs there: a measurement with something else is another one."""
+        return (*self.run_with, *((self.engine,) if self.engine else ()))
 
 
 SELF_SIGNED = "self-signed"

@@ -189,6 +189,15 @@ def run_with(value: object) -> tuple[str, ...]:
     return tuple(words)
 
 
+def engine(value: object) -> str:
+    """The folder of an engine on the host: a path there, which is not looked at here."""
+    ask = 'write the absolute path of an engine folder on that host, such as "/opt/meshctl/engine"'
+    text = _text(value, ask)
+    if not text.startswith("/") or "\0" in text or "\n" in text:
+        raise ValueError(f"{shown(text)} is not an absolute path; {ask}")
+    return text.rstrip("/") or "/"
+
+
 def port(value: object) -> int:
     return _whole(value, PORT_RANGE)
 

@@ -66,6 +66,7 @@ class _HostKeys(_Keys):
     plaintext_rpc: Annotated[Literal["refuse", "accept"], BeforeValidator(fields.plaintext_rpc)] = "refuse"
     run_with: Annotated[tuple[str, ...], BeforeValidator(fields.run_with)] = ()
     cache: Annotated[MemoryCap | None, BeforeValidator(fields.cache)] = None
+    engine: Annotated[str | None, BeforeValidator(fields.engine)] = None
 
 
 class _TlsKeys(_Keys):

@@ -4,7 +4,7 @@ Works over any `Shell`. What is started here never outlives this process by more
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -61,7 +61,17 @@ class Leashed:
     processors that it kept busy between the last two.
     """
 
-    def __init__(self, shell: Shell, agent: str, process: Process, *, name: str, log: str, heartbeat_s: float) -> None:
+    def __init__(
+        self,
+        shell: Shell,
+        agent: str,
+        process: Process,
+        *,
+        name: str,
+        log: str,
+        heartbeat_s: float,
+        on_line: Callable[[str], None] | None = None,
+    ) -> None:
         self.name = name
         self.host = shell.host
         self.log = log
@@ -78,6 +88,7 @@ class Leashed:
         self._shell = shell
         self._agent = agent
         self._process = process
+        self._on_line = on_line
         self._started = asyncio.Event()
         self._told_s = 0.0
         self._heart = asyncio.create_task(self._beat(heartbeat_s / 4))
@@ -179,11 +190,14 @@ class Leashed:
         if not self.on_exit.done():
             self.on_exit.set_result(ended)
 
-    def _take(self, event: "Begun | Alive | None") -> None:
+    def _take(self, event: "Begun | Alive | Said | None") -> None:
         match event:
             case Begun():
                 self.pid, self._leash_pid = event.pid, event.leash
                 self._started.set()
+            case Said() if self._on_line is not None:
+                for line in event.lines:
+                    self._on_line(line)
             case Alive():
                 self.rss_bytes, self.anonymous_bytes = event.rss_bytes, event.anonymous_bytes
                 self.available_bytes, self.stopped = event.available_bytes, event.stopped
@@ -212,11 +226,13 @@ async def start_leashed(
     capture: bool = False,
     network: Words = (),
     may_end: bool = False,
+    on_line: Callable[[str], None] | None = None,
 ) -> Leashed:
     """Start a program on the host; `log` is an absolute path there, started anew.
 
     It does not start unless the cached items that it `uses` are whole, and keeps them from being removed; `temporary`
-    files go with it. With `capture` its stdout comes with its `Exit`. `network`: options of `workers.commands`.
+    files go with it. With `capture` its stdout comes with its `Exit`; `on_line` gets the lines of its log as they come,
+    some left out where the connection is slow. `network`: options of `workers.commands`.
     BringUpError, with the end of its log, when it cannot start or, unless it `may_end`, ends within the first quarter
     of a second.
     """
@@ -231,10 +247,11 @@ async def start_leashed(
         uses=uses,
         temporary=temporary,
         capture=capture,
+        tell=on_line is not None,
         network=network,
     )
     process = await shell.start(leash)
-    leashed = Leashed(shell, agent, process, name=name, log=log, heartbeat_s=heartbeat_s)
+    leashed = Leashed(shell, agent, process, name=name, log=log, heartbeat_s=heartbeat_s, on_line=on_line)
     try:
         await leashed.wait_started(deadline_s)
         if not may_end:
@@ -315,14 +332,22 @@ class Alive:
     stopped: bool
 
 
+@dataclass(frozen=True)
+class Said:
+    """Lines that the program wrote."""
+
+    lines: tuple[str, ...]
+
+
 _KINDS: Mapping[object, TypeAdapter[Any]] = {
     "started": TypeAdapter(Begun),
     "alive": TypeAdapter(Alive),
+    "said": TypeAdapter(Said),
     "exit": TypeAdapter(Exit),
 }
 
 
-def read_event(host: str, line: str) -> Begun | Alive | Exit | None:
+def read_event(host: str, line: str) -> Begun | Alive | Said | Exit | None:
     """One line of the leash's; None for an event that says nothing to us. HostError when it cannot be read."""
     told = read_object(host, line)
     if "error" in told:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from orchestrator.hosts import OpenHost
 from quant.model import Model
-from quant.pack import files_digest
+from quant.whole_file import files_digest
 
 
 async def model_on_host(model: Model, host: OpenHost) -> str:

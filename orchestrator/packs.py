@@ -1,14 +1,16 @@
 """Weights travel once: before a load, each host gets the very tensors that the plan gives its workers, as files.
 
-A head asks a worker for each larger weight by its hash and sends only what that has not in its cache, which the engine
-fills itself while it loads, in place and unread. Here it is filled beforehand, with tensors of the model's own files:
-from a copy of them on that host or over SFTP, each written beside and renamed once its BLAKE2b is right, and gone on
-with where a transfer was cut off. Before every start what is there is compared with its digests again.
+A head asks a worker for each larger weight by its hash and sends only what that has not in its cache. The cache is
+filled beforehand with tensors of the model's own files, carved out of a copy on that host or sent over SFTP: each is
+written beside and renamed once its BLAKE2b is right, and gone on with where a transfer was cut off. Before every start
+what is there is compared with its digests again. The engine's own way, to fill it while it loads, in place and unread,
+is off.
 """
 
 import asyncio
 import hashlib
 import json
+import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -27,7 +29,8 @@ from orchestrator.model_copies import remote_model_folder
 from orchestrator.shell.protocol import Progress, Span
 from orchestrator.view.sizes import bytes_text
 from quant.model import Model, Tensor
-from quant.pack import DigestBook, Digests, blake2b_digest, engine_name, pack_name, read_tensor
+from quant.pack import DigestBook, Digests, blake2b_digest, check_unchanged, engine_name, pack_name, read_tensor
+from quant.whole_file import written_whole
 from workers import commands
 from workers.agent import COMING
 from workers.engine import HASHED_ABOVE_BYTES
@@ -117,6 +120,7 @@ class _Source:
             name, blake2b = await asyncio.gather(
                 asyncio.to_thread(engine_name, data), asyncio.to_thread(blake2b_digest, data)
             )
+            check_unchanged(self.model)
             self.book.add(tensor, Digests(name, blake2b))
         return await self.file(tensor)
 
@@ -129,38 +133,44 @@ async def bring_packs(
     What is there is compared by its digests, byte by byte unless not `every_byte` (then only what was changed). A host
     without room for them is left out, which is told: its weights cross the network at every load.
     """
-    source = _Source(model, DigestBook(model, Path(hosts.controller.shell.root, "digests")))
-    here = hosts.controller
+    folder = Path(hosts.controller.shell.root, "digests")
+    source = _Source(model, DigestBook(model, folder))
     answers = await each_host(
         {
-            name: _HostPack(source, hosts.by_name[name], here, every_byte).bring(tensors)
+            name: _HostPack(source, hosts.by_name[name], folder, every_byte).bring(tensors)
             for name, tensors in wanted.items()
         }
     )
-    source.book.save()
     return {name: folder for name, folder in all_or_raise(answers).items() if folder}
 
 
 class _HostPack:
     """The pack of one model on one host."""
 
-    def __init__(self, source: _Source, host: OpenHost, here: OpenHost, every_byte: bool) -> None:
+    def __init__(self, source: _Source, host: OpenHost, folder: Path, every_byte: bool) -> None:
         self._source = source
         self._host = host
-        # Of this transfer alone: several controllers may send to one host, and several hosts may share one folder.
-        self._token = f"{_identity(here)}-{_identity(host)}"
+        # Of this transfer alone: a host may have several controllers, and several hosts may be or share one folder.
+        self._token = f"{_sender(folder)}-{hashlib.sha256(host.name.encode()).hexdigest()[:8]}"
         self._every_byte = every_byte
         self._name = pack_name(source.model)
         self._folder = str(PurePosixPath(host.shell.root, "packs", self._name))
-        self._lock = Path(here.shell.root, "digests", f".{self._name}-{_identity(host)}.lock")
+        self._lock = folder / f".{self._name}-{host.name}.lock"
+        self._waits = False
         self._brought = Brought()
 
     async def bring(self, tensors: Sequence[Tensor]) -> str:
         """Its folder once it has all of them; "" where there is no room."""
         larger = [tensor for tensor in tensors if tensor.size_bytes > HASHED_ABOVE_BYTES]
-        async with exclusive(self._lock, lambda: None):
-            known = {file.name: file for tensor in larger if (file := self._source.known(tensor)) is not None}
+        async with exclusive(self._lock, self._say_wait):
+            known = self._known(larger)
             looked = await self._look(known.values())
+            if looked.spare_bytes and len(known) < len(larger):  # some of these may be wanted
+                for tensor in larger:
+                    await self._source.file(tensor)
+                self._source.book.save()
+                known = self._known(larger)
+                looked = await self._look(known.values())
             missing = [known[name] for name in looked.missing]
             unknown = [tensor for tensor in larger if self._source.known(tensor) is None]
             needed = sum(file.size_bytes for file in missing) + sum(tensor.size_bytes for tensor in unknown)
@@ -172,14 +182,28 @@ class _HostPack:
             self._host.report.say(f"{self._host.name}: {self._brought}")
         return self._folder
 
+    def _say_wait(self) -> None:
+        if not self._waits:
+            self._waits = True
+            self._host.report.say(f"{self._host.name}: another start brings weights there; waiting for it")
+
+    def _known(self, tensors: Iterable[Tensor]) -> dict[str, _File]:
+        """Those whose digests are known, by name."""
+        return {file.name: file for tensor in tensors if (file := self._source.known(tensor)) is not None}
+
     async def _look(self, files: Iterable[_File]) -> _Looked:
         words = commands.pack_words(self._host.agent, self._folder, self._token, self._every_byte)
         asked = list(files)
         looked = read_part(self._host.name, _LOOKED, await self._ask(words, asked))
-        if looked.damaged:
-            named = {file.name: file.tensor.name for file in asked}
-            which = ", ".join(sorted(named.get(name, name) for name in looked.damaged))
+        named = {file.name: file.tensor.name for file in asked}
+        wrong = sorted(named[name] for name in looked.damaged if name in named)
+        others = len(looked.damaged) - len(wrong)
+        if wrong:
+            which = ", ".join(wrong)
             self._host.report.warn(f"{self._host.name}: weights there were damaged and are put there again: {which}")
+        if others:
+            what = f"{others} weight{'s' if others > 1 else ''} of other plans"
+            self._host.report.warn(f"{self._host.name}: {what} there were damaged and are removed")
         return looked
 
     async def _has_room(self, needed: int, spare: int, wanted: Iterable[_File]) -> bool:
@@ -190,15 +214,27 @@ class _HostPack:
             if cache.size_bytes + needed > quota_bytes(host.host.cache, cache) or needed > cache.disk_free_bytes:
                 await self._ask(commands.thin_words(host.agent, self._folder), wanted)
         try:
-            place = f"packs/{self._name}"
-            await make_room(
-                host.shell, host.agent, host.host.cache, host.report.warn, needed, kept=(place,), strict=True
-            )
+            await self._make_room(needed)
         except TransferError as error:
             why = str(error).removeprefix(f"{host.name}: ")
             host.report.warn(f"{host.name}: no room to keep weights, they cross the network at every start: {why}")
             return False
         return True
+
+    async def _make_room(self, needed: int) -> None:
+        """The copy of the model there, of which weights are carved, goes last."""
+        host, place = self._host, f"packs/{self._name}"
+        copy = remote_model_folder("", self._source.model.shards).strip("/")
+        for last, kept in ((False, (place, copy)), (True, (place,))):
+            try:
+                await make_room(
+                    host.shell, host.agent, host.host.cache, host.report.warn, needed, kept=kept, strict=True
+                )
+            except TransferError:
+                if last:
+                    raise
+            else:
+                return
 
     async def _fill(
         self, missing: Sequence[_File], coming: Mapping[str, int], unknown: Sequence[Tensor], needed: int
@@ -277,6 +313,7 @@ class _Sender:
             return
         await self._write(file, 0)
         if not await self._is_taken(file):
+            check_unchanged(self.model)
             raise TransferError(
                 self.host.name,
                 f"{file.tensor.name} did not arrive as it was sent (by its blake2b)",
@@ -291,10 +328,14 @@ class _Sender:
         return read_part(self.host.name, _RIGHT, answer.get("right"))
 
 
-def _identity(host: OpenHost) -> str:
-    """Of a machine and our folder there: two names in an inventory may be one."""
-    text = "\0".join((host.facts.hostname, host.facts.user, host.shell.root))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def _sender(folder: Path) -> str:
+    """Of this controller: what is in a file of its own, made once. Names of machines are not theirs alone."""
+    place = folder / ".sender"
+    if not place.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with written_whole(place) as partial:
+            partial.write_text(secrets.token_hex(4))
+    return place.read_text().strip()
 
 
 def _batches(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:

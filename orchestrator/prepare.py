@@ -9,13 +9,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from orchestrator.engine.build import build_engine, local_platform
-from orchestrator.engine.install import ensure_on_host, prove_here
+from orchestrator.engine.host_build import BuildKit
+from orchestrator.engine.install import Installed, ensure_on_host, prove_here
+from orchestrator.engine.source_archive import pack_source
 from orchestrator.engine.store import Engine, find_engine
-from orchestrator.errors import PlanError
+from orchestrator.errors import MeshctlError, PlanError
 from orchestrator.experience_store import Circumstances, circumstances_of, load_experience
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
-from orchestrator.hosts import OpenHosts
+from orchestrator.hosts import OpenHosts, open_hosts
 from orchestrator.inventory import Inventory
 from orchestrator.memory import count_memory
 from orchestrator.plan.asked import Asked
@@ -40,6 +42,7 @@ from quant.fetch import fetch_model, find_model, model_path
 from quant.gguf_file import read_model
 from quant.model import Model
 from workers.agent import Recorded, is_damaged, read_record, write_record
+from workers.engine import RECIPES
 
 MICRO_BATCHES = (64, 256, 512)
 """Prompt tokens per pass. Stages overlap only over several passes (64: 1.73 times one worker at 1,024 tokens and two
@@ -151,7 +154,8 @@ async def prepare(inventory: Inventory, hosts: OpenHosts, folders: Folders, repo
     """
     report.step("Reading the model", "preparing")
     model = await prepare_model(inventory.model, inventory.path.parent, folders, report)
-    engine, engine_folders = await prepare_engine(hosts, folders, report)
+    engine, installed = await prepare_engine(hosts, folders, report)
+    engine_folders = {name: one.folder for name, one in all_or_raise(installed).items()}
     memories = await prepare_memories(inventory, engine, model, folders)
     measuring = Measuring(
         cluster=inventory.cluster,
@@ -188,19 +192,32 @@ async def _with_tensor(
     return survey if survey.tensor_refused else with_kept(measuring, survey, every)
 
 
-async def prepare_engine(hosts: OpenHosts, folders: Folders, report: Report) -> tuple[Engine, dict[str, str]]:
-    """The controller's engine, built when it is not there yet, and a copy on every host; each smoke-tested there."""
+async def prepare_engine(
+    hosts: OpenHosts, folders: Folders, report: Report
+) -> tuple[Engine, dict[str, Installed | MeshctlError]]:
+    """The controller's engine, built when it is not there yet, and that of every host; each smoke-tested there."""
     report.step("Checking the engine", "preparing")
     engine = await local_engine(folders, report)
     engine = await prove_here(hosts.controller.shell, hosts.controller.facts, engine)
     report.step("Putting the engine on every host", "preparing")
-    answers = await each_host(
+    kit = BuildKit(RECIPES["cpu"], lambda: pack_source(folders.cache))
+    return engine, await each_host(
         {
-            name: ensure_on_host(host.shell, host.facts, host.agent, engine, report.bytes_of(name), report.warn)
+            name: ensure_on_host(host.shell, host.facts, host.agent, engine, kit, report, own=host.host.engine)
             for name, host in hosts.by_name.items()
         }
     )
-    return engine, all_or_raise(answers)
+
+
+async def install_engines(
+    inventory: Inventory, folders: Folders, report: Report
+) -> dict[str, Installed | MeshctlError]:
+    """The engine on every host of the inventory, and nothing else: each host's own answer or failure."""
+    count = len(inventory.hosts)
+    report.step(f"Connecting to {count} host{'s' if count != 1 else ''}", "connecting")
+    async with open_hosts(inventory, folders, report) as hosts:
+        _, installed = await prepare_engine(hosts, folders, report)
+        return installed
 
 
 async def local_engine(folders: Folders, report: Report) -> Engine:

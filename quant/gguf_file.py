@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quant.errors import ModelFileError
 from quant.gguf_header import FETCH_AGAIN, Array, Header, read_header
 from quant.model import Model, Tensor, dominant_type
+from quant.whole_file import files_digest
 
 _SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _LARGEST_BLOCK_COUNT = 4096
@@ -22,12 +23,13 @@ def read_model(path: Path) -> Model:
     """
     header = read_header(path)
     paths = _shards(path, header)
+    digest = files_digest(paths)
     headers = (header, *(read_header(shard) for shard in paths[1:]))
     for number, (shard, its_header) in enumerate(zip(paths, headers, strict=True)):
         _check_shard(shard, its_header, number, len(paths))
     tensors = tuple(_tensors(headers))
     _check_tensors(path, header, tensors)
-    return _model(_Facts(path, header), paths, tensors)
+    return replace(_model(_Facts(path, header), paths, tensors), files_digest=digest)
 
 
 def _shards(path: Path, header: Header) -> tuple[Path, ...]:

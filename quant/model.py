@@ -60,6 +60,7 @@ class Model:
     `quantisation` is the tensor type that takes the most bytes. `block_count` is what the engine calls n_layer and
     includes layers for predicting several tokens. Lengths are in elements, `context_length` in tokens as trained;
     `head_count_kv` has one entry per layer. `output_tied`: the output layer is the token embedding used again.
+    `files_digest` is that of `quant.whole_file` before the files were read: another one later means other files.
     """
 
     path: Path
@@ -78,6 +79,7 @@ class Model:
     vocabulary: int
     output_tied: bool
     tensors: tuple[Tensor, ...]
+    files_digest: str = ""
 
     @property
     def size_bytes(self) -> int:

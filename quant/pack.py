@@ -8,7 +8,6 @@ Both take a second per gigabyte, and are kept for as long as the model's files s
 import hashlib
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from quant.errors import ModelFileError
 from quant.gguf_header import FETCH_AGAIN
 from quant.model import Model, Tensor
-from quant.whole_file import written_whole
+from quant.whole_file import files_digest, written_whole
 
 _NAME_CHARACTERS = 48
 
@@ -34,16 +33,10 @@ class Digests:
 _KNOWN = TypeAdapter(dict[str, Digests])
 
 
-def files_digest(files: Iterable[Path]) -> str:
-    """Twelve digits for exactly these files, by their names, sizes and times of change: nothing of them is read."""
-    facts = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
-    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12]
-
-
 def pack_name(model: Model) -> str:
     """Of the folder of its tensors on a host: readable, and another one for other files of the same name."""
     readable = re.sub(r"[^A-Za-z0-9-]+", "_", model.path.stem)[:_NAME_CHARACTERS].strip("_") or "model"
-    return f"{readable}-{files_digest(model.shards)}"
+    return f"{readable}-{model.files_digest}"
 
 
 def read_tensor(model: Model, tensor: Tensor) -> bytes:
@@ -55,6 +48,12 @@ def read_tensor(model: Model, tensor: Tensor) -> bytes:
     if len(data) < tensor.size_bytes:
         raise ModelFileError(f"{path} has become shorter while it was read", hint=FETCH_AGAIN)
     return data
+
+
+def check_unchanged(model: Model) -> None:
+    """ModelFileError when its files are others by now than were read: tensors would be cut at the wrong places."""
+    if files_digest(model.shards) != model.files_digest:
+        raise ModelFileError(f"{model.path} has changed since it was read", hint="start again")
 
 
 def engine_name(data: bytes) -> str:
@@ -74,7 +73,7 @@ class DigestBook:
     """
 
     def __init__(self, model: Model, folder: Path) -> None:
-        self._path = folder / f"{files_digest(model.shards)}.json"
+        self._path = folder / f"{model.files_digest}.json"
         self._known = _read(self._path)
 
     def of(self, tensor: Tensor) -> Digests | None:

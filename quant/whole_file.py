@@ -1,7 +1,8 @@
-"""Files that appear whole or not at all, also where several write the same one at once."""
+"""Files that appear whole or not at all, also where several write one at once; and whether files are the same."""
 
+import hashlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,3 +16,9 @@ def written_whole(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def files_digest(files: Iterable[Path]) -> str:
+    """Twelve digits for exactly these files, by their names, sizes and times of change: nothing of them is read."""
+    facts = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12]

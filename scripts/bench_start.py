@@ -112,7 +112,7 @@ def _carried(lab: Lab) -> int:
 
 def _report(starts: Sequence[Start], weights: int, rate: str) -> int:
     print(f"{bytes_text(weights)} of weights on two workers, links of {rate}\n")
-    print("| start | seconds | times as fast as the first | on the links | of the weights |\n| --- | --: | --: | --: | --: |")
+    print("| start | seconds | times the first | on the links | of the weights |\n| --- | --: | --: | --: | --: |")
     first = starts[0]
     for start in starts:
         ratio, part = first.seconds / start.seconds, start.carried_bytes / weights

@@ -54,11 +54,16 @@ LARGEST_ECHO_BYTES = 16 * MIB
 LINK_CONNECTIONS = 8
 LINK_IDLE_S = 60.0
 LOCK_WAIT_S = 300.0
+LOCK_LOOK_S = 0.2
 LOG_TIMES_S = 1.0
 FOLLOW_EVERY_S = 0.25
 FOLLOW_BYTES = 256 * KIB
 STALE_S = 15 * 60.0
 """What is being written changes all the time: unfinished files untouched for this long belong to nobody any more."""
+
+RESUMED = ".resumed.part"
+RESUMED_S = 24 * 3600.0
+"""An unfinished file of a transfer that can go on keeps this ending, and is kept as much longer."""
 
 TEMPORARY_NAMES = ("*.tmp-*", "*.old-*", "*.part", "*.part-*", "*.partial", "head*.key")
 """The last: a head has read its key long before."""
@@ -77,11 +82,15 @@ BLAKE2B_DIGITS = 128
 MARK = ".mark"
 BESIDE_ITEMS = (MARK, ".lock", ".log", ".tar.gz", ".tar.gz.mark")
 ITEM_FOLDERS = ("agent", "engines", "logs", "models", "packs", "slices")
+MANIFEST = "manifest.json"
 PACKED = "rpc"
 """The folder of a pack that the engine's worker looks for tensors in (LLAMA_CACHE is the pack)."""
 
 COMING = "coming"
 """The folder of a pack with tensors that are not whole yet, "NAME.TOKEN", the token being that of whoever sends it."""
+
+FRESH_PACK_S = 3600.0
+"""What was put there within this time somebody is about to start with."""
 
 COMING_KEPT_S = 7 * 24 * 3600.0
 """A transfer that was cut off goes on where it was; one that nobody has gone on with for a week is given up."""
@@ -90,6 +99,11 @@ SOCKETS = "run"
 """The folder of sockets: it goes with nothing, as what runs is reached by it."""
 
 BESIDE_ENGINE = ("manifest.json", "proofs.json", "excluded", ".smoke")
+PACKAGE_MANAGERS = ("apt-get", "dnf", "zypper", "pacman", "apk", "brew")
+SERVING = ("ggml-rpc-server", "llama-server")
+OUR_VARIABLE = "GGML_NO_BACKTRACE=1"
+"""Every program of the engine that is ours is started with it (`engine_commands.ENVIRONMENT`)."""
+
 FIRST_USER = 1000
 NO_USER = 65534
 
@@ -154,6 +168,7 @@ def parser() -> argparse.ArgumentParser:
         ("--uses", {"action": "append", "default": []}),
         ("--temporary", {"action": "append", "default": []}),
         ("--capture", {"action": "store_true"}),
+        ("--tell", {"action": "store_true"}),
         ("--private", {"action": "store_true"}),
         ("--network", {"type": int, "default": 0}),
         ("--bridge", {"default": ""}),
@@ -165,6 +180,12 @@ def parser() -> argparse.ArgumentParser:
     verb("ports", answer_ports, ("--count", {"type": int, "default": 1}), ("--address", {"default": "127.0.0.1"}))
     verb("unpack", answer_unpack, ("archive", {}), ("folder", {}), ("sha256", {}))
     verb("check", answer_check, ("folder", {}))
+    verb("digest", answer_digest, ("file", {}))
+    verb("hold", hold_lock, ("file", {}))
+    verb("tools", answer_tools)
+    several: dict[str, Any] = {"nargs": "+"}
+    verb("collect", answer_collect, ("binaries", {}), ("folder", {}), ("manifest", {}), ("programs", several))
+    verb("orphans", answer_orphans, ("--root", needed), ("--keep", needed))
     since: dict[str, Any] = {"type": float, "default": None}
     verb("tail", answer_tail, ("file", {}), ("--lines", {"type": int, "default": 20}), ("--since-s", since))
     verb(
@@ -875,8 +896,8 @@ class EventWriter:
         os.set_blocking(descriptor, False)
 
     def send(self, event: dict[str, Any]) -> None:
-        """Life signs are dropped while earlier lines wait; the others are kept."""
-        if self.waiting and event["event"] == "alive":
+        """What is said again and again is dropped while earlier lines wait; the others are kept."""
+        if self.waiting and event["event"] in ("alive", "said"):
             return self.flush()
         self.waiting += json.dumps(event).encode() + b"\n"
         return self.flush()
@@ -1099,6 +1120,8 @@ class Leash:
         for path in self.temporary:
             os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
         self.captured = bytearray() if options.capture else None
+        self.tells: bool = options.tell
+        self.untold = b""
         self.private: bool = options.private
         self.network: int = options.network
         self.bridge_ends: str = options.bridge
@@ -1206,8 +1229,17 @@ class Leash:
             return
         if data:
             self.log.write(data)
+            if self.tells:
+                self.tell(data)
         else:
             self.selector.unregister(self.output)
+
+    def tell(self, data: bytes) -> None:
+        """Lines of the program as they come, for one whose progress is read in them."""
+        *lines, rest = (self.untold + data).split(b"\n")
+        self.untold = rest[-KIB:]
+        if lines:
+            self.events.send({"event": "said", "lines": [line[:KIB].decode(errors="replace") for line in lines]})
 
     def read_answer(self) -> None:
         try:
@@ -1734,25 +1766,29 @@ def answer_unpack(options: argparse.Namespace, words: list[str]) -> None:
     say({"folder": folder})
 
 
+def lock_now(file: Any) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def locked(path: str) -> Iterator[None]:
     """Hold a lock file, so that two controllers do not change one folder at once."""
     with open(path, "a", encoding="ascii") as file:
         end = time.monotonic() + LOCK_WAIT_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise AgentError(f"another meshctl has been holding {path} for {LOCK_WAIT_S:g} s") from None
+        while not lock_now(file):
+            if time.monotonic() > end:
+                raise AgentError(f"another meshctl has been holding {path} for {LOCK_WAIT_S:g} s")
             time.sleep(0.1)
         yield
 
 
 def unpack(archive: str, folder: str) -> None:
     """Extract beside, then rename: the folder is either the old one or the whole new one."""
-    fresh, aside = f"{folder}.tmp-{os.getpid()}", f"{folder}.old-{os.getpid()}"
+    fresh = f"{folder}.tmp-{os.getpid()}"
     try:
         extract(archive, fresh)
     except (tarfile.TarError, EOFError) as error:
@@ -1764,6 +1800,12 @@ def unpack(archive: str, folder: str) -> None:
     except AgentError:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
+    replace_folder(folder, fresh)
+
+
+def replace_folder(folder: str, fresh: str) -> None:
+    """What was there is moved aside first: programs that run from it go on."""
+    aside = f"{folder}.old-{os.getpid()}"
     if os.path.lexists(folder):
         os.rename(folder, aside)
     os.rename(fresh, folder)
@@ -1851,6 +1893,194 @@ def extra_files(folder: str, known: set[str]) -> list[str]:
             files = [name for name in files if name not in BESIDE_ENGINE and not name.startswith(".")]
         found += [os.path.relpath(os.path.join(place, name), folder) for name in files]
     return sorted(set(found) - known)
+
+
+def answer_digest(options: argparse.Namespace, words: list[str]) -> None:
+    say({"sha256": sha256_of(options.file)})
+
+
+def hold_lock(options: argparse.Namespace, words: list[str]) -> None:
+    """Hold a lock file until stdin closes, or brings nothing for a while: a lost path closes nothing.
+
+    Says {"held": false} when somebody else has it, {"held": true} once it is ours; it waits as long as it is wanted.
+    """
+    os.makedirs(os.path.dirname(options.file), 0o700, exist_ok=True)
+    with open(options.file, "a", encoding="ascii") as file:
+        held, heard = lock_now(file), time.monotonic()
+        say({"held": held})
+        while time.monotonic() - heard < NETWORK_PATIENCE_S:
+            if select.select((0,), (), (), LOCK_LOOK_S)[0]:
+                if not os.read(0, 4 * KIB):
+                    return
+                heard = time.monotonic()
+            if not held and lock_now(file):
+                held = True
+                say({"held": True})
+
+
+# building the engine here
+
+
+def answer_tools(options: argparse.Namespace, words: list[str]) -> None:
+    """What a build needs: absolute paths of programs and their versions, "" for what this host lacks."""
+    cmake = find_tool("cmake")
+    cxx = find_compiler("c++", "g++", "clang++")
+    kind, version = read_compiler(ask((cxx, "-dM", "-E", "-x", "c++", os.devnull)) if cxx else "")
+    say(
+        {
+            "cmake": cmake,
+            "cmake_version": read_version(ask((cmake, "--version")) if cmake else ""),
+            "ninja": find_tool("ninja", "ninja-build"),
+            "make": find_tool("make", "gmake"),
+            "c_compiler": find_compiler("cc", "gcc", "clang"),
+            "cxx_compiler": cxx if kind else "",
+            "compiler_kind": kind,
+            "compiler_version": version,
+            "package_manager": os.path.basename(find_tool(*PACKAGE_MANAGERS)),
+        }
+    )
+
+
+def find_tool(*names: str) -> str:
+    """The first of these programs that is there. On a Mac a login without a terminal does not look where brew puts
+    them."""
+    more = ("/opt/homebrew/bin", "/usr/local/bin") if is_mac() else ()
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), *more))
+    return next(filter(None, (shutil.which(name, path=path) for name in names)), "")
+
+
+def find_compiler(*names: str) -> str:
+    # On a Mac without developer tools these open a dialog on the screen of whoever sits there.
+    return "" if is_mac() and not ask(("xcode-select", "-p")) else find_tool(*names)
+
+
+def read_version(text: str) -> str:
+    found = re.search(r"\d+(\.\d+)+", text)
+    return found.group() if found else ""
+
+
+def read_compiler(macros: str) -> tuple[str, str]:
+    """Kind and major version by the macros it predefines; clang also claims to be an old gcc. Two "" for none."""
+    for kind, macro in (("clang", "__clang_major__"), ("gcc", "__GNUC__")):
+        found = re.search(rf"^#define {macro} (\d+)$", macros, re.MULTILINE)
+        if found:
+            return kind, found.group(1)
+    return "", ""
+
+
+def answer_collect(options: argparse.Namespace, words: list[str]) -> None:
+    """Make an engine's folder of a finished build, whole or not at all: programs, libraries, manifest.
+
+    `manifest` is JSON with what is known of it already; files and the oldest C library are filled in here.
+    """
+    folder = os.path.abspath(options.folder)
+    fresh = f"{folder}.tmp-{os.getpid()}"
+    try:
+        os.makedirs(fresh)
+        for source in built_files(options.binaries, options.programs):
+            shutil.copy(source, fresh)
+        write_manifest(fresh, json.loads(options.manifest))
+        with locked(folder + ".lock"):
+            replace_folder(folder, fresh)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    say({"folder": folder})
+
+
+def built_files(binaries: str, programs: Iterable[str]) -> list[str]:
+    libraries = [name for name in sorted(os.listdir(binaries)) if re.search(r"\.(so|dylib)(\.|$)", name)]
+    paths = [os.path.join(binaries, name) for name in (*programs, *libraries)]
+    missing = [os.path.basename(path) for path in paths if not os.path.isfile(path)]
+    if missing:
+        raise AgentError(f"the build made no {', '.join(missing)}")
+    return paths + openmp_runtime()
+
+
+def openmp_runtime() -> list[str]:
+    """GCC's OpenMP library: the engine shall still run here when the compiler is removed."""
+    folders = ("/lib", "/usr/lib", "/lib64", "/usr/lib64")
+    names = (f"{platform.machine()}-linux-gnu*/libgomp.so.1", "libgomp.so.1")
+    return [path for folder in folders for name in names for path in glob.glob(os.path.join(folder, name))][:1]
+
+
+def write_manifest(folder: str, manifest: dict[str, Any]) -> None:
+    places = [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
+    files = [
+        {"path": os.path.basename(place), "sha256": sha256_of(place), "size_bytes": os.path.getsize(place)}
+        for place in places
+    ]
+    with open(os.path.join(folder, "manifest.json"), "w", encoding="ascii") as file:
+        json.dump({**manifest, "libc": oldest_libc(places), "files": files}, file, indent=2)
+
+
+def oldest_libc(places: Iterable[str]) -> str:
+    """The newest glibc that any of these files asks for; "" when none does."""
+    asked: set[tuple[int, int]] = set()
+    for place in places:
+        with open(place, "rb") as file:
+            found = re.findall(rb"GLIBC_(\d+)\.(\d+)", file.read())
+        asked.update((int(major), int(minor)) for major, minor in found)
+    return "glibc {}.{}".format(*max(asked)) if asked else ""
+
+
+# programs that nobody holds
+
+
+def answer_orphans(options: argparse.Namespace, words: list[str]) -> None:
+    """End, in order, what still serves from another engine than `keep` although no agent holds it any more."""
+    found = orphans(options.root, options.keep)
+    for number, wait_s in STOP_STAGES:
+        left = set(found) & set(orphans(options.root, options.keep))
+        for pid in left:
+            with contextlib.suppress(OSError):
+                os.kill(pid, number)
+        end = time.monotonic() + wait_s
+        while left & set(running_processes()) and time.monotonic() < end:
+            time.sleep(0.05)
+    say({"ended": [{"pid": pid, "program": one[0], "engine": one[1]} for pid, one in sorted(found.items())]})
+
+
+def orphans(root: str, keep: str) -> dict[int, tuple[str, str]]:
+    """Program and engine of our user's processes that serve from our folder of engines and have lost whoever held them.
+
+    What a controller that lives holds is the child of a leash, or of its own; when that is gone without having ended
+    it, it is init's. What somebody has started by hand is let be. An engine that was replaced under a running program
+    counts as another one. Linux only: elsewhere the leash's keeper has to be enough.
+    """
+    if is_mac():
+        return {}
+    engines = os.path.realpath(os.path.join(root, "engines"))
+    processes = running_processes()
+    found = {}
+    for pid, process in processes.items():
+        place = program_of(pid)
+        folder, program = os.path.split(place)
+        engine = os.path.basename(folder)
+        if os.path.dirname(folder) != engines or program.partition(" ")[0] not in SERVING:
+            continue
+        is_other = engine != keep or program not in SERVING
+        if is_other and is_init(process.parent) and was_leashed(pid):
+            found[pid] = (program.partition(" ")[0], engine)
+    return found
+
+
+def was_leashed(pid: int) -> bool:
+    """Whether it was started as we start what serves: with our variables, and not to show its help."""
+    variables, words = (read_text(f"/proc/{pid}/{name}").split("\0") for name in ("environ", "cmdline"))
+    return OUR_VARIABLE in variables and "--help" not in words
+
+
+def program_of(pid: int) -> str:
+    """The file that a process of our user runs, with " (deleted)" behind it when that is gone; "" for others'."""
+    try:
+        return os.readlink(f"/proc/{pid}/exe") if os.stat(f"/proc/{pid}").st_uid == os.getuid() else ""
+    except OSError:
+        return ""
+
+
+def is_init(pid: int) -> bool:
+    """Whether it is who adopts processes that have lost their parent: the first one, or the one of a user's session."""
+    return pid == 1 or read_text(f"/proc/{pid}/comm").strip() == "systemd"
 
 
 def answer_tail(options: argparse.Namespace, words: list[str]) -> None:
@@ -2034,7 +2264,9 @@ def tidy(root: str, before_s: float) -> list[str]:
 
 
 def is_stale(folder: str, name: str, before_s: float) -> bool:
-    return is_temporary(name) and newest_s(os.path.join(folder, name)) < before_s
+    is_weight = os.path.basename(folder) == COMING and not is_temporary(name)
+    kept_s = COMING_KEPT_S if is_weight else RESUMED_S if name.endswith(RESUMED) else 0.0
+    return (is_weight or is_temporary(name)) and newest_s(os.path.join(folder, name)) < before_s - kept_s
 
 
 def socket_name(hostname: str, token: str) -> str:
@@ -2121,14 +2353,17 @@ class Recorded(NamedTuple):
         return "blake2b" if len(self.digest) == BLAKE2B_DIGITS else "sha256"
 
     def is_right(self, item: str) -> bool:
-        """Whether it has this digest: every byte of it is read."""
+        """Whether it has this digest: every byte of it is read. What cannot be read has not."""
         place = self.place(item)
-        return self.digest == (blake2b_of(place) if self.kind == "blake2b" else sha256_of(place))
+        try:
+            return self.digest == (blake2b_of(place) if self.kind == "blake2b" else sha256_of(place))
+        except OSError:  # a sector that cannot be read; or somebody has just removed it
+            return False
 
 
 def read_record(item: str) -> list[Recorded]:
     """What was put there: by the engine's manifest, else by the mark; nothing where neither says it."""
-    manifest = os.path.join(item, "manifest.json")
+    manifest = os.path.join(item, MANIFEST)
     try:
         with open(manifest if os.path.isfile(manifest) else mark_of(item), "rb") as file:
             entries = json.load(file)["files"]
@@ -2151,14 +2386,33 @@ def write_record(item: str, recorded: Recorded) -> None:
 
 
 def write_records(item: str, records: Iterable[Recorded]) -> None:
-    """In place, never by a new file: those who use the item hold a lock on this one."""
+    """In the mark in place, never by a new file: those who use the item hold a lock on that one. A pack, which is
+    changed while others read what is said of it, has a manifest of its own, which is replaced whole."""
     files = [
         {"path": one.name, "size_bytes": one.size_bytes, one.kind: one.digest, "changed_ns": one.changed_ns}
         for one in records
     ]
+    data = json.dumps({"files": files}).encode()
+    if is_pack(item):
+        replace_file(os.path.join(item, MANIFEST), data)
+        return
     with open(os.open(mark_of(item), os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
-        file.write(json.dumps({"files": files}).encode())
+        file.write(data)
         file.truncate()
+
+
+def is_pack(item: str) -> bool:
+    return os.path.isdir(os.path.join(item, PACKED))
+
+
+def replace_file(path: str, data: bytes) -> None:
+    beside = f"{path}.tmp-{os.getpid()}"
+    try:
+        with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(data)
+        os.replace(beside, path)
+    finally:
+        remove(beside)
 
 
 def changed_ns(place: str) -> int:
@@ -2207,7 +2461,8 @@ def hold_item(item: str) -> int:
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     touch(mark_of(item))
     wrong = problems(item, hashes=False)
-    if wrong or not os.path.exists(item):
+    unknown = is_pack(item) and not os.path.isfile(os.path.join(item, MANIFEST))
+    if wrong or unknown or not os.path.exists(item):
         what = "; ".join(f"{one['path'] or 'it'} {one['why']}" for one in wrong) or "it is not there"
         raise AgentError(f"{item} is not whole: {what}; start again, it is then put there anew")
     return descriptor
@@ -2315,7 +2570,9 @@ def answer_forget(options: argparse.Namespace, words: list[str]) -> None:
 
 
 def forget_item(place: str) -> bool:
-    """Whether it could be removed; nobody can begin to use it meanwhile."""
+    """Whether it could be removed; nobody can begin to use it meanwhile. A pack that is being filled stays."""
+    if any(newest_s(coming) > time.time() - FRESH_PACK_S for coming in glob.glob(f"{glob.escape(place)}/{COMING}/*")):
+        return False
     descriptor = os.open(mark_of(place), os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -2407,16 +2664,23 @@ def remove_wrong(item: str, read: dict[str, Recorded]) -> list[str]:
     """Remove what was read and is wrong, unless it has been put anew since; the names of what went."""
     kept, gone = [], []
     for one in read_record(item):
-        seen = read.get(one.name, one)
-        if seen.changed_ns != changed_ns(one.place(item)):
-            kept.append(one)
-        elif seen.digest:
+        seen, now_ns = read.get(one.name, one), changed_ns(one.place(item))
+        if seen.changed_ns != now_ns:  # changed since: by whoever put it anew, or nobody knows how
+            right = one.changed_ns == now_ns or one.is_right(item)
+            seen = one._replace(changed_ns=now_ns, digest=one.digest if right else "")
+        if seen.digest:
             kept.append(seen)
         else:
-            remove(one.place(item))
-            gone.append(os.path.basename(one.name))
+            gone.append(one)
+    remove_records(item, kept, gone)
+    return [os.path.basename(one.name) for one in gone]
+
+
+def remove_records(item: str, kept: Iterable[Recorded], gone: Iterable[Recorded]) -> None:
+    """The manifest first: a worker that starts meanwhile asks for what it says, and what it does not say is cleared."""
     write_records(item, kept)
-    return gone
+    for one in gone:
+        remove(one.place(item))
 
 
 def adopt(item: str, wanted: Iterable[Packed]) -> None:
@@ -2432,7 +2696,7 @@ def clear_pack(item: str) -> None:
     """Remove all that does not belong there, and transfers that nobody goes on with."""
     known = {one.name for one in read_record(item)}
     for name in os.listdir(item):
-        if name not in (PACKED, COMING):
+        if name not in (PACKED, COMING, MANIFEST):
             remove(os.path.join(item, name))
     for name in os.listdir(os.path.join(item, PACKED)):
         if os.path.join(PACKED, name) not in known:
@@ -2460,13 +2724,12 @@ def spare_records(item: str, wanted: Iterable[Packed]) -> list[Recorded]:
 
 
 def answer_thin(options: argparse.Namespace, words: list[str]) -> None:
-    """Keep only the tensors named on stdin: there is no room for those of other plans."""
+    """Keep the tensors named on stdin, and what was put there just now: there is no room for those of other plans."""
     wanted, item = read_packed(sys.stdin.buffer.read()), os.path.abspath(options.item)
     with locked(item + ".lock"):
-        spare = spare_records(item, wanted)
-        for one in spare:
-            remove(one.place(item))
-        write_records(item, [one for one in read_record(item) if one not in spare])
+        old_s = time.time() - FRESH_PACK_S
+        spare = [one for one in spare_records(item, wanted) if newest_s(one.place(item)) < old_s]
+        remove_records(item, [one for one in read_record(item) if one not in spare], spare)
     say({"removed_bytes": sum(one.size_bytes for one in spare)})
 
 
@@ -2486,7 +2749,7 @@ def answer_carve(options: argparse.Namespace, words: list[str]) -> None:
 
 
 def carve(item: str, one: Packed, model: str) -> bool:
-    partial = coming_place(item, one.name, f"carved-{os.getpid()}")
+    partial = coming_place(item, one.name, f"carved-{os.getpid()}.part")
     try:
         with open(os.path.join(model, one.shard), "rb") as source, open(partial, "wb") as target:
             source.seek(one.offset)
@@ -2504,7 +2767,11 @@ def carve(item: str, one: Packed, model: str) -> bool:
 def answer_take(options: argparse.Namespace, words: list[str]) -> None:
     """Make a tensor that has come whole one of the pack's, once every byte of it has been read; else it is removed."""
     one, item = Packed(options.name, options.size, options.blake2b, "", 0), os.path.abspath(options.item)
-    say({"right": take(item, one.record, coming_place(item, one.name, options.token))})
+    partial = coming_place(item, one.name, options.token)
+    if os.path.exists(partial):
+        say({"right": take(item, one.record, partial)})
+    else:  # asked once more, since the answer was lost
+        say({"right": any(known[:3] == one.record[:3] for known in read_record(item)) and one.record.is_right(item)})
 
 
 def take(item: str, one: Recorded, partial: str) -> bool:
@@ -2513,6 +2780,7 @@ def take(item: str, one: Recorded, partial: str) -> bool:
     if os.path.getsize(partial) != one.size_bytes or not came.is_right(partial):
         remove(partial)
         return False
+    os.chmod(partial, 0o600)  # as our folder is closed to others anyway; changed later, it would be read again
     with open(partial, "rb") as file:
         os.fsync(file.fileno())
     with locked(item + ".lock"):

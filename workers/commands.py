@@ -42,19 +42,21 @@ def leash_words(
     uses: Sequence[str] = (),
     temporary: Sequence[str] = (),
     capture: bool = False,
+    tell: bool = False,
     network: Words = (),
 ) -> Words:
     """Run `words` under the leash; `log` is a path on the host, `heartbeat_s` how long silence is borne.
 
     `uses` are cached items that must be whole and are in use meanwhile, `temporary` files are removed at the end;
-    `capture`: what the program writes to stdout comes with its end instead of standing in the log. `network`: options
-    made by the functions below.
+    `capture`: what the program writes to stdout comes with its end instead of standing in the log; `tell`: lines of the
+    log come as they are written, too. `network`: options made by the functions below.
     """
     given = (("--env", [f"{key}={value}" for key, value in environment.items()]), ("--uses", uses))
     options = [
         word for flag, values in (*given, ("--temporary", temporary)) for value in values for word in (flag, value)
     ]
-    limits = ("--log-bytes", str(log_bytes), "--heartbeat-s", f"{heartbeat_s:g}", *(("--capture",) if capture else ()))
+    wishes = (*(("--capture",) if capture else ()), *(("--tell",) if tell else ()))
+    limits = ("--log-bytes", str(log_bytes), "--heartbeat-s", f"{heartbeat_s:g}", *wishes)
     return agent_words(agent, "leash", "--name", name, "--log", log, *limits, *network, *options, "--", *words)
 
 
@@ -100,6 +102,29 @@ def unpack_words(agent: str, archive: str, folder: str, sha256: str) -> Words:
 
 def check_words(agent: str, folder: str) -> Words:
     return agent_words(agent, "check", folder)
+
+
+def digest_words(agent: str, file: str) -> Words:
+    return agent_words(agent, "digest", file)
+
+
+def hold_words(agent: str, file: str) -> Words:
+    """Hold the lock `file` as long as stdin brings something now and then."""
+    return agent_words(agent, "hold", file)
+
+
+def tools_words(agent: str) -> Words:
+    return agent_words(agent, "tools")
+
+
+def collect_words(agent: str, binaries: str, folder: str, manifest: str, programs: Sequence[str]) -> Words:
+    """`manifest`: JSON with what is known of it."""
+    return agent_words(agent, "collect", binaries, folder, manifest, *programs)
+
+
+def orphans_words(agent: str, root: str, keep: str) -> Words:
+    """`keep`: the name of the engine whose programs are let be."""
+    return agent_words(agent, "orphans", "--root", root, "--keep", keep)
 
 
 def tail_words(agent: str, log: str, lines: int, since_s: float | None = None) -> Words:

@@ -69,6 +69,8 @@ SOURCE = Source(
             "const size_t HASH_THRESHOLD = 10 * 1024 * 1024;",
             f"const size_t HASH_THRESHOLD = {HASHED_ABOVE_BYTES};",
         ),
+        # A worker keeps nothing by itself: it would write in place, and others would load half a tensor unread.
+        Edit("ggml/src/ggml-rpc/ggml-rpc.cpp", "if (cache_dir && cache_flag) {", "if (false && cache_flag) {"),
     ),
 )
 
@@ -160,7 +162,7 @@ class Manifest:
 
     `libc` is the oldest that the programs run with, such as "glibc 2.34" ("" where that is not a question).
     `files` lie in the folder; `excluded` names libraries that were moved to its `excluded/` folder because their
-    code crashes on that machine.
+    code crashes on that machine. `built_on_host`: made there by a controller whose own build does not run there.
     """
 
     engine: str
@@ -171,6 +173,7 @@ class Manifest:
     libc: str
     files: tuple[EngineFile, ...]
     excluded: tuple[str, ...] = ()
+    built_on_host: bool = False
 
     @property
     def size_bytes(self) -> int:

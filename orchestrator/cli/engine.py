@@ -1,20 +1,26 @@
-"""`meshctl engine`: build, list, find and check the pinned llama.cpp on this machine.
+"""`meshctl engine`: build, list, find and check the pinned llama.cpp on this machine, and bring it to hosts.
 
 Everything heavy is imported inside the commands, so that `meshctl --help` stays quick.
 """
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli.arguments import DEFAULT_INVENTORY
 from orchestrator.cli.run import answer, run, run_shown, talk
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from orchestrator.engine.install import Installed
     from orchestrator.engine.store import Engine
+    from orchestrator.errors import MeshctlError
+    from orchestrator.inventory import Inventory
     from orchestrator.report import Report
 
 app = typer.Typer(
@@ -64,6 +70,40 @@ def check(backend: Backend = "cpu") -> None:
     talk().print(f"{len(proven.manifest.files)} files are whole, and the engine computes here.", markup=False)
     for library in proven.manifest.excluded:
         talk().print(f"{library} is not used: its code crashes on this machine.", markup=False)
+
+
+@app.command()
+def install(
+    hosts: Annotated[
+        list[str] | None, typer.Argument(metavar="[HOST]...", help="Only these; else every host of the inventory.")
+    ] = None,
+    inventory: Annotated[Path, typer.Option("--inventory", "-i", help="The inventory file.")] = DEFAULT_INVENTORY,
+    as_json: AsJson = False,
+) -> None:
+    """Make sure that hosts have the engine, as `up` does: sent where it runs, else built there. Says what was done."""
+    from orchestrator.fanout import all_or_raise
+    from orchestrator.folders import user_folders
+    from orchestrator.inventory_file import load_inventory
+    from orchestrator.prepare import install_engines
+
+    wanted = _only(load_inventory(inventory), hosts or ())
+    installed = run_shown(lambda report: install_engines(wanted, user_folders(), report))
+    if as_json:
+        typer.echo(json.dumps(installed_json(installed), indent=2))
+    else:
+        answer().print(installed_table(installed))
+    all_or_raise(installed)
+
+
+def _only(inventory: "Inventory", names: Sequence[str]) -> "Inventory":
+    from orchestrator.errors import UsageError
+
+    known = [host.name for host in inventory.hosts]
+    if unknown := sorted(set(names) - set(known)):
+        raise UsageError(
+            f"{', '.join(unknown)}: no such host in {inventory.path}", hint=f"the hosts are {', '.join(known)}"
+        )
+    return replace(inventory, hosts=tuple(host for host in inventory.hosts if not names or host.name in names))
 
 
 async def _build_and_prove(backend: str, again: bool, report: "Report") -> "Engine":
@@ -141,3 +181,37 @@ def engines_table(engines: "tuple[Engine, ...]") -> "Table":
         words = (manifest.engine, manifest.commit, manifest.libc, size, ", ".join(manifest.excluded))
         table.add_row(*(Text(word) for word in words))
     return table
+
+
+_HOW = {"there": "was there already", "sent": "sent", "built": "built there", "own": "its own, examined"}
+
+
+def installed_table(installed: "Mapping[str, Installed | MeshctlError]") -> "Table":
+    """One row per host that has its engine; the others are reported as errors."""
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    from orchestrator.errors import MeshctlError
+    from orchestrator.view.sizes import bytes_text, duration_text
+
+    table = Table("host", "engine", "sent", "took", Column("folder", overflow="fold"), box=None, pad_edge=False)
+    for host, one in installed.items():
+        if not isinstance(one, MeshctlError):
+            sent = bytes_text(one.sent_bytes) if one.sent_bytes else "-"
+            words = (host, _HOW[one.how], sent, duration_text(one.seconds), one.folder)
+            table.add_row(*(Text(word) for word in words))
+    return table
+
+
+def installed_json(installed: "Mapping[str, Installed | MeshctlError]") -> list[dict[str, object]]:
+    """One object per host: what was done, or the error."""
+    from dataclasses import asdict
+
+    from orchestrator.errors import MeshctlError
+
+    return [
+        {"host": host, "error": str(one), "hint": one.hint}
+        if isinstance(one, MeshctlError)
+        else {"host": host, **asdict(one), "excluded": list(one.excluded)}
+        for host, one in installed.items()
+    ]

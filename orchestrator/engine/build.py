@@ -17,6 +17,7 @@ from orchestrator.engine.lock import exclusive
 from orchestrator.engine.logged import log_tail, run_logged
 from orchestrator.engine.source import fetch_source
 from orchestrator.engine.store import (
+    INSTALL_LOCK,
     MANIFEST,
     Engine,
     beside,
@@ -26,6 +27,7 @@ from orchestrator.engine.store import (
     find_engine,
 )
 from orchestrator.errors import EngineError
+from workers.build_tools import read_counter
 from workers.engine import RECIPES, SOURCE, Manifest, Recipe, configure_flags
 
 BuildProgress = Callable[[str, int, int], None]
@@ -33,7 +35,6 @@ BuildProgress = Callable[[str, int, int], None]
 
 PROVEN_BACKENDS = ("cpu",)
 
-_NINJA_COUNTER = re.compile(r"^\[(\d+)/(\d+)\] ")
 _GLIBC_SYMBOL = re.compile(rb"GLIBC_(\d+)\.(\d+)")
 _STEP_DEADLINE_S = 4 * 3600.0
 
@@ -65,7 +66,7 @@ async def build_engine(cache: Path, backend: str, on_progress: BuildProgress, *,
     def on_wait() -> None:
         on_progress("Wait for another build of this engine", 0, 0)
 
-    async with exclusive(beside(folder, ".lock"), on_wait):
+    async with exclusive(beside(folder, INSTALL_LOCK), on_wait):
         found = find_engine(cache, backend, here)
         if found is not None and not again:
             return found
@@ -115,9 +116,9 @@ async def _compile(tree: Path, build: Path, recipe: Recipe, log: Path, on_progre
     await _run_step("configuring the engine", configure, log, environment, lambda line: None)
 
     def on_line(line: str) -> None:
-        counter = _NINJA_COUNTER.match(line)
+        counter = read_counter(line)
         if counter:
-            on_progress("Compile the engine", int(counter[1]), int(counter[2]))
+            on_progress("Compile the engine", *counter)
 
     await _run_step("compiling the engine", (ninja, "-C", str(build), *recipe.programs), log, environment, on_line)
 

@@ -1,23 +1,26 @@
-"""Bring a finished engine to a host, whole or not at all, and prove once that it computes there.
+"""Make sure that a host has the engine, whole, of this very commit, and that it computes there.
 
-What a host already has is compared with our manifest and checked by hash before it is used. Programs are never built
-on a host here, so its platform and C library must fit.
+In order: it is there already; the controller's own build is sent where it runs; it is built there from the same
+source by the same recipe. An engine that the user has put there is only examined. One controller at a time does this
+on a host.
 """
 
 import asyncio
-import hashlib
-import io
-import os
-import tarfile
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import replace
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
+from orchestrator.engine.archive import Member, packed, send_archive
+from orchestrator.engine.host_build import BuildKit, able_tools, build_on_host, check_room
 from orchestrator.engine.lock import exclusive
+from orchestrator.engine.own import check_own, prove_own
 from orchestrator.engine.smoke import prove_engine
 from orchestrator.engine.store import (
     EXCLUDED,
+    INSTALL_LOCK,
     MANIFEST,
     Engine,
     beside,
@@ -25,16 +28,32 @@ from orchestrator.engine.store import (
     describe_file,
     read_engine,
 )
-from orchestrator.errors import EngineError, HostError
-from orchestrator.host_agent import check_folder, tell_nobody, unpack
-from orchestrator.shell.protocol import Progress, Shell
+from orchestrator.errors import EngineError
+from orchestrator.host_agent import check_folder, end_orphans, host_lock
+from orchestrator.host_cache import ask_cache
+from orchestrator.report import Report
+from orchestrator.shell.protocol import Shell
 from orchestrator.view.sizes import bytes_text
-from workers.agent import Recorded, read_record, write_record
-from workers.engine import Manifest, libc_problem, read_manifest
+from workers.engine import RECIPES, Manifest, engine_id, libc_problem, read_manifest
 from workers.errors import ManifestError
 from workers.facts import HostFacts
 
 _QUICK_S = 30.0
+
+
+@dataclass(frozen=True)
+class Installed:
+    """The engine of one host: its absolute folder there, and how it came there.
+
+    "there": it was whole already; "own": the user's, which was only examined. `sent_bytes`: the archive's, 0 for none;
+    `excluded`: CPU libraries that are not used there because their code crashes.
+    """
+
+    folder: str
+    how: Literal["there", "sent", "built", "own"]
+    sent_bytes: int = 0
+    seconds: float = 0.0
+    excluded: tuple[str, ...] = ()
 
 
 async def ensure_on_host(
@@ -42,29 +61,46 @@ async def ensure_on_host(
     facts: HostFacts,
     agent: str,
     engine: Engine,
-    progress: Progress,
-    tell: Callable[[str], None] = tell_nobody,
-) -> str:
-    """Absolute folder of the engine on the host, complete and proven there.
+    kit: BuildKit,
+    report: Report,
+    *,
+    own: str | None = None,
+) -> Installed:
+    """The engine on the host, complete and proven there; `own` is the folder of one that the user has put there.
 
     Every file there is compared with its hash before any of them runs; a damaged engine is put there anew, which is
-    told. `agent` is the agent's path on the host; `progress` is told the bytes of a transfer. EngineError when the
-    engine cannot run there or is damaged here; what the host had before is then still there.
+    told. `agent` is the agent's path on the host. What still serves there from another build, and nobody holds, is
+    ended. EngineError when the engine cannot come there or is damaged here; what the host had before is then still
+    there.
     """
+    began = time.monotonic()
+    await _end_orphans(shell, agent, engine_there(engine.manifest, facts.platform), report)
+    if own is not None:
+        installed = await _ensure_own(shell, agent, engine, own)
+    elif shell.is_local:
+        proven = await prove_here(shell, facts, engine)
+        installed = Installed(str(proven.folder), "there", excluded=proven.manifest.excluded)
+    else:
+        installed = await _ensure_remote(shell, facts, agent, engine, kit, report)
+    return replace(installed, seconds=time.monotonic() - began)
+
+
+async def foresee(shell: Shell, facts: HostFacts, agent: str, engine: Engine, own: str | None) -> str:
+    """What `ensure_on_host` would do, in words; nothing is changed. EngineError with what it would fail of."""
+    if own is not None:
+        manifest = await check_own(shell, agent, own, engine.manifest.commit)
+        return f"its own in {own}, commit {manifest.commit}"
+    name = engine_there(engine.manifest, facts.platform)
     if shell.is_local:
-        return str((await prove_here(shell, facts, engine)).folder)
-    async with _only_on_machine(shell, facts, engine):
-        folder = str(PurePosixPath(shell.root, "engines", engine.manifest.engine))
-        there, damage = await _manifest_there(shell, agent, folder)
-        if damage:
-            tell(f"{shell.host}: the engine there is damaged and is put there anew: {damage}")
-        if there is None or not there.is_same_build(engine.manifest):
-            check_fits(shell.host, facts, engine.manifest)
-            archive = await pack_engine(engine)
-            check_room(shell.host, facts, archive.stat().st_size + engine.manifest.size_bytes)
-            there = await _send(shell, agent, archive, folder, progress)
-        await prove_engine(shell, folder, there, facts.cpu_name)
-        return folder
+        return f"{name} runs on {facts.platform}"
+    there, _ = await _manifest_there(shell, agent, _folder_there(shell, name))
+    if there is not None and is_wanted(there, engine.manifest, name):
+        return f"{name} is there"
+    reason = misfit(facts, engine.manifest)
+    if not reason:
+        return f"{name} will be sent ({bytes_text(engine.manifest.size_bytes)})"
+    tools = await able_tools(shell, agent, facts, reason)
+    return f"{name} will be built there with {tools.compiler}: {reason}"
 
 
 async def prove_here(shell: Shell, facts: HostFacts, engine: Engine, *, again: bool = False) -> Engine:
@@ -72,7 +108,7 @@ async def prove_here(shell: Shell, facts: HostFacts, engine: Engine, *, again: b
 
     EngineError names every file that is damaged.
     """
-    async with _only_on_machine(shell, facts, engine):
+    async with _only_here(engine):
         # Read again: while we waited for the lock another run may have taken a library out.
         current = read_engine(engine.folder)
         problems = await asyncio.to_thread(check_engine, current)
@@ -85,11 +121,92 @@ async def prove_here(shell: Shell, facts: HostFacts, engine: Engine, *, again: b
         return Engine(engine.folder, proven)
 
 
-def _only_on_machine(shell: Shell, facts: HostFacts, engine: Engine) -> AbstractAsyncContextManager[None]:
-    """Two names in an inventory may be one machine and one folder there: only one at a time then."""
-    identity = "\0".join((facts.hostname, facts.user, shell.root))
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
-    return exclusive(engine.folder.with_name(f".install-{digest}.lock"), lambda: None)
+def engine_there(manifest: Manifest, platform: str) -> str:
+    """What the engine is called on a host of that platform: by source, recipe and platform, whoever built it."""
+    return manifest.engine if platform == manifest.platform else engine_id(RECIPES[manifest.backend], platform)
+
+
+def is_wanted(there: Manifest, ours: Manifest, name: str) -> bool:
+    """Whether a whole engine on a host is as good as sent: the controller's own build, or one made there for it."""
+    if there.engine != name or there.commit != ours.commit:
+        return False
+    return there.built_on_host or there.is_same_build(ours)
+
+
+def misfit(facts: HostFacts, manifest: Manifest) -> str:
+    """Why programs of this build do not run on the host; "" when they do."""
+    if facts.platform != manifest.platform:
+        return f"this machine's is for {manifest.platform}, the host is {facts.platform}"
+    problem = libc_problem(manifest.libc, facts.libc)
+    return "" if problem is None else f"this machine's does not run there, {problem}"
+
+
+async def _end_orphans(shell: Shell, agent: str, keep: str, report: Report) -> None:
+    for orphan in await end_orphans(shell, agent, keep):
+        what = f"{orphan.program} of {orphan.engine} (process {orphan.pid})"
+        report.warn(f"{shell.host}: {what} was left over from another build: it was ended")
+
+
+async def _ensure_own(shell: Shell, agent: str, engine: Engine, folder: str) -> Installed:
+    manifest = await check_own(shell, agent, folder, engine.manifest.commit)
+    await prove_own(shell, folder)
+    return Installed(folder, "own", excluded=manifest.excluded)
+
+
+async def _ensure_remote(
+    shell: Shell, facts: HostFacts, agent: str, engine: Engine, kit: BuildKit, report: Report
+) -> Installed:
+    folder = _folder_there(shell, engine_there(engine.manifest, facts.platform))
+    async with _only_there(shell, agent, folder, report):
+        there, damage = await _manifest_there(shell, agent, folder)
+        if damage:
+            report.warn(f"{shell.host}: the engine there is damaged and is put there anew: {damage}")
+        if there is not None and await _may_stay(shell, agent, folder, there, engine, report):
+            installed = Installed(folder, "there")
+        else:
+            installed = await _put(shell, facts, agent, engine, folder, kit, report)
+            there = await _put_whole(shell, agent, folder)
+        proven = await prove_engine(shell, folder, there, facts.cpu_name)
+        return replace(installed, excluded=proven.excluded)
+
+
+async def _may_stay(shell: Shell, agent: str, folder: str, there: Manifest, engine: Engine, report: Report) -> bool:
+    """Whether what is there is used: also another controller's build of the same source and recipe while it serves."""
+    name = PurePosixPath(folder).name
+    if is_wanted(there, engine.manifest, name):
+        return True
+    if there.engine != name or there.commit != engine.manifest.commit:
+        return False
+    cache = await ask_cache(shell, agent)
+    in_use = any(item.in_use for item in cache.items if item.place == f"engines/{name}")
+    if in_use:
+        report.say(f"{shell.host}: another controller's build of the same engine serves there: it is used as it is")
+    return in_use
+
+
+async def _put(
+    shell: Shell, facts: HostFacts, agent: str, engine: Engine, folder: str, kit: BuildKit, report: Report
+) -> Installed:
+    reason = misfit(facts, engine.manifest)
+    if reason:
+        tools = await able_tools(shell, agent, facts, reason)
+        sent_bytes = await build_on_host(shell, agent, facts, tools, folder, kit, report)
+        return Installed(folder, "built", sent_bytes)
+    archive = await pack_engine(engine)
+    check_room(shell.host, facts, archive.stat().st_size + engine.manifest.size_bytes)
+    return Installed(
+        folder, "sent", await send_archive(shell, agent, archive, folder, folder, report.bytes_of(shell.host))
+    )
+
+
+async def _put_whole(shell: Shell, agent: str, folder: str) -> Manifest:
+    there, damage = await _manifest_there(shell, agent, folder)
+    if there is None:
+        raise EngineError(
+            f"{shell.host}: the engine in {folder} is not what was put there: {damage}",
+            hint="look at the disks there and here (meshctl doctor), and try again",
+        )
+    return there
 
 
 async def _manifest_there(shell: Shell, agent: str, folder: str) -> tuple[Manifest | None, str]:
@@ -105,79 +222,37 @@ async def _manifest_there(shell: Shell, agent: str, folder: str) -> tuple[Manife
     return (manifest if check.ok else None), str(check)
 
 
-def check_fits(host: str, facts: HostFacts, manifest: Manifest) -> None:
-    """EngineError when programs of this build cannot run on the host."""
-    later = "building on the host comes in a later version of meshctl"
-    if facts.platform != manifest.platform:
-        raise EngineError(
-            f"{host}: the engine is built for {manifest.platform}, the host is {facts.platform}",
-            hint=f"{later}; until then use hosts of the controller's own platform",
-        )
-    problem = libc_problem(manifest.libc, facts.libc)
-    if problem is not None:
-        raise EngineError(
-            f"{host}: the engine cannot run there: {problem}",
-            hint=f"{later}; until then build on the machine with the oldest system, or update the host",
-        )
+def _folder_there(shell: Shell, name: str) -> str:
+    return str(PurePosixPath(shell.root, "engines", name))
 
 
-def check_room(host: str, facts: HostFacts, needed_bytes: int) -> None:
-    """EngineError when the archive and what is in it do not fit on the host's disk together."""
-    if facts.disk_free_bytes < needed_bytes:
-        free = bytes_text(facts.disk_free_bytes)
-        raise EngineError(
-            f"{host}: the engine needs {bytes_text(needed_bytes)} of disk in {facts.root}, {free} are free",
-            hint=f"free at least {bytes_text(needed_bytes)} there",
-        )
+@asynccontextmanager
+async def _only_there(shell: Shell, agent: str, folder: str, report: Report) -> AsyncIterator[None]:
+    """One at a time: two names in an inventory may be one machine, and a host may have several controllers."""
+
+    def on_wait() -> None:
+        report.say(f"{shell.host}: another meshctl is putting the engine there; waiting for it")
+
+    async with host_lock(shell, agent, folder + INSTALL_LOCK, on_wait):
+        yield
 
 
-async def _send(shell: Shell, agent: str, archive: Path, folder: str, progress: Progress) -> Manifest:
-    packed = await asyncio.to_thread(describe_file, archive.parent, archive)
-    sent = f"{folder}.part"  # a name that is tidied away if we are killed
-    try:
-        await shell.put(archive, sent, progress=progress)
-        await unpack(shell, agent, sent, folder, packed.sha256)
-    finally:
-        with suppress(HostError):  # a lost connection is reported by what failed first
-            await shell.run(("rm", "-f", sent), deadline_s=_QUICK_S)
-    there, damage = await _manifest_there(shell, agent, folder)
-    if there is None:
-        raise EngineError(
-            f"{shell.host}: the engine in {folder} is not what was sent: {damage}",
-            hint="look at the disks there and here (meshctl doctor), and try again",
-        )
-    return there
+def _only_here(engine: Engine) -> AbstractAsyncContextManager[None]:
+    """The same lock for this machine, which may be a host of another controller."""
+    return exclusive(beside(engine.folder, INSTALL_LOCK), lambda: None)
 
 
 async def pack_engine(engine: Engine) -> Path:
     """The archive that hosts get, made once per build: with every library, also those that crash on this machine."""
-    archive = beside(engine.folder, ".tar.gz")
-    async with exclusive(beside(engine.folder, ".pack.lock"), lambda: None):
-        if not await asyncio.to_thread(_is_as_packed, archive):
-            await asyncio.to_thread(_pack, engine.folder, archive)
-    return archive
+    return await packed(beside(engine.folder, ".tar.gz"), _members(engine.folder))
 
 
-def _is_as_packed(archive: Path) -> bool:
-    """Whether it is there and what it was when it was packed: its digest is kept beside."""
-    known = [one.digest for one in read_record(str(archive))]
-    return archive.is_file() and known == [describe_file(archive.parent, archive).sha256]
-
-
-def _pack(folder: Path, archive: Path) -> None:
+def _members(folder: Path) -> Iterator[Member]:
     manifest = whole_manifest(read_engine(folder))
-    partial = archive.with_name(f".{archive.name}.{os.getpid()}.partial")
-    try:
-        with tarfile.open(partial, "w:gz", compresslevel=6) as tar:
-            for file in manifest.files:
-                place = folder / file.path
-                tar.add(place if place.is_file() else folder / EXCLUDED / file.path, arcname=file.path)
-            _add_bytes(tar, MANIFEST, manifest.to_json())
-        packed = describe_file(archive.parent, partial)
-        partial.replace(archive)
-        write_record(str(archive), Recorded("", packed.size_bytes, packed.sha256))
-    finally:
-        partial.unlink(missing_ok=True)
+    for file in manifest.files:
+        place = folder / file.path
+        yield Member.of(folder, place if place.is_file() else folder / EXCLUDED / file.path, file.path)
+    yield Member(MANIFEST, manifest.to_json())
 
 
 def whole_manifest(engine: Engine) -> Manifest:
@@ -186,10 +261,3 @@ def whole_manifest(engine: Engine) -> Manifest:
     files = (*engine.manifest.files, *(describe_file(taken_out, taken_out / name) for name in engine.manifest.excluded))
     ordered = tuple(sorted(files, key=lambda file: file.path))
     return replace(engine.manifest, files=ordered, excluded=())
-
-
-def _add_bytes(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    entry = tarfile.TarInfo(name)
-    entry.size = len(data)
-    entry.mode = 0o644
-    tar.addfile(entry, io.BytesIO(data))

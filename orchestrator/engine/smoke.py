@@ -10,8 +10,8 @@ import math
 import re
 import signal
 import tempfile
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
@@ -59,17 +59,36 @@ async def prove_engine(
     others = tuple(proof for proof in known if proof.cpu_name != cpu_name)
     if known != others and not again:
         return manifest
-    models = str(PurePosixPath(folder, ".smoke"))
-    try:
-        await _put_models(shell, models)
+    async with _models(shell, str(PurePosixPath(folder, ".smoke"))) as models:
         proven, loaded = await _find_working(shell, folder, manifest, models)
-    finally:
-        with suppress(HostError):  # a lost connection is reported by what failed first
-            await shell.run(("rm", "-rf", models), deadline_s=_QUICK_S)
     await _check_worker(shell, folder)
     kept = json.dumps([asdict(proof) for proof in (*others, Proof(cpu_name, loaded))], indent=2)
     await shell.put_bytes(kept.encode() + b"\n", _inside(folder, PROOFS))
     return proven
+
+
+async def prove_untouched(shell: Shell, folder: str, models: str) -> None:
+    """Test an engine that is not ours: nothing in its folder is changed, the models lie in the new folder `models`.
+
+    EngineError when it does not compute there as it is.
+    """
+    async with _models(shell, models):
+        finished = await _compute(shell, folder, models)
+    problem = compute_problem(finished)
+    if problem is not None:
+        library = loaded_library(finished.stderr)
+        raise _cannot_compute(shell.host, f"{problem}, with {library}" if library else problem, finished)
+    await _check_worker(shell, folder)
+
+
+@asynccontextmanager
+async def _models(shell: Shell, folder: str) -> AsyncIterator[str]:
+    try:
+        await _put_models(shell, folder)
+        yield folder
+    finally:
+        with suppress(HostError):  # a lost connection is reported by what failed first
+            await shell.run(("rm", "-rf", folder), deadline_s=_QUICK_S)
 
 
 async def _read_proofs(shell: Shell, folder: str) -> tuple[Proof, ...]:

@@ -114,10 +114,10 @@ def edit_tree(tree: Path, edits: Iterable[Edit]) -> None:
     """Make our changes; EngineError where the source is not the one they were written for."""
     for edit in edits:
         place = tree / edit.path
-        text = place.read_text() if place.is_file() else ""
+        text = place.read_text(encoding="utf-8") if place.is_file() else ""
         if text.count(edit.before) != 1:
             raise EngineError(f"the engine's source has no line `{edit.before}` in {edit.path}, which is to be changed")
-        place.write_text(text.replace(edit.before, edit.after))
+        place.write_text(text.replace(edit.before, edit.after), encoding="utf-8")
 
 
 def _place_in_tree(member: tarfile.TarInfo) -> PurePosixPath | None:

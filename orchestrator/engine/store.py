@@ -15,6 +15,9 @@ MANIFEST = "manifest.json"
 EXCLUDED = "excluded"
 """Folder inside an engine for libraries that crash on this machine."""
 
+INSTALL_LOCK = ".install.lock"
+"""Beside an engine: held by whoever builds it, puts it there or proves it, on whatever machine that is."""
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -46,9 +49,14 @@ def engine_folder(cache: Path, backend: str, platform: str) -> Path:
     return engines_folder(cache) / engine_id(recipe, platform)
 
 
+PLATFORMS = ("linux-x86_64", "linux-aarch64", "darwin-arm64", "darwin-x86_64")
+"""Hosts of which one controller may have engines."""
+
+
 def engines_of(platform: str) -> tuple[str, ...]:
-    """Where engines of this version of meshctl for that platform lie in a cache, each as a path in it."""
-    return tuple(f"engines/{engine_id(recipe, platform)}" for recipe in RECIPES.values())
+    """Where engines of this version of meshctl lie in a cache, each as a path in it: first those for `platform`."""
+    platforms = dict.fromkeys((platform, *PLATFORMS))
+    return tuple(f"engines/{engine_id(recipe, name)}" for name in platforms for recipe in RECIPES.values())
 
 
 def beside(folder: Path, suffix: str) -> Path:

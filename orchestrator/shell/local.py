@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from orchestrator.errors import CommandError, DeadlineError, TransferError
 from orchestrator.shell.protocol import Finished, Process, Progress, Span, Words
+from orchestrator.shell.resume import Resumable, resume_at, resumed_name
 from orchestrator.shell.streams import Tail, split_lines, tail_of
 from orchestrator.shell.words import launched, shown, under_c_locale, with_environment
 
@@ -66,9 +67,21 @@ class LocalShell:
         """Start in a group of its own and return at once."""
         return LocalProcess(self.host, words, await self._spawn(with_environment(words, environment)))
 
-    async def put(self, source: Path, target: str, *, mode: int = 0o644, progress: Progress | None = None) -> None:
-        """Copy a file, folders made, written beside and renamed; TransferError leaves nothing behind."""
-        await self._copy(source, self._home / target, mode, progress)
+    async def put(
+        self,
+        source: Path,
+        target: str,
+        *,
+        mode: int = 0o644,
+        progress: Progress | None = None,
+        resume: Resumable | None = None,
+    ) -> None:
+        """Copy a file, folders made, written beside and renamed; TransferError leaves nothing behind, but with `resume`
+        what has arrived."""
+        if resume is None:
+            await self._copy(source, self._home / target, mode, progress)
+        else:
+            await self._copy_on(source, self._home / target, mode, progress, resume)
 
     async def put_bytes(self, data: bytes, target: str, *, mode: int = 0o644) -> None:
         """The same for bytes in memory."""
@@ -90,14 +103,7 @@ class LocalShell:
         """Write a span of a file to `target` from `done_bytes` of it on; TransferError leaves what is written."""
         path = self._home / target
         try:
-            with source.open("rb") as reader, path.open("r+b" if done_bytes else "wb") as writer:
-                reader.seek(span.offset + done_bytes)
-                writer.seek(done_bytes)
-                while done_bytes < span.size_bytes:
-                    size = min(_COPY_BYTES, span.size_bytes - done_bytes)
-                    done_bytes += writer.write(await asyncio.to_thread(read_piece, reader, size))
-                    if progress is not None:
-                        progress(done_bytes, span.size_bytes)
+            await _write_span(source, span, path, done_bytes, progress)
         except OSError as error:
             raise copy_error(self.host, f"{source} -> {path}", error, span.size_bytes) from error
 
@@ -137,6 +143,29 @@ class LocalShell:
             raise copy_error(self.host, f"{source} -> {target}", error, size) from error
         finally:
             remove_partial(partial)
+
+    async def _copy_on(
+        self, source: Path, target: Path, mode: int, progress: Progress | None, resume: Resumable
+    ) -> None:
+        """Go on where an earlier copy ended, then from the start if what is there is not right."""
+        partial = target.with_name(resumed_name(resume))
+        size = 0
+        try:
+            size = source.stat().st_size
+            target.parent.mkdir(parents=True, exist_ok=True)
+            there = partial.stat().st_size if partial.exists() else 0
+            for start in dict.fromkeys((resume_at(there, size), 0)):
+                await _write_span(source, Span(0, size), partial, start, progress)
+                if await resume.is_whole(str(partial)):
+                    partial.chmod(mode)
+                    partial.replace(target)
+                    return
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                remove_partial(partial)
+            raise copy_error(self.host, f"{source} -> {target}", error, size) from error
+        remove_partial(partial)
+        raise not_whole(self.host, str(target))
 
 
 class LocalProcess:
@@ -200,6 +229,12 @@ def failed(host: str, words: Words, finished: Finished) -> CommandError:
     return CommandError(host, f"`{shown(words)}` failed ({how})", status=finished.status, details=said)
 
 
+def not_whole(host: str, path: str) -> TransferError:
+    """All bytes of a file were sent, and it is another file."""
+    message = f"{path}: what arrived is not what was sent (by its sha256)"
+    return TransferError(host, message, hint="try again; when it stays so, a disk or the memory of a machine is bad")
+
+
 def copy_error(host: str, what: str, error: OSError, size_bytes: int) -> TransferError:
     """A file operation of this machine that failed."""
     if error.errno == errno.ENOSPC:
@@ -212,6 +247,17 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
     """Nobody who may not read the file in the end may read it while it is written."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         file.write(data)
+
+
+async def _write_span(source: Path, span: Span, path: Path, done_bytes: int, progress: Progress | None) -> None:
+    with source.open("rb") as reader, path.open("r+b" if done_bytes else "wb") as writer:
+        reader.seek(span.offset + done_bytes)
+        writer.seek(done_bytes)
+        while done_bytes < span.size_bytes:
+            size = min(_COPY_BYTES, span.size_bytes - done_bytes)
+            done_bytes += writer.write(await asyncio.to_thread(read_piece, reader, size))
+            if progress is not None:
+                progress(done_bytes, span.size_bytes)
 
 
 async def _pump(reader: BinaryIO, writer: BinaryIO, size: int, progress: Progress | None) -> None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from orchestrator.shell.resume import Resumable
+
 Words = tuple[str, ...]
 """A command as words; a shell joins them in one place, where they leave."""
 
@@ -85,8 +87,20 @@ class Shell(Protocol):
         """Start and return at once."""
         ...
 
-    async def put(self, source: Path, target: str, *, mode: int = 0o644, progress: Progress | None = None) -> None:
-        """Copy a file there, folders made, written beside and renamed; TransferError leaves nothing behind."""
+    async def put(
+        self,
+        source: Path,
+        target: str,
+        *,
+        mode: int = 0o644,
+        progress: Progress | None = None,
+        resume: Resumable | None = None,
+    ) -> None:
+        """Copy a file there, folders made, written beside and renamed; TransferError leaves nothing behind.
+
+        With `resume` a transfer that breaks off does leave what has arrived, the next one goes on there, and the file
+        is renamed only when `resume` says that it is whole.
+        """
         ...
 
     async def put_bytes(self, data: bytes, target: str, *, mode: int = 0o644) -> None:

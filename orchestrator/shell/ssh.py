@@ -17,6 +17,7 @@ from orchestrator.errors import CommandError, DeadlineError
 from orchestrator.inventory import Host
 from orchestrator.shell.local import failed
 from orchestrator.shell.protocol import Finished, Process, Progress, Span, Words
+from orchestrator.shell.resume import Resumable
 from orchestrator.shell.ssh_config import SshFiles, destination_words
 from orchestrator.shell.ssh_errors import FOREIGN, lost, no_session, no_sftp
 from orchestrator.shell.ssh_files import SftpFiles, read_free_bytes
@@ -107,9 +108,18 @@ class SshShell:
             self.host, words, await self._open(self._launched(with_environment(words, environment)), words)
         )
 
-    async def put(self, source: Path, target: str, *, mode: int = 0o644, progress: Progress | None = None) -> None:
-        """Copy a file there, folders made, written beside and renamed; TransferError leaves nothing behind."""
-        await self._files.put(source, target, mode, progress)
+    async def put(
+        self,
+        source: Path,
+        target: str,
+        *,
+        mode: int = 0o644,
+        progress: Progress | None = None,
+        resume: Resumable | None = None,
+    ) -> None:
+        """Copy a file there, folders made, written beside and renamed; TransferError leaves nothing behind, but with
+        `resume` what has arrived."""
+        await self._files.put(source, target, mode, progress, resume)
 
     async def put_bytes(self, data: bytes, target: str, *, mode: int = 0o644) -> None:
         """The same for bytes in memory."""

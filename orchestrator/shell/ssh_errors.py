@@ -82,8 +82,7 @@ def no_sftp(host: str, error: Exception) -> ConnectError:
 
 def transfer_error(host: str, what: str, error: Exception, free_bytes: int | None, size_bytes: int) -> TransferError:
     """A file that did not arrive. SFTP says only "Failure" for a full disk, hence the free space beside it."""
-    no_space = isinstance(error, asyncssh.SFTPNoSpaceOnFilesystem | asyncssh.SFTPQuotaExceeded)
-    if no_space or (free_bytes is not None and free_bytes < min(size_bytes, _ROOM_BYTES)):
+    if is_full(error, free_bytes, size_bytes):
         return disk_full(host, what, free_bytes or 0, size_bytes)
     match error:
         case asyncssh.SFTPNoSuchFile():
@@ -98,6 +97,12 @@ def transfer_error(host: str, what: str, error: Exception, free_bytes: int | Non
             return TransferError(host, f"{what}: {error.strerror or error}")
         case _:
             return TransferError(host, f"{what}: {error}")
+
+
+def is_full(error: Exception, free_bytes: int | None, size_bytes: int) -> bool:
+    """Whether it was for want of room that a file of this size was not written."""
+    no_space = isinstance(error, asyncssh.SFTPNoSpaceOnFilesystem | asyncssh.SFTPQuotaExceeded)
+    return no_space or (free_bytes is not None and free_bytes < min(size_bytes, _ROOM_BYTES))
 
 
 def disk_full(host: str, what: str, free_bytes: int, size_bytes: int) -> TransferError:

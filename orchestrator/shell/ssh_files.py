@@ -10,14 +10,12 @@ from pathlib import Path
 
 import asyncssh
 
-from orchestrator.shell.local import partial_beside, read_piece, remove_partial
+from orchestrator.shell.local import not_whole, partial_beside, read_piece, remove_partial
 from orchestrator.shell.protocol import Progress, Span
-from orchestrator.shell.ssh_errors import FOREIGN, disk_full, transfer_error
+from orchestrator.shell.resume import CHUNK_BYTES, Resumable, resume_at, resumed_name
+from orchestrator.shell.ssh_errors import FOREIGN, disk_full, is_full, transfer_error
 
 _REMOVE_S = 5.0
-_PIECE_BYTES = 8 * 1024 * 1024
-"""Sent as many requests at once; the next piece waits until all are answered."""
-
 
 FreeBytes = Callable[[str], Awaitable[int | None]]
 """Free space in bytes where that folder lies; None when the host does not say."""
@@ -32,12 +30,18 @@ class SftpFiles:
     home: str
     free_bytes: FreeBytes
 
-    async def put(self, source: Path, target: str, mode: int, progress: Progress | None) -> None:
-        """Copy a local file there. TransferError; what was written so far is removed."""
+    async def put(
+        self, source: Path, target: str, mode: int, progress: Progress | None, resume: Resumable | None = None
+    ) -> None:
+        """Copy a local file there. TransferError; what was written is removed, unless it can go on (`resume`)."""
         try:
             size = source.stat().st_size
         except OSError as error:
             raise transfer_error(self.host, str(source), error, None, 0) from error
+
+        if resume is not None:
+            await self._put_on(source, posixpath.join(self.home, target), size, mode, progress, resume)
+            return
 
         async def send(partial: str) -> None:
             await self.sftp.put(
@@ -45,6 +49,37 @@ class SftpFiles:
             )
 
         await self._write(posixpath.join(self.home, target), size, mode, send)
+
+    async def _put_on(
+        self, source: Path, path: str, size: int, mode: int, progress: Progress | None, resume: Resumable
+    ) -> None:
+        """Go on where an earlier transfer ended, then from the start if what is there is not right."""
+        folder = posixpath.dirname(path)
+        partial = posixpath.join(folder, resumed_name(resume))
+        try:
+            await self.sftp.makedirs(folder, exist_ok=True)
+            there = await self._size(partial)
+            await self._check_space(path, folder, size - min(there, size))
+            for start in dict.fromkeys((resume_at(there, size), 0)):
+                await self._write_span(source, Span(0, size), partial, start, progress)
+                if await resume.is_whole(partial):
+                    await self.sftp.chmod(partial, mode)
+                    await self._rename(partial, path)
+                    return
+        except FOREIGN as error:
+            free = await self._free(folder)
+            if is_full(error, free, size):
+                await self._remove(partial)
+            raise transfer_error(self.host, path, error, free, size) from error
+        await self._remove(partial)
+        raise not_whole(self.host, path)
+
+    async def _size(self, path: str) -> int:
+        """0 for a file that is not there."""
+        try:
+            return (await self.sftp.stat(path)).size or 0
+        except asyncssh.SFTPNoSuchFile:
+            return 0
 
     async def put_bytes(self, data: bytes, target: str, mode: int) -> None:
         """The same for bytes in memory."""
@@ -60,16 +95,23 @@ class SftpFiles:
         """Write a span of a local file there from `done_bytes` of it on; what is written stays when it is cut off."""
         path = posixpath.join(self.home, target)
         try:
-            with source.open("rb") as reader:
-                reader.seek(span.offset + done_bytes)
-                async with self.sftp.open(path, "r+b" if done_bytes else "wb") as writer:
-                    for start in range(done_bytes, span.size_bytes, _PIECE_BYTES):
-                        size = min(_PIECE_BYTES, span.size_bytes - start)
-                        await writer.write(await asyncio.to_thread(read_piece, reader, size), start)
-                        if progress is not None:
-                            progress(start + size, span.size_bytes)
+            await self._write_span(source, span, path, done_bytes, progress)
         except FOREIGN as error:
-            raise transfer_error(self.host, path, error, None, span.size_bytes) from error
+            free = await self._free(posixpath.dirname(path))
+            raise transfer_error(self.host, path, error, free, span.size_bytes) from error
+
+    async def _write_span(
+        self, source: Path, span: Span, path: str, done_bytes: int, progress: Progress | None
+    ) -> None:
+        """A chunk is sent as many requests at once; the next one waits until all are answered."""
+        with source.open("rb") as reader:
+            reader.seek(span.offset + done_bytes)
+            async with self.sftp.open(path, "r+b" if done_bytes else "wb") as writer:
+                for start in range(done_bytes, span.size_bytes, CHUNK_BYTES):
+                    size = min(CHUNK_BYTES, span.size_bytes - start)
+                    await writer.write(await asyncio.to_thread(read_piece, reader, size), start)
+                    if progress is not None:
+                        progress(start + size, span.size_bytes)
 
     async def get(self, source: str, target: Path, progress: Progress | None) -> None:
         """Fetch a file, folders made, written beside and renamed. TransferError leaves nothing behind."""

@@ -39,18 +39,20 @@ from workers.engine_commands import Placement
 from workers.facts import HostFacts
 from workers.pass_bench import REPETITIONS, Timed
 
+LINKS_AT_ONCE = 2
 BESIDE_MODEL_BYTES = 32 * MIB
 """A device whose budget is less than the weights and this cannot hold the whole model: it is not timed natively, unless
 it is the controller's own, on which a head may compute the first layers of a split."""
 
 
 async def gather_survey(measuring: Measuring, report: Report, now: datetime) -> Survey:
-    """Measure links, while nothing else goes over them, then the controller and every host; local ones one after the
-    other, since they share a processor."""
+    """Measure links, few at a time, since they meet in this machine's own, then the controller and every host; local
+    ones one after the other, since they share a processor."""
     controller, opened = measuring.hosts.controller, measuring.hosts.by_name
     local = asyncio.Lock()
     report.step("Measuring links", "preparing")
-    links = all_or_raise(await each_host({name: _link_of(measuring, host, local) for name, host in opened.items()}))
+    asked = {name: _link_of(measuring, host, local) for name, host in opened.items()}
+    links = all_or_raise(await each_host(asked, limit=LINKS_AT_ONCE))
     report.step("Measuring speeds", "preparing")
     if measuring.recalibrate:
         measuring.slices.try_again()

@@ -223,7 +223,7 @@ def speed_key(host: OpenHost, path: str, threads: int, engine_id: str, slices: S
     depths: tuple[Slice, ...] = (slices.shallow, slices.deep)
     parts = (
         *(FORMAT, facts.hostname, facts.cpu_name, str(facts.cores_logical), str(facts.cpu_quota)),
-        *host.host.run_with,
+        *host.host.own_words,
         *("|", path, str(threads), engine_id, slices.digest),
         *(f"{one.layers} {one.source}" for one in depths),
         str(tuple(passes)),

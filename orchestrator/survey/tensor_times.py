@@ -115,7 +115,7 @@ def _key(measuring: Measuring, devices: Sequence[Device], parts: tuple[int, ...]
     for device, part in sorted(zip(devices, parts, strict=True), key=lambda one: one[0].name):
         host = measuring.hosts.by_name[device.host]
         facts += [device.name, str(part), host.facts.hostname, host.facts.cpu_name, str(host.facts.cpu_quota)]
-        facts += [str(device.threads), *host.host.run_with, device.link.kind, *_link_facts(device.link)]
+        facts += [str(device.threads), *host.host.own_words, device.link.kind, *_link_facts(device.link)]
     return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
 
 

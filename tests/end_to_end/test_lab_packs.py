@@ -118,9 +118,8 @@ def kill_while_weights_travel(meshctl: Meshctl, inventory: str, after_s: float) 
         words, cwd=meshctl.folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr is not None
-        for line in process.stderr:
-            if "Bringing weights to the workers" in line:
-                break
+        seen = any("Bringing weights to the workers" in line for line in process.stderr)
+        assert seen
         time.sleep(after_s)
         os.kill(process.pid, signal.SIGKILL)
 

@@ -90,6 +90,7 @@ async def test_of_damaged_weights_only_those_are_removed(inventory: Inventory, f
     pack = folders.cache / "packs" / "a-0f12"
     for name, content in (("0" * 16, b"right"), ("1" * 16, b"wrong")):
         put(folders, f"packs/a-0f12/rpc/{name}")
+        (pack / "coming").mkdir(exist_ok=True)
         (pack / "rpc" / name).write_bytes(content)
         write_record(str(pack), Recorded(f"rpc/{name}", 5, hashlib.blake2b(b"right").hexdigest()))
     checked = (await check_caches(inventory, folders, ignore, hashes=True, repair=True))["controller"]

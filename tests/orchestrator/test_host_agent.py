@@ -89,6 +89,17 @@ async def test_a_host_without_python_gets_an_error_that_says_so(
     assert "apt install python3" in caught.value.hint
 
 
+async def test_a_host_with_half_a_python_is_told_which_package_has_the_rest(
+    shell: LocalShell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a Debian that has python3-minimal only."""
+    missing = '[ "$3" = -c ] && echo 3.9.2 || { echo "ModuleNotFoundError: No module named json" >&2; exit 1; }'
+    python3_is(tmp_path, monkeypatch, missing)
+    with pytest.raises(HostError, match="its Python cannot look at") as caught:
+        await host_agent.ensure_agent(shell)
+    assert "python3, beside python3-minimal" in caught.value.hint
+
+
 async def test_a_host_whose_python_is_only_a_placeholder_has_no_python(
     shell: LocalShell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

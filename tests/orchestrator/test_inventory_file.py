@@ -19,6 +19,7 @@ SSH = "  - name: b\n    connection: ssh\n    address: 10.0.0.2\n"
 WHOLE = f"{TOP}hosts:\n{LOCAL}"
 FINGERPRINT = "SHA256:uNiVztksCsDhcc0u9e8BrWmcYLoGLmz3NGQyAMGNoUA"
 NUMBER_OF_CONTEXT = "write a whole number from 256 to 16777216"
+ENGINE_FOLDER = 'write the absolute path of an engine folder on that host, such as "/opt/meshctl/engine"'
 LAUNCHER = 'write a command and its options such as "numactl --cpunodebind=0 --membind=0", as a text or a list of words'
 NUMBER_OF_THREADS = 'write a whole number from 1 to 1024 or "auto"'
 NAME_RULE = "use letters, digits, '-', '_' and '.', beginning with a letter or a digit"
@@ -339,6 +340,16 @@ BAD: list[tuple[str, str, list[str]]] = [
         [f"hosts[0].run_with: is a list with the number 0 in it; {LAUNCHER}"],
     ),
     (
+        "engine relative",
+        in_host("engine: ~/engine"),
+        [f'hosts[0].engine: "~/engine" is not an absolute path; {ENGINE_FOLDER}'],
+    ),
+    (
+        "engine a number",
+        in_host("engine: 7"),
+        ["hosts[0].engine: is the number 7 where text is needed; write it in quotes"],
+    ),
+    (
         "run_with with half a quotation",
         in_host("run_with: nice 'a"),
         [f'hosts[0].run_with: "nice \'a" has a quotation mark without its second one; {LAUNCHER}'],
@@ -613,6 +624,7 @@ hosts:
     memory: 37.5%
     threads: auto
     run_with: [taskset, -c, "0"]
+    engine: /opt/engine/
 """,
         encoding="utf-8",
     )
@@ -643,6 +655,7 @@ hosts:
         backend="vulkan",
         memory=MemoryCap(share=0.375),
         run_with=("taskset", "-c", "0"),
+        engine="/opt/engine",
     )
     assert load_inventory(path) == Inventory(
         path=path,

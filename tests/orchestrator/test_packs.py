@@ -2,6 +2,8 @@
 
 import asyncio
 import hashlib
+import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -141,11 +143,10 @@ async def test_a_transfer_goes_on_where_it_was_cut_off(desk: Desk, monkeypatch: 
 
 async def test_what_an_earlier_transfer_left_is_not_trusted(desk: Desk) -> None:
     tensors = device_tensors(desk.model, *FIRST)
-    roots = (desk.hosts.controller.shell.root, desk.host.shell.root)
-    texts = ("\0".join((FACTS.hostname, FACTS.user, root)) for root in roots)
-    token = "-".join(hashlib.sha256(text.encode()).hexdigest()[:12] for text in texts)
     name = next(iter(desk.should_be(tensors)))
     await desk.bring(tensors[:1])
+    sender = Path(desk.hosts.controller.shell.root, "digests", ".sender").read_text()
+    token = f"{sender}-{hashlib.sha256(b'desk').hexdigest()[:8]}"
     (desk.folder / "rpc" / name).unlink(missing_ok=True)
     (desk.folder / "coming" / f"{name}.{token}").write_bytes(b"garbage")
     await desk.bring(tensors)
@@ -177,11 +178,30 @@ async def test_a_host_without_room_is_left_out_and_told(desk: Desk) -> None:
 
 async def test_tensors_of_another_plan_make_room(desk: Desk) -> None:
     await desk.bring(device_tensors(desk.model, *FIRST))
-    small = replace(desk.host.host, cache=MemoryCap(limit_bytes=7 * 1024**2))
+    small = replace(desk.host.host, cache=MemoryCap(limit_bytes=8 * 1024**2))
     desk.hosts = replace(desk.hosts, by_name={"desk": replace(desk.host, host=small)})
     other = device_tensors(desk.model, 1, 2, output=False)
+    make_older(desk.folder)
     assert await desk.bring(other) == {"desk": str(desk.folder)}
     assert desk.there() == desk.should_be(other)
+
+
+def make_older(pack: Path) -> None:
+    """As if its tensors had been put there two hours ago."""
+    for path in (pack / "rpc").iterdir():
+        os.utime(path, (time.time() - 7200,) * 2)
+
+
+async def test_a_model_that_has_changed_since_it_was_read_is_not_sent(desk: Desk) -> None:
+    """Its tensors lie elsewhere by now; what is known of the new file stays right."""
+    tensors = device_tensors(desk.model, *FIRST)
+    write_random_model(desk.model.path, replace(SHAPE, vocabulary=512), "Q8_0")
+    with pytest.raises(HostError, match=r"tiny\.gguf has changed since it was read"):
+        await desk.bring(tensors)
+    desk.model = read_model(desk.model.path)
+    tensors = device_tensors(desk.model, *FIRST)
+    await desk.bring(tensors)
+    assert desk.there() == desk.should_be(tensors)
 
 
 async def test_two_controllers_at_once_do_no_harm(

@@ -11,6 +11,7 @@ from quant.errors import ModelFileError
 from quant.gguf_file import read_model
 from quant.model import Model, Tensor
 from quant.synthetic import Shape, write_random_model
+from quant.whole_file import files_digest
 from tests.quant.gguf_bytes import ARRAY, LLAMA, fact, gguf, number, tensor, words
 
 TINY = Shape(layers=2, embedding=256, feed_forward=512, heads=4, kv_heads=2, vocabulary=32)
@@ -41,6 +42,7 @@ def test_facts_of_a_model_are_read(tmp_path: Path) -> None:
             Tensor("token_embd.weight", "Q4_0", (256, 32), 4608, 0, offset=first),
             Tensor("blk.0.attn_norm.weight", "F32", (256,), 1024, 0, offset=first + 4608),
         ),
+        files_digest=files_digest([path]),
     )
 
 

@@ -8,8 +8,9 @@ import pytest
 from quant.errors import ModelFileError
 from quant.gguf_file import read_model
 from quant.model import Model, device_tensors
-from quant.pack import DigestBook, Digests, blake2b_digest, engine_name, files_digest, pack_name, read_tensor
+from quant.pack import DigestBook, Digests, blake2b_digest, check_unchanged, engine_name, pack_name, read_tensor
 from quant.synthetic import Shape, write_random_model
+from quant.whole_file import files_digest
 
 SHAPE = Shape(layers=3, embedding=256, feed_forward=512, heads=4, kv_heads=2, vocabulary=128)
 
@@ -53,8 +54,11 @@ def test_a_file_that_has_become_shorter_is_named(model: Model) -> None:
 def test_a_pack_has_a_readable_name_of_its_own_for_each_state_of_the_files(model: Model) -> None:
     before = pack_name(model)
     assert before == f"Some_model_v2-{files_digest(model.shards)}"
+    check_unchanged(model)
     model.path.write_bytes(model.path.read_bytes() + b"\0")
-    assert pack_name(model) != before
+    assert pack_name(read_model(model.path)) != before
+    with pytest.raises(ModelFileError, match=r"Some model\.v2\.gguf has changed since it was read"):
+        check_unchanged(model)
 
 
 def test_a_device_is_sent_its_layers_and_the_output_layer_if_it_has_it(model: Model) -> None:
@@ -77,7 +81,7 @@ def test_what_is_known_of_tensors_is_kept_while_the_files_stay_as_they_are(model
     again = DigestBook(model, tmp_path / "digests")
     assert (again.of(first), again.of(second)) == (Digests("0f", "1f"), Digests("2f", "3f"))
     model.path.write_bytes(model.path.read_bytes() + b"\0")
-    assert DigestBook(model, tmp_path / "digests").of(first) is None
+    assert DigestBook(read_model(model.path), tmp_path / "digests").of(first) is None
 
 
 def test_a_book_that_cannot_be_read_is_begun_anew(model: Model, tmp_path: Path) -> None:

@@ -279,3 +279,11 @@ def test_stdout_is_captured_apart_from_the_log(hold: Hold, tmp_path: Path) -> No
     ended = hold(sys.executable, "-c", code, options=("--capture",)).wait_for("exit")
     assert (len(ended["output"]), ended["output"][-2:], ended["tail"]) == (300_001, "x\n", "talk")
     assert (tmp_path / "test.log").read_text() == "talk"
+
+
+def test_lines_are_told_as_they_are_written_to_the_log(hold: Hold, tmp_path: Path) -> None:
+    held = hold("sh", "-c", "printf 'one\\ntw'; sleep 0.5; printf 'o\\nend'; sleep 0.5", options=("--tell",))
+    assert held.wait_for("said") == {"event": "said", "lines": ["one"]}
+    assert held.wait_for("said") == {"event": "said", "lines": ["two"]}
+    assert held.wait_for("exit")["tail"] == "one\ntwo\nend"
+    assert (tmp_path / "test.log").read_text() == "one\ntwo\nend"

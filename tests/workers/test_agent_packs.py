@@ -1,5 +1,6 @@
 """The agent's verbs for packs of weights, each run as a program as a host runs it."""
 
+import errno
 import hashlib
 import json
 import os
@@ -64,7 +65,8 @@ def take(item: Path, one: dict[str, Any]) -> dict[str, Any]:
 
 
 def files(item: Path) -> list[str]:
-    return sorted(str(path.relative_to(item)) for path in item.rglob("*") if path.is_file())
+    there = (path for path in item.rglob("*") if path.is_file() and path.name != agent.MANIFEST)
+    return sorted(str(path.relative_to(item)) for path in there)
 
 
 @pytest.fixture
@@ -145,12 +147,14 @@ def test_what_no_record_speaks_of_is_removed_and_what_is_right_is_recorded(item:
     (item / "elsewhere").mkdir()
     assert look(item, [one, other, half]) == {**NOTHING, "missing": [half["name"]]}
     assert files(item) == sorted([f"rpc/{one['name']}", f"rpc/{other['name']}"])
-    assert sorted(path.name for path in item.iterdir()) == ["coming", "rpc"]
+    assert sorted(path.name for path in item.iterdir()) == ["coming", agent.MANIFEST, "rpc"]
 
 
 def test_tensors_of_other_plans_stay_until_there_is_no_room(item: Path) -> None:
     one, other = put(item, A, B)
     assert look(item, [one]) == {**NOTHING, "spare_bytes": len(B)}
+    assert ask("thin", str(item), tensors=[one]) == {"removed_bytes": 0}  # somebody has just put it there
+    os.utime(item / "rpc" / other["name"], (time.time() - 7200,) * 2)
     assert ask("thin", str(item), tensors=[one]) == {"removed_bytes": len(B)}
     assert files(item) == [f"rpc/{one['name']}"]
     assert look(item, [one, other]) == {**NOTHING, "missing": [other["name"]]}
@@ -193,3 +197,50 @@ def test_a_worker_does_not_start_on_a_pack_that_has_lost_a_part(item: Path) -> N
     (item / "rpc" / one["name"]).write_bytes(A[:-1])
     with pytest.raises(agent.AgentError, match=f"rpc/{one['name']} has {len(A) - 1} bytes, not the {len(A)}"):
         agent.hold_item(str(item))
+
+
+def test_a_worker_does_not_start_on_a_pack_whose_manifest_is_lost(item: Path) -> None:
+    put(item, A)
+    (item / agent.MANIFEST).unlink()
+    with pytest.raises(agent.AgentError, match="is not whole"):
+        agent.hold_item(str(item))
+
+
+def test_a_tensor_is_taken_once_more_when_the_answer_was_lost(item: Path) -> None:
+    (one,) = put(item, A)
+    assert take(item, one) == {"right": True}
+    (item / "rpc" / one["name"]).write_bytes(b"F" + A[1:])
+    assert take(item, one) == {"right": False}
+
+
+def test_a_pack_that_is_being_filled_is_not_removed(item: Path) -> None:
+    put(item, A)
+    coming = item / "coming" / f"{tensor(B)['name']}.{TOKEN}"
+    coming.write_bytes(B[:7])
+    assert not agent.forget_item(str(item))
+    coming.unlink()
+    assert agent.forget_item(str(item))
+    assert not item.exists()
+
+
+def test_what_cannot_be_read_counts_as_damaged(item: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bad sector: the start goes on with what is put there anew."""
+    (one,) = put(item, A)
+
+    def bad_sector(path: str, digest: object) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(agent, "hash_file", bad_sector)
+    read = agent.read_again(str(item), {f"rpc/{one['name']}"})
+    assert agent.remove_wrong(str(item), read) == [one["name"]]
+
+
+def test_weights_of_a_transfer_that_nobody_goes_on_with_are_tidied_away_after_a_week(item: Path) -> None:
+    put(item, A)
+    days = {"young": 6, "old": 8}
+    for name, count in days.items():
+        path = item / "coming" / f"{tensor(B)['name']}.{name}"
+        path.write_bytes(B)
+        os.utime(path, (time.time() - count * 24 * 3600,) * 2)
+    removed = ask("tidy", "--root", str(item.parents[1]))["removed"]
+    assert removed == [f"packs/{item.name}/coming/{tensor(B)['name']}.old"]

@@ -15,10 +15,11 @@ def test_the_words_of_a_leash() -> None:
         uses=("/r/engines/cpu", "/r/models/0f"),
         temporary=("/r/key",),
         capture=True,
+        tell=True,
     )
     assert words == (
         *("python3", "-I", "-S", "/r/agent.py", "leash", "--name", "worker-0", "--log", "/r/logs/worker-0.log"),
-        *("--log-bytes", "1024", "--heartbeat-s", "10", "--capture", "--env", "A=b c"),
+        *("--log-bytes", "1024", "--heartbeat-s", "10", "--capture", "--tell", "--env", "A=b c"),
         *("--uses", "/r/engines/cpu", "--uses", "/r/models/0f", "--temporary", "/r/key"),
         *("--", "/e/ggml-rpc-server", "--port", "20480"),
     )
@@ -32,6 +33,19 @@ def test_the_words_of_the_questions() -> None:
     assert commands.ports_words("/a.py", 2, "::1") == (*start, "ports", "--count", "2", "--address", "::1")
     assert commands.unpack_words("/a.py", "/x.tar.gz", "/f", "0f") == (*start, "unpack", "/x.tar.gz", "/f", "0f")
     assert commands.check_words("/a.py", "/f") == (*start, "check", "/f")
+    assert commands.digest_words("/a.py", "/f") == (*start, "digest", "/f")
+    assert commands.hold_words("/a.py", "/l") == (*start, "hold", "/l")
+    assert commands.tools_words("/a.py") == (*start, "tools")
+    assert commands.collect_words("/a.py", "/b", "/f", "{}", ("x", "y")) == (
+        *start,
+        "collect",
+        "/b",
+        "/f",
+        "{}",
+        "x",
+        "y",
+    )
+    assert commands.orphans_words("/a.py", "/r", "cpu") == (*start, "orphans", "--root", "/r", "--keep", "cpu")
     assert commands.tail_words("/a.py", "/l", 5) == (*start, "tail", "/l", "--lines", "5")
     assert commands.tail_words("/a.py", "/l", 5, 90) == (*start, "tail", "/l", "--lines", "5", "--since-s", "90.0")
     follow = (*start, "follow", "/f", "--lines", "5")

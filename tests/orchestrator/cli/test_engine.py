@@ -4,12 +4,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from orchestrator.cli.engine import app
+from orchestrator.cli.engine import app, installed_json, installed_table
 from orchestrator.engine.build import local_platform
+from orchestrator.engine.install import Installed
 from orchestrator.engine.store import EXCLUDED, Engine, engine_folder, read_engine
-from orchestrator.errors import EngineError
+from orchestrator.errors import EngineError, MeshctlError, UsageError
 from orchestrator.folders import user_folders
 from tests.orchestrator.engine.fake_engine import BEST, make_engine
+from tests.orchestrator.view.rendering import rendered
 
 
 @pytest.fixture
@@ -80,3 +82,58 @@ def test_a_build_prints_the_folder_of_the_engine_that_is_there(engine: Engine) -
     shown = CliRunner().invoke(app, ["build"])
     assert (shown.exit_code, shown.stdout) == (0, f"{engine.folder}\n")
     assert f"{BEST} crashes on this machine and is not used" in shown.stderr
+
+
+LOCAL = """\
+cluster: demo
+model: smollm2-135m
+hosts:
+  - {name: left, connection: local, memory: 1GiB}
+  - {name: right, connection: local, memory: 1GiB}
+  - {name: far, connection: ssh, address: nowhere.invalid}
+"""
+
+
+@pytest.fixture
+def inventory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "inventory.yaml").write_text(LOCAL)
+    return str(tmp_path / "inventory.yaml")
+
+
+def test_an_install_says_what_was_done_on_each_host(engine: Engine, inventory: str) -> None:
+    shown = CliRunner().invoke(app, ["install", "left", "right", "-i", inventory, "--json"])
+    assert shown.exit_code == 0, shown.stderr
+    answers = json.loads(shown.stdout)
+    assert all(answer.pop("seconds") > 0 for answer in answers)
+    one = {"folder": str(engine.folder), "how": "there", "sent_bytes": 0, "excluded": [BEST]}
+    assert answers == [{"host": "left", **one}, {"host": "right", **one}]
+    table = CliRunner().invoke(app, ["install", "left", "-i", inventory]).stdout
+    assert table.splitlines()[1].split()[:4] == ["left", "was", "there", "already"]
+
+
+def test_an_install_on_a_host_that_is_not_in_the_inventory_is_wrong_usage(engine: Engine, inventory: str) -> None:
+    caught = CliRunner().invoke(app, ["install", "middle", "-i", inventory]).exception
+    assert isinstance(caught, UsageError)
+    assert str(caught) == f"middle: no such host in {inventory}"
+    assert caught.hint == "the hosts are left, right, far"
+
+
+def test_what_failed_is_an_error_beside_what_was_done() -> None:
+    installed: dict[str, Installed | MeshctlError] = {
+        "a": Installed("/e", "sent", 2**20, 1.5),
+        "b": EngineError("b: no cmake", hint="install it"),
+    }
+    assert installed_json(installed) == [
+        {"host": "a", "folder": "/e", "how": "sent", "sent_bytes": 2**20, "seconds": 1.5, "excluded": []},
+        {"host": "b", "error": "b: no cmake", "hint": "install it"},
+    ]
+    assert rendered(installed_table(installed)).splitlines()[1].split() == [
+        "a",
+        "sent",
+        "1.0",
+        "MiB",
+        "1.5",
+        "s",
+        "/e",
+    ]

@@ -26,7 +26,7 @@ echo "[2/2] Linking CXX executable llama-server"
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     """A cache folder that has the source already."""
-    (tmp_path / "cache" / "sources" / SOURCE.sha256 / "llama.cpp").mkdir(parents=True)
+    (tmp_path / "cache" / "sources" / SOURCE.digest / "llama.cpp").mkdir(parents=True)
     return tmp_path / "cache"
 
 
@@ -76,7 +76,7 @@ async def test_a_build_shows_its_steps_and_ends_as_one_whole_folder(
     assert find_engine(cache, "cpu", build.local_platform()) == engine
     assert check_engine(engine) == ()
     name = engine.manifest.engine
-    assert left_in(cache) == [name, f"{name}.lock", f"{name}.log"]
+    assert left_in(cache) == [name, f"{name}.install.lock", f"{name}.log"]
 
 
 async def test_an_engine_that_is_there_is_built_again_only_when_asked(
@@ -109,7 +109,7 @@ async def test_a_failed_build_shows_the_end_of_its_log_and_leaves_only_that(
         await build_cpu(cache, [])
     assert caught.value.details == "configured\n[1/2] Building CXX object a.o\nx.cpp:3: error: no such thing"
     name = engine_folder(cache, "cpu", build.local_platform()).name
-    assert left_in(cache) == [f"{name}.lock", f"{name}.log"]
+    assert left_in(cache) == [f"{name}.install.lock", f"{name}.log"]
     assert str(cache / "engines" / f"{name}.log") in caught.value.hint
 
 

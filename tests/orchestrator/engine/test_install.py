@@ -1,69 +1,79 @@
 import asyncio
+import os
+import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from orchestrator.engine.install import check_fits, check_room, ensure_on_host, pack_engine, prove_here, whole_manifest
-from orchestrator.engine.store import EXCLUDED, Engine, read_engine
+from orchestrator.engine.host_build import BuildKit, check_room
+from orchestrator.engine.install import (
+    Installed,
+    ensure_on_host,
+    foresee,
+    misfit,
+    pack_engine,
+    prove_here,
+    whole_manifest,
+)
+from orchestrator.engine.store import EXCLUDED, MANIFEST, Engine, read_engine
 from orchestrator.errors import EngineError
-from orchestrator.host_agent import ask_facts, ensure_agent
+from orchestrator.report import Progress
 from orchestrator.shell.local import LocalShell
+from orchestrator.view.sizes import bytes_text
+from tests.orchestrator.engine.conftest import Heard
 from tests.orchestrator.engine.fake_engine import BEST, make_engine, runs
+from workers.agent import hold_item
 from workers.facts import HostFacts
 
 
-def ignore(done: int, total: int) -> None:
-    """Progress that nobody watches."""
+class Bring:
+    """`ensure_on_host` for the host of these tests."""
+
+    def __init__(self, there: LocalShell, facts: HostFacts, agent: str, kit: BuildKit, heard: Heard) -> None:
+        self.there, self.facts, self.agent, self.kit, self.heard = there, facts, agent, kit, heard
+
+    async def __call__(self, engine: Engine) -> Installed:
+        return await ensure_on_host(self.there, self.facts, self.agent, engine, self.kit, self.heard)
+
+    async def foresee(self, engine: Engine) -> str:
+        return await foresee(self.there, self.facts, self.agent, engine, None)
 
 
 @pytest.fixture
-def there(tmp_path: Path) -> LocalShell:
-    """A host that is not the controller: the same machine with a root of its own."""
-    home = tmp_path / "there"
-    home.mkdir()
-    shell = LocalShell("there", home / "root", home)
-    shell.is_local = False
-    return shell
+def engine(fake_engine: Engine) -> Engine:
+    """The controller's."""
+    return fake_engine
 
 
 @pytest.fixture
-async def agent(there: LocalShell) -> str:
-    return await ensure_agent(there)
-
-
-@pytest.fixture
-async def facts(there: LocalShell, agent: str) -> HostFacts:
-    return await ask_facts(there, agent)
-
-
-@pytest.fixture
-def engine(tmp_path: Path, facts: HostFacts) -> Engine:
-    return make_engine(tmp_path / "engines" / "cpu-test-0123", platform=facts.platform)
+def bring(there: LocalShell, facts: HostFacts, agent: str, no_kit: BuildKit, heard: Heard) -> Bring:
+    return Bring(there, facts, agent, no_kit, heard)
 
 
 async def test_a_host_without_the_engine_gets_all_of_it_and_computes(
-    there: LocalShell, agent: str, facts: HostFacts, engine: Engine
+    there: LocalShell, engine: Engine, bring: Bring, heard: Heard
 ) -> None:
-    seen: list[tuple[int, int]] = []
-
-    folder = await ensure_on_host(there, facts, agent, engine, lambda done, total: seen.append((done, total)))
-
-    assert folder == f"{there.root}/engines/cpu-test-0123"
+    size_text = bytes_text(engine.manifest.size_bytes)
+    assert await bring.foresee(engine) == f"cpu-test-0123 will be sent ({size_text})"
+    installed = await bring(engine)
+    folder, size = f"{there.root}/engines/cpu-test-0123", (await pack_engine(engine)).stat().st_size
+    assert replace(installed, seconds=0) == Installed(folder, "sent", size)
+    assert installed.seconds > 0
     assert read_engine(Path(folder)).manifest == engine.manifest
     assert runs(Engine(Path(folder), engine.manifest)) == 1
-    size = (engine.folder.parent / "cpu-test-0123.tar.gz").stat().st_size
-    assert seen[-1] == (size, size)
-    assert not Path(f"{folder}.tar.gz").exists()
+    assert heard.figures[-1] == Progress("there", size, size, "bytes")
+    names = sorted(path.name for path in Path(folder).parent.iterdir())
+    assert names == ["cpu-test-0123", "cpu-test-0123.install.lock", "cpu-test-0123.lock", "runs"]
 
 
-async def test_a_host_that_has_the_engine_is_sent_nothing(
-    there: LocalShell, agent: str, facts: HostFacts, engine: Engine
-) -> None:
-    folder = await ensure_on_host(there, facts, agent, engine, ignore)
-    seen: list[int] = []
-    assert await ensure_on_host(there, facts, agent, engine, lambda done, total: seen.append(done)) == folder
-    assert seen == []
+async def test_a_host_that_has_the_engine_is_sent_nothing(engine: Engine, bring: Bring, heard: Heard) -> None:
+    folder = (await bring(engine)).folder
+    heard.figures.clear()
+    assert await bring.foresee(engine) == "cpu-test-0123 is there"
+    assert replace(await bring(engine), seconds=0) == Installed(folder, "there")
+    assert heard.figures == []
     assert runs(Engine(Path(folder), engine.manifest)) == 1
 
 
@@ -77,42 +87,54 @@ async def test_a_host_that_has_the_engine_is_sent_nothing(
     ],
 )
 async def test_a_damaged_engine_on_a_host_is_put_there_anew_before_it_runs(
-    there: LocalShell, agent: str, facts: HostFacts, engine: Engine, name: str, content: str, what: str
+    engine: Engine, bring: Bring, heard: Heard, name: str, content: str, what: str
 ) -> None:
-    folder = Path(await ensure_on_host(there, facts, agent, engine, ignore))
+    folder = Path((await bring(engine)).folder)
     (folder / name).write_text(content)
-    told: list[str] = []
-    await ensure_on_host(there, facts, agent, engine, ignore, told.append)
-    assert told == [f"there: the engine there is damaged and is put there anew: {what}"]
+    assert (await bring(engine)).how == "sent"
+    assert heard.warnings == [f"there: the engine there is damaged and is put there anew: {what}"]
     assert (folder / BEST).read_text() == f"code of {BEST}"
     assert read_engine(folder).manifest == engine.manifest
     assert not (folder / "libggml-cpu-added.so").exists()
-    await ensure_on_host(there, facts, agent, engine, ignore, told.append)
-    assert len(told) == 1
+    assert (await bring(engine)).how == "there"
+    assert len(heard.warnings) == 1
 
 
 async def test_a_damaged_archive_here_is_packed_again(engine: Engine) -> None:
     archive = await pack_engine(engine)
     whole = archive.read_bytes()
     archive.write_bytes(whole[:-20] + bytes(20))
-    (await pack_engine(engine)).read_bytes()
-    assert len(archive.read_bytes()) == pytest.approx(len(whole), abs=100)
-    assert archive.read_bytes()[-20:] != bytes(20)
+    assert (await pack_engine(engine)).read_bytes() == whole
 
 
-async def test_another_build_of_the_same_recipe_on_a_host_is_replaced(
-    tmp_path: Path, there: LocalShell, agent: str, facts: HostFacts, engine: Engine
+async def test_another_build_of_the_same_recipe_on_a_host_is_replaced_unless_it_serves(
+    tmp_path: Path, engine: Engine, bring: Bring, heard: Heard
 ) -> None:
-    await ensure_on_host(there, facts, agent, engine, ignore)
+    folder = Path((await bring(engine)).folder)
     rebuilt = make_engine(
         tmp_path / "again" / "cpu-test-0123", crashing=("nothing",), platform=engine.manifest.platform
     )
-    folder = Path(await ensure_on_host(there, facts, agent, rebuilt, ignore))
+    serving = hold_item(str(folder))
+    assert (await bring(rebuilt)).how == "there"
+    assert read_engine(folder).manifest == engine.manifest
+    assert heard.said == ["there: another controller's build of the same engine serves there: it is used as it is"]
+    os.close(serving)
+    assert (await bring(rebuilt)).how == "sent"
     assert read_engine(folder).manifest == rebuilt.manifest
 
 
+async def test_an_engine_of_another_commit_never_stays(engine: Engine, bring: Bring) -> None:
+    folder = Path((await bring(engine)).folder)
+    other = replace(engine.manifest, commit="def", built_on_host=True)
+    (folder / MANIFEST).write_bytes(other.to_json())
+    serving = hold_item(str(folder))
+    assert (await bring(engine)).how == "sent"
+    os.close(serving)
+    assert read_engine(folder).manifest == engine.manifest
+
+
 async def test_libraries_taken_out_here_are_still_sent_and_those_taken_out_there_stay_out(
-    tmp_path: Path, there: LocalShell, agent: str, facts: HostFacts
+    tmp_path: Path, facts: HostFacts, bring: Bring
 ) -> None:
     engine = make_engine(tmp_path / "engines" / "cpu-test", crashing=(BEST,), platform=facts.platform)
     here = LocalShell("here", tmp_path / "root", tmp_path)
@@ -120,37 +142,89 @@ async def test_libraries_taken_out_here_are_still_sent_and_those_taken_out_there
     assert proven.manifest.excluded == (BEST,)
     assert whole_manifest(proven) == engine.manifest
 
-    folder = Path(await ensure_on_host(there, facts, agent, proven, ignore))
+    installed = await bring(proven)
+    folder = Path(installed.folder)
 
+    assert installed.excluded == (BEST,)
     assert (folder / EXCLUDED / BEST).is_file()
     assert read_engine(folder).manifest == proven.manifest
-    await ensure_on_host(there, facts, agent, proven, ignore)
+    assert (await bring(proven)).excluded == (BEST,)
     assert runs(Engine(folder, proven.manifest)) == 2
 
 
-async def test_two_names_of_one_machine_install_one_after_the_other(
-    there: LocalShell, agent: str, facts: HostFacts, engine: Engine
-) -> None:
+async def test_two_names_of_one_machine_install_one_after_the_other(engine: Engine, bring: Bring, heard: Heard) -> None:
     async with asyncio.timeout(60):
-        folders = await asyncio.gather(*(ensure_on_host(there, facts, agent, engine, ignore) for _ in range(3)))
-    assert len(set(folders)) == 1
-    assert runs(Engine(Path(folders[0]), engine.manifest)) == 1
+        installed = await asyncio.gather(*(bring(engine) for _ in range(3)))
+    assert sorted(one.how for one in installed) == ["sent", "there", "there"]
+    assert runs(Engine(Path(installed[0].folder), engine.manifest)) == 1
+    assert set(heard.said) == {"there: another meshctl is putting the engine there; waiting for it"}
+
+
+CONTROLLER = """
+import asyncio, sys
+from pathlib import Path
+from orchestrator.engine.host_build import BuildKit
+from orchestrator.engine.install import ensure_on_host
+from orchestrator.engine.store import read_engine
+from orchestrator.host_agent import ask_facts, ensure_agent
+from orchestrator.report import silent
+from orchestrator.shell.local import LocalShell
+from orchestrator.view.sizes import bytes_text
+from workers.engine import Recipe
+
+async def main(home, engine):
+    shell = LocalShell("there", home / "root", home)
+    shell.is_local = False
+    agent = await ensure_agent(shell)
+    kit = BuildKit(Recipe("cpu", ()), None)
+    installed = await ensure_on_host(shell, await ask_facts(shell, agent), agent, read_engine(engine), kit, silent())
+    print(installed.how)
+
+asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2])))
+"""
+
+
+async def test_two_controllers_at_once_leave_one_whole_engine(tmp_path: Path, engine: Engine, bring: Bring) -> None:
+    """Real processes, each with a cache of its own, and a third that is killed while it is at it."""
+    home = tmp_path / "there"
+
+    async def controller(number: int) -> asyncio.subprocess.Process:
+        own = tmp_path / f"cache{number}" / engine.folder.name
+        shutil.copytree(engine.folder, own)
+        words = (sys.executable, "-c", CONTROLLER, str(home), str(own))
+        path = os.pathsep.join(sys.path)
+        return await asyncio.create_subprocess_exec(
+            *words, stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}
+        )
+
+    async with asyncio.timeout(60):
+        killed, first, second = [await controller(number) for number in range(3)]
+        while not (home / "root" / "engines").exists():
+            await asyncio.sleep(0.01)
+        killed.kill()
+        answers = [(await process.communicate())[0].decode().strip() for process in (first, second)]
+        await killed.communicate()
+    assert [first.returncode, second.returncode] == [0, 0]
+    assert set(answers) <= {"sent", "there"}
+    assert "there" in answers
+    assert replace(await bring(engine), seconds=0) == Installed(f"{home}/root/engines/cpu-test-0123", "there")
 
 
 async def test_a_damaged_engine_on_the_controller_is_an_error_that_names_the_file(
-    tmp_path: Path, facts: HostFacts, agent: str, engine: Engine
+    tmp_path: Path, facts: HostFacts, agent: str, engine: Engine, no_kit: BuildKit, heard: Heard
 ) -> None:
     (engine.folder / BEST).write_text(f"CODE of {BEST}")
     here = LocalShell("here", tmp_path / "root", tmp_path)
     with pytest.raises(EngineError, match=f"is damaged: {BEST} has changed"):
-        await ensure_on_host(here, facts, agent, engine, ignore)
+        await ensure_on_host(here, facts, agent, engine, no_kit, heard)
 
 
 async def test_the_local_host_uses_the_folder_itself(
-    tmp_path: Path, facts: HostFacts, agent: str, engine: Engine
+    tmp_path: Path, facts: HostFacts, agent: str, engine: Engine, no_kit: BuildKit, heard: Heard
 ) -> None:
     here = LocalShell("here", tmp_path / "root", tmp_path)
-    assert await ensure_on_host(here, facts, agent, engine, ignore) == str(engine.folder)
+    installed = await ensure_on_host(here, facts, agent, engine, no_kit, heard)
+    assert replace(installed, seconds=0) == Installed(str(engine.folder), "there")
 
 
 async def test_the_archive_is_packed_once(engine: Engine) -> None:
@@ -161,19 +235,21 @@ async def test_the_archive_is_packed_once(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"os": "Darwin", "architecture": "arm64"}, "linux-x86_64, the host is darwin-arm64"),
-        ({"libc": "glibc 2.31"}, "it needs glibc 2.34 or later, the host has glibc 2.31"),
-        ({"libc": "musl 1.2.4"}, "it needs glibc, the host has musl 1.2.4"),
+        ({}, ""),
+        ({"os": "Darwin", "architecture": "arm64"}, "this machine's is for linux-x86_64, the host is darwin-arm64"),
+        (
+            {"libc": "glibc 2.31"},
+            "this machine's does not run there, it needs glibc 2.34 or later, the host has glibc 2.31",
+        ),
+        ({"libc": "musl 1.2.4"}, "this machine's does not run there, it needs glibc, the host has musl 1.2.4"),
     ],
 )
-def test_hosts_that_cannot_run_the_build_are_refused(
+def test_why_a_host_cannot_run_the_build(
     facts: HostFacts, engine: Engine, change: dict[str, str], message: str
 ) -> None:
     host = replace(facts, **{"os": "Linux", "architecture": "x86_64", "libc": "glibc 2.36", **change})  # type: ignore[arg-type]
     manifest = replace(engine.manifest, platform="linux-x86_64", libc="glibc 2.34")
-    with pytest.raises(EngineError, match=message) as caught:
-        check_fits("pi", host, manifest)
-    assert "building on the host comes in a later version" in caught.value.hint
+    assert misfit(host, manifest) == message
 
 
 def test_a_disk_too_small_for_the_engine_is_told_before_anything_is_sent(facts: HostFacts) -> None:

@@ -101,7 +101,7 @@ async def test_a_failed_fetch_shows_what_pip_said_and_leaves_only_its_log(tmp_pa
     with pytest.raises(EngineError, match="pip could not fetch the engine's source, no such package") as caught:
         await fetch_source(tmp_path, nowhere)
     assert "Invalid requirement" in caught.value.details
-    assert all_files(tmp_path / "sources" / SOURCE.sha256) == ["lock", "pip.log"]
+    assert all_files(tmp_path / "sources" / SOURCE.digest) == ["lock", "pip.log"]
 
 
 def test_our_changes_are_made_to_the_source(tmp_path: Path) -> None:
