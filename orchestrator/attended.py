@@ -130,9 +130,10 @@ class AttendedShell:
         await self._shell.get(source, target, progress=progress)
 
     async def rest(self) -> None:
-        """End the process there until the next question: it takes 10 MB, which a small host may need."""
+        """End the process there until the next question: it takes 10 MB, which a small host may need. One that is being
+        asked stays."""
         async with self._starting:
-            if self._attendant is not None:
+            if self._attendant is not None and not self._attendant.is_asked:
                 await self._attendant.close()
                 self._attendant = None
 
@@ -161,6 +162,10 @@ class _Attendant:
         self.gone = False
         self._cancelling: set[asyncio.Task[None]] = set()
         self._reader = asyncio.create_task(self._read())
+
+    @property
+    def is_asked(self) -> bool:
+        return bool(self._waiting)
 
     async def ask(self, words: Words, stdin: bytes) -> Finished:
         """It is ended there when nobody waits for it any more."""

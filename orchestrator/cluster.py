@@ -136,7 +136,6 @@ async def bring_up(
     report.step("Starting the head and loading the model" if len(plan.groups) == 1 else _HEADS_STEP, "loading")
     names = head_names(plan, taken)
     loading = await _start_heads(prepared, plan, names, hosts, folders, started, workers)
-    await hosts.rest()
     await _load(prepared, loading, started, report)
     report.step("Checking an answer and the memory", "checking")
     answers = await _check_answers(loading, started)

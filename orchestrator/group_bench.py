@@ -170,9 +170,7 @@ async def _conversations(bench: Bench, group: Group, workers: dict[str, Worker],
 
 async def _start_workers(bench: Bench, groups: Sequence[Group]) -> dict[str, Worker]:
     packs = await bring_weights(bench.prepared, groups, bench.hosts)
-    workers = await start_workers(bench.prepared, groups, bench.hosts, bench.started, packs, logs=BENCH_LOGS)
-    await bench.hosts.rest()
-    return workers
+    return await start_workers(bench.prepared, groups, bench.hosts, bench.started, packs, logs=BENCH_LOGS)
 
 
 def _placement(bench: Bench, group: Group, workers: dict[str, Worker]) -> Placement | None:

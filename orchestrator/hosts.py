@@ -81,6 +81,11 @@ class OpenHost:
             )
         return path
 
+    async def rest(self) -> None:
+        """Leave all of its memory to what runs there now."""
+        if isinstance(self.shell, AttendedShell):
+            await self.shell.rest()
+
     def items(self, *paths: str) -> tuple[str, ...]:
         """The cached items that these paths lie in, for whoever uses them."""
         found = (item_of(self.shell.root, path) for path in paths)
@@ -146,11 +151,6 @@ class OpenHosts:
     network: PrivateNetwork
     missing: Mapping[str, str] = field(default_factory=dict)
 
-    async def rest(self) -> None:
-        """Leave all of their memory to what runs there now."""
-        shells = (host.shell for host in (self.controller, *self.by_name.values()))
-        await asyncio.gather(*(shell.rest() for shell in shells if isinstance(shell, AttendedShell)))
-
     def of_head(self, head: str) -> OpenHost:
         """Where a head runs: "" is the controller."""
         return self.by_name[head] if head else self.controller
@@ -202,6 +202,7 @@ async def _open(host: Host, ssh: SshFiles, folders: Folders, shells: list[Shell]
     plain = await connect(host, ssh, local_root=folders.cache)
     shells.append(plain)
     agent = await ensure_agent(plain, report.warn)
+    facts = await ask_facts(plain, agent)  # while nothing else of ours takes memory there
     shell = AttendedShell(plain, agent)
     shells[shells.index(plain)] = shell
     if not shell.is_local or host.name == CONTROLLER:  # local hosts share one folder
@@ -209,7 +210,6 @@ async def _open(host: Host, ssh: SshFiles, folders: Folders, shells: list[Shell]
         await make_room(shell, agent, host.cache, report.warn, kept=engines_of(local_platform()))
     if host.name == CONTROLLER:
         await tidy(shell, agent, str(folders.state))
-    facts = await ask_facts(shell, agent)
     worker_address(host, facts)
     if host.link == "direct":
         report.warn(direct_warning(host, facts))

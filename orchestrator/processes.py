@@ -163,8 +163,10 @@ async def start_worker(
     )
     if door:  # its name is known before anybody listens there
         (process, port), link = await both(starting, open_worker_link(started, hosts, cluster, host, door))
+        await host.rest()
         return Worker(device, host.name, port, f"{LOOPBACK}:{link.port}", process, link.process)
     process, port = await starting
+    await host.rest()
     if not host.is_linked:
         return Worker(device, host.name, port, f"{address}:{port}", process)
     link = await open_worker_link(started, hosts, cluster, host, f"{LOOPBACK}:{port}")
@@ -251,6 +253,7 @@ async def start_head(
             network=await hosts.network.words() if placement is not None and host.is_local else (),
         )
     )
+    await host.rest()
     if host.is_local:
         return Head(host.name, f"{SOCKET}{door}", key, process)
     link = await open_link(started, hosts, cluster, host, door)

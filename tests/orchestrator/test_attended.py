@@ -144,3 +144,19 @@ async def test_it_ends_with_the_connection(shell: SshShell, server: Server, tmp_
     assert time.monotonic() - began < 5
     with pytest.raises(HostError):
         await ask_agent(attended, look_words(attended._agent, str(tmp_path / "a"), ""))
+
+
+async def test_it_rests_until_the_next_question_unless_it_is_being_asked(
+    attended: AttendedShell, tmp_path: Path
+) -> None:
+    (tmp_path / "a").touch()
+    words = look_words(attended._agent, str(tmp_path / "a"), "")
+    await attended.rest()
+    task = asyncio.create_task(attended.run(("sh", "-c", "sleep 0.5; echo done"), deadline_s=10))
+    await until(lambda: len(attendants(attended)) == 1)
+    await asyncio.sleep(0.1)
+    await attended.rest()
+    assert (await task).stdout == b"done\n"
+    await attended.rest()
+    await until(lambda: not attendants(attended))
+    assert (await ask_agent(attended, words))["size_bytes"] == 0
