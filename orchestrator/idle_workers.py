@@ -9,7 +9,7 @@ import asyncio
 import os
 import signal
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,7 +65,7 @@ async def idle_workers(engine: Path, count: int) -> AsyncIterator[IdleWorkers]:
     async with AsyncExitStack() as stack:
         for _ in range(count):
             choice = in_network(network) if network else PRIVATE if private else ()
-            worker = await stack.enter_async_context(_idle_worker(engine, choice))
+            worker = await stack.enter_async_context(_idle_worker(engine, choice, endpoints))
             endpoints.append(worker.endpoint)
             network = network or (worker.pid if private else 0)
         yield IdleWorkers(tuple(endpoints), network)
@@ -84,11 +84,12 @@ async def _may_be_private() -> bool:
 
 
 @asynccontextmanager
-async def _idle_worker(engine: Path, network: Words) -> AsyncIterator[_Worker]:
-    """One worker in this network; another port is tried when something else takes the first in between."""
+async def _idle_worker(engine: Path, network: Words, taken: Sequence[str]) -> AsyncIterator[_Worker]:
+    """One worker in this network; another port is tried when something else takes the first in between. What is free
+    here may be another one's there: the endpoints `taken`."""
     with tempfile.TemporaryFile() as log:
         for _ in range(_ATTEMPTS):
-            port = free_local_port()
+            port = free_local_port({int(endpoint.rpartition(":")[2]) for endpoint in taken})
             words = ("sh", "-c", _LEASH, "sh", *worker_command(str(engine / "ggml-rpc-server"), port=port, threads=1))
             async with _held(enter_words(agent.__file__, network, words) if network else words, log) as process:
                 if await _is_ready(process, port):

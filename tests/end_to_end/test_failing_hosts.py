@@ -103,7 +103,7 @@ def test_a_full_disk_is_named_at_every_size_and_holds_no_half_file(make_lab: Mak
     assert checks["stuffed"][0][2] == "free some space on that host's disk and try again"
     assert checks["medium"][0][2] == "free at least 200 MiB in /root/.cache/meshctl"
     error = error_of(meshctl.run("up", str(inventory), "--detach"))
-    agent = r"stuffed: /root/\.cache/meshctl/agent/agent-\w+\.py does not fit: \d\d\.\d KiB needed, \d\d\.\d KiB free"
+    agent = r"stuffed: /root/\.cache/meshctl/agent/agent-\w+\.py does not fit: [\d.]+ KiB needed, \d\d\.\d KiB free"
     assert re.fullmatch(rf"{agent}\nhint: free some space on that host's disk and try again", error), error
     assert_nothing_left(meshctl, lab)
     error = error_of(meshctl.run("up", change(inventory, {}, only=("small", "medium")), "--detach"))

@@ -105,17 +105,17 @@ async def test_a_host_gets_exactly_the_larger_tensors_of_its_layers(desk: Desk) 
 async def test_only_what_is_damaged_is_sent_again(desk: Desk) -> None:
     tensors = device_tensors(desk.model, *FIRST)
     await desk.bring(tensors)
-    inode = {path.name: path.stat().st_ino for path in (desk.folder / "rpc").iterdir()}
     data = read_tensor(desk.model, next(one for one in tensors if one.name == "blk.1.ffn_up.weight"))
     damaged = desk.folder / "rpc" / engine_name(data)
     damaged.write_bytes(b"x" + data[1:])
+    before = {path.name: path.stat().st_mtime_ns for path in (desk.folder / "rpc").iterdir()}
     desk.told.clear()
     await desk.bring(tensors)
     assert desk.told[0] == "desk: weights there were damaged and are put there again: blk.1.ffn_up.weight"
     assert desk.told[1].endswith("4.8 MiB there already")
     assert desk.there() == desk.should_be(tensors)
-    now = {path.name: path.stat().st_ino for path in (desk.folder / "rpc").iterdir()}
-    assert [name for name in now if now[name] != inode[name]] == [damaged.name]
+    now = {path.name: path.stat().st_mtime_ns for path in (desk.folder / "rpc").iterdir()}
+    assert [name for name in now if now[name] != before[name]] == [damaged.name]
 
 
 async def test_a_transfer_goes_on_where_it_was_cut_off(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
