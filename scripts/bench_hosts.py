@@ -7,6 +7,7 @@ engine is put on each before anything is timed.
 import argparse
 import asyncio
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -33,6 +34,8 @@ def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench-hosts", description=__doc__)
     parser.add_argument("--hosts", type=int, default=MANY, metavar="N", help=f"the most (default: {MANY})")
     options = parser.parse_args(words)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # leave by way of every `finally`: the lab goes, too
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     if reason := unavailable():
         print(f"error: {reason}", file=sys.stderr)
         return 1

@@ -8,6 +8,7 @@ starts with everything there.
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -48,6 +49,8 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--model", choices=("135m", "1b"), default="1b")
     parser.add_argument("--warm", type=int, default=2, metavar="N", help="starts with everything there (default: 2)")
     options = parser.parse_args(words)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # leave by way of every `finally`: the lab goes, too
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     if reason := unavailable():
         print(f"error: {reason}", file=sys.stderr)
         return 1
