@@ -147,15 +147,14 @@ class AttendedShell:
         async with self._starting:
             if self._attendant is None or self._attendant.gone:
                 words = attend_words(self._agent)
-                self._attendant = _Attendant(self.host, await self._shell.start(words, environment={"LC_ALL": "C"}))
+                self._attendant = _Attendant(await self._shell.start(words, environment={"LC_ALL": "C"}))
             return self._attendant
 
 
 class _Attendant:
     """Our side of the process: sends questions, and gives each answer to whoever waits for it."""
 
-    def __init__(self, host: str, process: Process) -> None:
-        self._host = host
+    def __init__(self, process: Process) -> None:
         self._process = process
         self._waiting: dict[int, asyncio.Future[_Answer]] = {}
         self._count = 0

@@ -6,7 +6,7 @@ worker that served another one before reads memory that was never written.
 
 import secrets
 from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -127,9 +127,10 @@ async def bring_up(
     `measure` speeds are taken to be as planned: somebody waits for an answer. `taken` are names of heads that run
     already.
     """
-    if packed_tensors(prepared, plan.groups, hosts):
+    packed = packed_tensors(prepared, plan.groups, hosts)
+    if packed:
         report.step("Bringing weights to the workers", "loading")
-    packs = await bring_weights(prepared, plan.groups, hosts, every_byte=measure)
+    packs = await bring_packs(prepared.model, packed, hosts, every_byte=measure)
     if any(group.workers for group in plan.groups):
         report.step("Starting workers and links", "loading")
     workers = await start_workers(prepared, plan.groups, hosts, started, packs)
@@ -187,13 +188,6 @@ async def start_workers(
         }
     )
     return all_or_raise(answers)
-
-
-async def bring_weights(
-    prepared: Prepared, groups: Iterable[Group], hosts: OpenHosts, *, every_byte: bool = True
-) -> dict[str, str]:
-    """The folders with the weights of these groups' workers, by host; put there as far as they are missing."""
-    return await bring_packs(prepared.model, packed_tensors(prepared, groups, hosts), hosts, every_byte=every_byte)
 
 
 def packed_tensors(prepared: Prepared, groups: Iterable[Group], hosts: OpenHosts) -> dict[str, tuple[Tensor, ...]]:
@@ -391,8 +385,7 @@ def _as_known(one: _Loading, answer: Answer, report: Report) -> RunningGroup | N
         return None
     then = f"decode {one.group.decode_tokens_per_s:.1f} tokens/s, as measured at an earlier start"
     report.say(f"{one.place.name} on {one.head.host}: {then}")
-    speed = HeadSpeed(one.group.token_s, one.group.step_s, one.group.prefill_s)
-    return RunningGroup(one.group, one.place.name, one.head, one.workers, answer, speed)
+    return replace(_as_planned(one, answer), measured=True)
 
 
 def _as_planned(one: _Loading, answer: Answer) -> RunningGroup:

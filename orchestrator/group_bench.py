@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.cluster import bring_weights, start_workers
+from orchestrator.cluster import packed_tensors, start_workers
 from orchestrator.errors import EngineError
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.group_commands import HeadPlace, head_place, placement_of, worker_devices
@@ -15,6 +15,7 @@ from orchestrator.head_checks import prompt_scale
 from orchestrator.hosts import OpenHosts
 from orchestrator.leash import run_leashed
 from orchestrator.model_copies import model_on_host
+from orchestrator.packs import bring_packs
 from orchestrator.plan.values import Group
 from orchestrator.prepare import Prepared
 from orchestrator.processes import BENCH_LOGS, Started, Worker, log_path
@@ -169,7 +170,8 @@ async def _conversations(bench: Bench, group: Group, workers: dict[str, Worker],
 
 
 async def _start_workers(bench: Bench, groups: Sequence[Group]) -> dict[str, Worker]:
-    packs = await bring_weights(bench.prepared, groups, bench.hosts)
+    packed = packed_tensors(bench.prepared, groups, bench.hosts)
+    packs = await bring_packs(bench.prepared.model, packed, bench.hosts)
     return await start_workers(bench.prepared, groups, bench.hosts, bench.started, packs, logs=BENCH_LOGS)
 
 

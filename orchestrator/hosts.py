@@ -108,10 +108,7 @@ class OpenHost:
             progress = self.report.bytes_of(f"{self.name}: {source.name}")
             await self.shell.put(source, f"{item}/{name}" if name else item, progress=progress)
             if not await self._record(item, name, source):
-                hint = "try again; if it happens again, look at that host's memory and disk"
-                raise TransferError(
-                    self.name, f"{source.name} did not arrive as it was sent (by its sha256)", hint=hint
-                )
+                raise not_as_sent(self.name, source.name, "sha256")
 
     async def _is_there(self, item: str, name: str, source: Path) -> bool:
         wanted = source.stat().st_size
@@ -126,6 +123,12 @@ class OpenHost:
     async def _record(self, item: str, name: str, source: Path) -> bool:
         digest = await asyncio.to_thread(sha256_of, str(source))
         return await record(self.shell, self.agent, item, name, source.stat().st_size, digest)
+
+
+def not_as_sent(host: str, what: str, digest: str) -> TransferError:
+    """Every byte was sent, and something else is there, by that digest."""
+    hint = "try again; if it happens again, look at that host's memory and disk"
+    return TransferError(host, f"{what} did not arrive as it was sent (by its {digest})", hint=hint)
 
 
 def damage_of(seen: Seen, wanted_bytes: int) -> str:

@@ -24,7 +24,7 @@ from orchestrator.errors import TransferError
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.host_agent import ask_agent, read_part
 from orchestrator.host_cache import ask_cache, make_room, quota_bytes
-from orchestrator.hosts import OpenHost, OpenHosts
+from orchestrator.hosts import OpenHost, OpenHosts, not_as_sent
 from orchestrator.model_copies import remote_model_folder
 from orchestrator.shell.protocol import Progress, Span
 from orchestrator.view.sizes import bytes_text
@@ -314,11 +314,7 @@ class _Sender:
         await self._write(file, 0)
         if not await self._is_taken(file):
             check_unchanged(self.model)
-            raise TransferError(
-                self.host.name,
-                f"{file.tensor.name} did not arrive as it was sent (by its blake2b)",
-                hint="try again; if it happens again, look at that host's memory and disk",
-            )
+            raise not_as_sent(self.host.name, file.tensor.name, "blake2b")
 
     async def _is_taken(self, file: _File) -> bool:
         words = commands.take_words(

@@ -27,6 +27,7 @@ from orchestrator.engine.store import (
     find_engine,
 )
 from orchestrator.errors import EngineError
+from workers.agent import oldest_libc, openmp_runtime
 from workers.build_tools import read_counter
 from workers.engine import RECIPES, SOURCE, Manifest, Recipe, configure_flags
 
@@ -35,7 +36,6 @@ BuildProgress = Callable[[str, int, int], None]
 
 PROVEN_BACKENDS = ("cpu",)
 
-_GLIBC_SYMBOL = re.compile(rb"GLIBC_(\d+)\.(\d+)")
 _STEP_DEADLINE_S = 4 * 3600.0
 
 _COMPILERS = ("c++", "g++", "clang++")
@@ -182,7 +182,7 @@ def collect_engine(binaries: Path, target: Path, recipe: Recipe) -> Manifest:
         protocol=SOURCE.protocol,
         backend=recipe.backend,
         platform=local_platform(),
-        libc=oldest_libc(files),
+        libc=oldest_libc(map(str, files)),
         files=tuple(describe_file(target, path) for path in files),
     )
     (target / MANIFEST).write_bytes(manifest.to_json())
@@ -194,22 +194,8 @@ def _libraries(binaries: Path) -> list[Path]:
 
 
 def _openmp_runtime() -> list[Path]:
-    """GCC's OpenMP library, which a host without a compiler may lack; without it no CPU library loads there."""
-    if platform.system() != "Linux":
-        return []
-    folders = ("/lib", "/usr/lib", "/lib64", "/usr/lib64")
-    patterns = (f"{platform.machine()}-linux-gnu*/libgomp.so.1", "libgomp.so.1")
-    found = (path for folder in folders for pattern in patterns for path in Path(folder).glob(pattern))
-    return list(found)[:1]
-
-
-def oldest_libc(files: list[Path]) -> str:
-    """The newest glibc version that any of the files asks for, such as "glibc 2.34"; "" when none asks."""
-    asked = {(int(major), int(minor)) for file in files for major, minor in _GLIBC_SYMBOL.findall(file.read_bytes())}
-    if not asked:
-        return ""
-    major, minor = max(asked)
-    return f"glibc {major}.{minor}"
+    """What a host without a compiler may lack; without it no CPU library loads there."""
+    return [Path(path) for path in openmp_runtime()]
 
 
 def move_into_place(collected: Path, folder: Path) -> None:
