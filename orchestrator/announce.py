@@ -9,6 +9,7 @@ from rich.console import Console
 from orchestrator.cluster import RunningGroup
 from orchestrator.gateway.routing import HeadAddress
 from orchestrator.gateway.tls import Tls
+from orchestrator.plan.experience import as_predicted
 from orchestrator.plan.values import Plan
 from orchestrator.state import GroupSpeed
 from orchestrator.survey.values import Survey
@@ -36,18 +37,19 @@ def head_addresses(heads: Iterable[RunningGroup], context: int) -> tuple[HeadAdd
 
 
 def group_speed(one: RunningGroup) -> GroupSpeed:
-    """Predicted against measured, as the state file keeps it."""
-    group = one.group
+    """Predicted against measured, as the state file keeps it; what was measured before is no prediction of itself."""
+    predicted = as_predicted(one.group)
     return GroupSpeed(
         name=one.name,
         host=one.head.host,
-        mode=group.mode,
-        predicted_decode_tokens_per_s=group.decode_tokens_per_s,
+        mode=predicted.mode,
+        predicted_decode_tokens_per_s=predicted.decode_tokens_per_s,
         measured_decode_tokens_per_s=one.decode_tokens_per_s if one.measured else None,
-        predicted_aggregate_tokens_per_s=group.aggregate_tokens_per_s,
+        predicted_aggregate_tokens_per_s=predicted.aggregate_tokens_per_s,
         measured_aggregate_tokens_per_s=one.aggregate_tokens_per_s if one.measured else None,
-        predicted_prefill_tokens_per_s=group.prefill_tokens_per_s,
+        predicted_prefill_tokens_per_s=predicted.prefill_tokens_per_s,
         measured_prefill_tokens_per_s=one.prefill_tokens_per_s if one.measured else None,
+        earlier=one.earlier,
     )
 
 

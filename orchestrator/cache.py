@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from orchestrator.engine.build import local_platform
-from orchestrator.engine.store import engines_of
 from orchestrator.errors import REPORTED, MeshctlError
 from orchestrator.fanout import each_host
 from orchestrator.folders import Folders
@@ -20,9 +18,10 @@ from orchestrator.inventory import CONTROLLER, Host, Inventory
 from orchestrator.inventory_file import load_inventory
 from orchestrator.model_copies import remote_model_folder
 from orchestrator.shell.connect import connect
+from orchestrator.shell.local import LocalShell
 from orchestrator.shell.protocol import Shell
-from orchestrator.shell.ssh_config import write_ssh_files
-from orchestrator.state import read_state, running_clusters
+from orchestrator.shell.ssh_config import account_home, write_ssh_files
+from orchestrator.state import ClusterState, read_state, running_clusters
 from quant.fetch import find_model
 from quant.gguf_file import read_model
 from quant.pack import pack_name
@@ -67,13 +66,16 @@ class Checked:
 
 @dataclass(frozen=True)
 class InUse:
-    """What clusters of this controller that run, or are being started, use: engines' and models' places, and the names
-    that slices of their models begin with or have in them."""
+    """What clusters of this controller that run, or are being started, use: models' and logs' places, models' paths
+    here, and the names that slices of their models begin with or have in them; `engines`: those of this version."""
 
     places: frozenset[str]
     shapes: frozenset[str]
+    engines: bool = False
 
     def has(self, item: Item) -> bool:
+        if self.engines and item.is_current_engine:
+            return True
         return item.place in self.places or (item.kind == "slices" and any(shape in item.name for shape in self.shapes))
 
 
@@ -84,7 +86,7 @@ async def list_caches(inventory: Inventory, folders: Folders, tell: Tell) -> Map
         cache = await ask_cache(shell, agent)
         return Listed(host.name, shell.root, cache, quota_bytes(host.cache, cache))
 
-    return await _on_each(inventory, folders, tell, look)
+    return await on_each_cache(inventory, folders, tell, look)
 
 
 async def check_caches(
@@ -98,7 +100,7 @@ async def check_caches(
         removed = await mend(shell, agent, damaged) if repair else ()
         return Checked(host.name, sum(item.recorded for item in cache.items), damaged, removed)
 
-    return await _on_each(inventory, folders, tell, check)
+    return await on_each_cache(inventory, folders, tell, check)
 
 
 async def clean_caches(
@@ -116,44 +118,58 @@ async def clean_caches(
         removed = going if dry_run else await forget(shell, agent, going)
         return Cleaned(host.name, removed, tuple(item for item in cache.items if item not in removed))
 
-    return await _on_each(inventory, folders, tell, clean)
+    return await on_each_cache(inventory, folders, tell, clean)
 
 
 def may_be_cleaned(item: Item, used: InUse, *, everything: bool) -> bool:
     """Never our agent, which answers just now, and never what is in use."""
     if item.in_use or item.kind == "agent" or used.has(item):
         return False
-    dear = item.is_learnt or item.is_fetched or item.place in engines_of(local_platform())
+    dear = item.is_learnt or item.is_fetched or item.is_current_engine
     return everything or not dear
 
 
 def in_use(folders: Folders) -> InUse:
-    """By the inventories of the clusters that run here: also between two lives of a cluster, when no process does."""
+    """By the models of the clusters that run here: also between two lives of a cluster, when no process does."""
     places: set[str] = set()
     shapes: set[str] = set()
-    for name in running_clusters(folders):
+    running = tuple(running_clusters(folders))
+    for name in running:
         state = read_state(folders.cluster(name))
-        places |= {*engines_of(local_platform()), f"logs/{name}", f"logs/{name}.survey", f"logs/{name}.bench"}
+        places |= {f"logs/{name}", f"logs/{name}.survey", f"logs/{name}.bench"}
         if state is not None:
             with suppress(*REPORTED, OSError):  # then its locks tell
-                inventory = load_inventory(Path(state.inventory))
-                model = read_model(find_model(inventory.model, folders.cache, inventory.path.parent))
-                places |= {remote_model_folder("", model.shards).strip("/"), f"models/{model.path.name}"}
+                model = read_model(_model_of(state, folders))
+                places.add(remote_model_folder("", model.shards).strip("/"))
+                places |= {place for shard in model.shards for place in (f"models/{shard.name}", str(shard))}
                 places.add(f"packs/{pack_name(model)}")
                 shapes.add(shape_digest(model))
-    return InUse(frozenset(places), frozenset(shapes))
+    return InUse(frozenset(places), frozenset(shapes), bool(running))
 
 
-async def _on_each(
-    inventory: Inventory, folders: Folders, tell: Tell, work: Callable[[Host, Shell, str], Awaitable[T]]
+def _model_of(state: ClusterState, folders: Folders) -> Path:
+    """What it runs, or is about to by its inventory, which may have been changed since."""
+    if state.model_path:
+        return Path(state.model_path)
+    inventory = load_inventory(Path(state.inventory))
+    return find_model(inventory.model, folders.cache, inventory.path.parent)
+
+
+async def on_each_cache(
+    inventory: Inventory | None, folders: Folders, tell: Tell, work: Callable[[Host, Shell, str], Awaitable[T]]
 ) -> dict[str, T | MeshctlError]:
-    """Once per folder: the controller's own, which local hosts share, and that of every host over SSH."""
-    ssh = write_ssh_files(folders.state, inventory.path)
-    controller = Host(CONTROLLER, "local", cache=inventory.cache)
-    hosts = (controller, *(host for host in inventory.hosts if host.connection == "ssh"))
+    """Once per folder: the controller's own, which local hosts share, and that of every host over SSH; without an
+    inventory the controller's alone."""
+    ssh = None if inventory is None else write_ssh_files(folders.state, inventory.path)
+    controller = Host(CONTROLLER, "local", cache=inventory.cache if inventory else None)
+    others = () if inventory is None else (host for host in inventory.hosts if host.connection == "ssh")
+    hosts = (controller, *others)
 
     async def one(host: Host) -> T:
-        shell = await connect(host, ssh, local_root=folders.cache)
+        if ssh is None:
+            shell: Shell = LocalShell(host.name, folders.cache, account_home())
+        else:
+            shell = await connect(host, ssh, local_root=folders.cache)
         try:
             return await work(host, shell, await ensure_agent(shell, tell))
         finally:

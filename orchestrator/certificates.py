@@ -6,7 +6,7 @@ semicolon, and what to write.
 
 import ipaddress
 from collections.abc import Collection
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
@@ -72,10 +72,25 @@ def names_of(certificate: x509.Certificate) -> frozenset[str]:
 def self_signed(names: Collection[str], now: datetime) -> str:
     """A new key and a certificate for these names and addresses, in one PEM text."""
     key = ec.generate_private_key(ec.SECP256R1())
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return private.decode() + pem(_signed(key, names, now))
+    return _private(key) + pem(_signed(key, names, now))
+
+
+def one_time_identity() -> tuple[str, str]:
+    """A key with a certificate, and the certificate alone (PEM), for one that is known by this very certificate.
+
+    Its dates say nothing, since the clocks of machines may say anything.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "meshctl, once")])
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
+    dated = builder.not_valid_before(datetime(1970, 1, 2, tzinfo=UTC)).not_valid_after(datetime(9999, 1, 1, tzinfo=UTC))
+    certificate = pem(dated.serial_number(x509.random_serial_number()).sign(key, hashes.SHA256()))
+    return _private(key) + certificate, certificate
+
+
+def _private(key: ec.EllipticCurvePrivateKey) -> str:
+    form = serialization.PrivateFormat.PKCS8
+    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()).decode()
 
 
 def _signed(key: ec.EllipticCurvePrivateKey, names: Collection[str], now: datetime) -> x509.Certificate:

@@ -21,6 +21,7 @@ from orchestrator.group_commands import (
     head_place,
     head_settings,
     key_path,
+    own_gpus,
     placement_of,
     worker_devices,
 )
@@ -29,14 +30,16 @@ from orchestrator.hosts import OpenHosts
 from orchestrator.leash import Leashed
 from orchestrator.model_copies import model_on_host
 from orchestrator.packs import bring_packs
-from orchestrator.plan.experience import Measured
-from orchestrator.plan.values import Group, Plan
+from orchestrator.plan.costs import largest_of_each
+from orchestrator.plan.experience import Measured, as_predicted
+from orchestrator.plan.values import Group, Plan, Share
 from orchestrator.prepare import Prepared
 from orchestrator.processes import Head, Started, Worker, start_head, start_worker
 from orchestrator.report import Report
 from orchestrator.state import write_private
 from orchestrator.survey.values import Link
-from quant.model import Tensor, device_tensors
+from quant.model import Model, device_tensors
+from quant.piece import Piece, device_pieces, whole
 from workers.engine_commands import HeadSettings
 from workers.head_log import read_buffers
 
@@ -71,6 +74,7 @@ class RunningGroup:
     answer: Answer
     speed: HeadSpeed
     measured: bool = True  # else `speed` is as planned
+    earlier: bool = False  # measured at an earlier start of this very group, which is as fast now
 
     @property
     def processes(self) -> tuple[Leashed, ...]:
@@ -127,10 +131,10 @@ async def bring_up(
     `measure` speeds are taken to be as planned: somebody waits for an answer. `taken` are names of heads that run
     already.
     """
-    packed = packed_tensors(prepared, plan.groups, hosts)
+    packed = packed_pieces(prepared, plan.groups, hosts)
     if packed:
         report.step("Bringing weights to the workers", "loading")
-    packs = await bring_packs(prepared.model, packed, hosts, every_byte=measure)
+    packs = await bring_packs(prepared.model, packed, hosts, every_byte=measure, rates=rates_from_here(prepared))
     if any(group.workers for group in plan.groups):
         report.step("Starting workers and links", "loading")
     workers = await start_workers(prepared, plan.groups, hosts, started, packs)
@@ -141,7 +145,7 @@ async def bring_up(
     report.step("Checking an answer and the memory", "checking")
     answers = await _check_answers(loading, started)
     for one in loading:
-        await compare_memory(one.group, one.head, one.workers, report)
+        await compare_memory(one.group, one.head, one.workers, own_gpus(prepared, one.group), report)
     if not measure:
         return Running(plan, tuple(_as_planned(one, answers[one.place.name]) for one in loading))
     heads = {one.place.name: _as_known(one, answers[one.place.name], report) for one in loading}
@@ -178,10 +182,9 @@ async def start_workers(
                 started,
                 hosts,
                 f"{prepared.inventory.cluster}{logs}",
-                device.name,
+                device.spec,
                 hosts.by_name[device.host],
                 prepared.engine_folders[device.host],
-                device.threads,
                 pack=packs.get(device.host, ""),
             )
             for device in devices
@@ -190,19 +193,30 @@ async def start_workers(
     return all_or_raise(answers)
 
 
-def packed_tensors(prepared: Prepared, groups: Iterable[Group], hosts: OpenHosts) -> dict[str, tuple[Tensor, ...]]:
-    """By host, what its workers need of the model as files, but for those of this machine.
-
-    Mode `tensor` cuts every tensor in pieces, of which only some are asked for by a hash: these are sent at each load.
-    """
-    wanted: dict[str, dict[str, Tensor]] = {}
+def packed_pieces(prepared: Prepared, groups: Iterable[Group], hosts: OpenHosts) -> dict[str, tuple[Piece, ...]]:
+    """By host, what its workers need of the model as files, but for those of this machine."""
+    wanted: dict[str, dict[str, Piece]] = {}
     for group in groups:
-        for device, share in zip(worker_devices(prepared, group), group.workers, strict=True):
-            if group.mode == "layers" and not hosts.by_name[device.host].is_local:
-                output = share.output and not group.output_on_head
-                tensors = device_tensors(prepared.model, share.first_layer, share.layers, output)
-                wanted.setdefault(device.host, {}).update({tensor.name: tensor for tensor in tensors})
-    return {host: tuple(tensors.values()) for host, tensors in wanted.items()}
+        for number, device in enumerate(worker_devices(prepared, group)):
+            if not hosts.by_name[device.host].is_local:
+                pieces = _worker_pieces(prepared.model, group, number)
+                wanted.setdefault(device.host, {}).update({piece.name: piece for piece in pieces})
+    return {host: tuple(pieces.values()) for host, pieces in wanted.items() if pieces}
+
+
+def rates_from_here(prepared: Prepared) -> dict[str, float]:
+    """Bytes per second to the hosts that may get weights from other hosts instead."""
+    if prepared.inventory.weights_from == "controller":
+        return {}
+    return {device.host: device.link.up_bytes_per_s for device in prepared.survey.devices}
+
+
+def _worker_pieces(model: Model, group: Group, number: int) -> tuple[Piece, ...]:
+    share = group.workers[number]
+    if group.mode == "tensor":
+        return device_pieces(model, group.tensor_split, number)
+    output = share.output and not group.output_on_head
+    return tuple(map(whole, device_tensors(model, share.first_layer, share.layers, output)))
 
 
 def load_deadline_s(weights_bytes: int, links: Iterable[Link]) -> float:
@@ -211,19 +225,22 @@ def load_deadline_s(weights_bytes: int, links: Iterable[Link]) -> float:
     return LOAD_PATIENCE_S + max(on_the_way_s, weights_bytes / SLOWEST_READ_BYTES_PER_S)
 
 
-async def compare_memory(group: Group, head: Head, workers: Sequence[Worker], report: Report) -> None:
+async def compare_memory(
+    group: Group, head: Head, workers: Sequence[Worker], own: Mapping[str, Share], report: Report
+) -> None:
     """Set what the engine says it allocated beside the plan; a warning where that is more.
 
-    Mode `tensor` knows one sum only. What a native head holds the engine does not tell: it counts weights twice that
-    it has laid out anew.
+    `own` are the head's GPUs by what the engine calls them. Of mode `tensor` it tells the largest buffer of each kind
+    on any device. What a head holds for its CPU it does not tell: it counts weights twice that it has laid out anew.
     """
     buffers = read_buffers((await head.process.log_tail(lines=LOG_LINES)).splitlines())
     if group.mode == "tensor":
         names = " and ".join(share.device for share in group.shares)
-        planned = {ALL_DEVICES: (names, sum(share.total_bytes for share in group.shares))}
+        planned = {ALL_DEVICES: (f"the fullest of {names}", largest_of_each(group.shares).total_bytes)}
     else:
         shares = zip(group.workers, workers, strict=True)
         planned = {worker.endpoint: (share.device, share.total_bytes) for share, worker in shares}
+        planned |= {name: (share.device, share.total_bytes) for name, share in own.items()}
     for name, (device, planned_bytes) in planned.items():
         held = buffers.get(name)
         _compare_bytes(device, None if held is None else held.total_bytes, planned_bytes, report)
@@ -231,10 +248,10 @@ async def compare_memory(group: Group, head: Head, workers: Sequence[Worker], re
 
 def compare_speed(running: RunningGroup, report: Report) -> None:
     """Set the measured speeds beside the predicted ones; a warning with the likely causes when one is far below."""
-    group = running.group
+    predicted = as_predicted(running.group)
     pairs = {
-        "decode": (running.decode_tokens_per_s, group.decode_tokens_per_s),
-        "prefill": (running.prefill_tokens_per_s, group.prefill_tokens_per_s),
+        "decode": (running.decode_tokens_per_s, predicted.decode_tokens_per_s),
+        "prefill": (running.prefill_tokens_per_s, predicted.prefill_tokens_per_s),
     }
     texts = [f"{what} {real:.1f} tokens/s measured, {hoped:.1f} predicted" for what, (real, hoped) in pairs.items()]
     text = f"{running.name} on {running.head.host}: {'; '.join(texts)}"
@@ -324,7 +341,17 @@ async def _start_head(
     placement = placement_of(prepared, group, [worker.endpoint for worker in workers])
     cluster = prepared.inventory.cluster
     head = await start_head(
-        started, hosts, cluster, place.host, place.engine, settings, placement, key, put_key, place.name
+        started,
+        hosts,
+        cluster,
+        place.host,
+        place.engine,
+        settings,
+        placement,
+        key,
+        put_key,
+        place.name,
+        place.variables,
     )
     return _Loading(group, place, head, workers, str(key_file))
 
@@ -385,7 +412,7 @@ def _as_known(one: _Loading, answer: Answer, report: Report) -> RunningGroup | N
         return None
     then = f"decode {one.group.decode_tokens_per_s:.1f} tokens/s, as measured at an earlier start"
     report.say(f"{one.place.name} on {one.head.host}: {then}")
-    return replace(_as_planned(one, answer), measured=True)
+    return replace(_as_planned(one, answer), measured=True, earlier=True)
 
 
 def _as_planned(one: _Loading, answer: Answer) -> RunningGroup:

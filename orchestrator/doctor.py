@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import time
@@ -10,7 +10,7 @@ from time import time
 from orchestrator.direct import direct_warning, worker_address
 from orchestrator.engine.build import local_platform
 from orchestrator.engine.install import foresee
-from orchestrator.engine.store import Engine, find_engine
+from orchestrator.engine.stock import Stock
 from orchestrator.errors import (
     REPORTED,
     BringUpError,
@@ -25,6 +25,7 @@ from orchestrator.folders import Folders
 from orchestrator.host_agent import LOOPBACK, Others, ask_facts, ask_others, ensure_agent, start_link_server
 from orchestrator.hosts import OpenHost, network_refused
 from orchestrator.inventory import CONTROLLER, Host, Inventory
+from orchestrator.report import silent
 from orchestrator.shell.connect import connect
 from orchestrator.shell.local import LocalShell
 from orchestrator.shell.ssh_config import SshFiles, account_home, write_ssh_files
@@ -32,6 +33,8 @@ from orchestrator.survey.links import ECHO_OF_ONE_BYTE
 from orchestrator.tunnel import tunnel_command, wait_open
 from orchestrator.view.sizes import bytes_text
 from workers.budget import MIB, budget
+from workers.devices import AUTO, CPU, wanted_backends
+from workers.engine import RECIPES, recipe_for
 from workers.facts import HostFacts
 
 DISK_NEEDED_BYTES = 200 * MIB
@@ -65,9 +68,9 @@ class Examined:
 
 async def examine_all(inventory: Inventory, folders: Folders) -> tuple[Examined, ...]:
     """Examine every host side by side; a host that fails a check that others need stops there."""
-    engine = find_engine(folders.cache, "cpu", local_platform())
+    stock = Stock(folders.cache, silent())
     ssh = write_ssh_files(folders.state, inventory.path)
-    examined = await each_host({host.name: _examine(host, inventory, ssh, folders, engine) for host in inventory.hosts})
+    examined = await each_host({host.name: _examine(host, inventory, ssh, folders, stock) for host in inventory.hosts})
     here = await _examine_controller(inventory, ssh, folders)
     return (*all_or_raise(examined).values(), *here)
 
@@ -88,9 +91,7 @@ async def _examine_controller(inventory: Inventory, ssh: SshFiles, folders: Fold
         await shell.close()
 
 
-async def _examine(
-    host: Host, inventory: Inventory, ssh: SshFiles, folders: Folders, engine: Engine | None
-) -> Examined:
+async def _examine(host: Host, inventory: Inventory, ssh: SshFiles, folders: Folders, stock: Stock) -> Examined:
     checks: list[Check] = []
     shell = None
     try:
@@ -99,7 +100,7 @@ async def _examine(
         agent = await ensure_agent(shell)
         facts = await ask_facts(shell, agent)
         checks.append(Check("python", True, facts.python))
-        checks.append(await _engine(OpenHost(host, shell, agent, facts), engine))
+        checks.append(await _engine(OpenHost(host, shell, agent, facts), stock))
         checks += examine_facts(host, facts, time(), ssh.inventory)
         refused = facts.private_network_refused if host.connection == "ssh" else network_refused(inventory, facts)
         checks.append(examine_others(await ask_others(shell, agent), host, refused))
@@ -177,7 +178,13 @@ def _failed(host: Host, error: Exception, let_in: bool) -> Check:
 def examine_facts(
     host: Host, facts: HostFacts, now_s: float, inventory: Path = Path("inventory.yaml")
 ) -> Iterator[Check]:
-    """What the facts alone tell: memory, disk and clock."""
+    """What the facts alone tell: GPUs, memory, disk and clock."""
+    for gpu in facts.gpus:
+        free = "" if gpu.shares_memory else f", {bytes_text(gpu.memory_free_bytes)} free"
+        yield Check("gpu", True, f"{gpu.name} by {gpu.kind}, {bytes_text(gpu.memory_total_bytes)}{free}")
+    if not facts.gpus and host.backend != CPU:
+        asked = "system_profiler shows" if facts.os == "Darwin" else "nvidia-smi or a Vulkan driver shows"
+        yield Check("gpu", True, f"none that {asked}")
     usable = budget(host.memory, facts.memory_available_bytes)
     yield Check(
         "memory",
@@ -225,14 +232,29 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-async def _engine(host: OpenHost, engine: Engine | None) -> Check:
-    """How the host will come by its engine, or why it will not."""
-    if engine is None:
-        return unbuilt(host.facts)
-    try:
-        return Check("engine", True, await foresee(host.shell, host.facts, host.agent, engine, host.host.engine))
-    except EngineError as error:
-        return Check("engine", False, str(error).removeprefix(f"{host.name}: "), error.hint)
+async def _engine(host: OpenHost, stock: Stock) -> Check:
+    """How the host will come by its engine, or why it will not; without an engine of this machine's CPU that comes
+    first, and that of a GPU is the same with one library more."""
+    cpu, not_had = await stock.offer(RECIPES[CPU]), ""
+    first = unbuilt(host.facts) if cpu.engine is None else None
+    for backend in wanted_backends(host.host.backend, host.facts):
+        if first is not None and backend == CPU:
+            break
+        offer = cpu if backend == CPU else await stock.offer(recipe_for(backend, host.facts))
+        try:
+            seen = await foresee(host.shell, host.facts, host.agent, offer, host.host.engine)
+        except EngineError as error:
+            why = str(error).removeprefix(f"{host.name}: ")
+            if host.host.backend != AUTO or backend == CPU:
+                return Check("engine", False, why, error.hint)
+            not_had += f"; its GPU will not be used by {backend}: {why} ({error.hint})"
+        else:
+            return Check("engine", True, seen + not_had) if first is None else _then(first, f"; then {seen}{not_had}")
+    return _then(unbuilt(host.facts), not_had)
+
+
+def _then(check: Check, more: str) -> Check:
+    return replace(check, text=check.text + more)
 
 
 def unbuilt(facts: HostFacts) -> Check:

@@ -55,15 +55,21 @@ def _workers(
             f"{prepared.engine_folders[host.name]}/ggml-rpc-server",
             port=port,
             threads=device.threads,
+            device=device.engine_name,
             address=host.worker_address,
         )
-        commands.append((f"{host.name}: worker", (*host.host.run_with, *words)))
+        commands.append((f"{host.name}: worker", (*_variables(device.environment), *host.host.run_with, *words)))
         if host.is_linked:
             far = _socket(host, ports) if host.is_private else f"127.0.0.1:{port}"
             _link(host, hosts, far, ports, commands)
             yield f"127.0.0.1:{next(ports)}"
         else:
             yield f"{host.worker_address}:{port}"
+
+
+def _variables(environment: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    """Those without which the engine does not see the device, as a shell takes them."""
+    return ("env", *(f"{name}={value}" for name, value in environment)) if environment else ()
 
 
 def _socket(host: OpenHost, ports: Iterator[int]) -> str:
@@ -93,6 +99,6 @@ def _head(
     key_file = str(key_path(prepared, folders, place))
     settings = head_settings(prepared, plan, group, place, model=model, key_file=key_file, socket=door)
     words = head_command(f"{place.engine}/llama-server", settings, placement_of(prepared, group, endpoints))
-    commands.append((f"{host.name}: {name}", (*host.host.run_with, *words)))
+    commands.append((f"{host.name}: {name}", (*_variables(place.environment), *host.host.run_with, *words)))
     if not host.is_local:
         _link(host, hosts, door, ports, commands)

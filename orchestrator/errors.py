@@ -9,6 +9,7 @@ MeshctlError
 │   ├── CommandError        a command there failed
 │   ├── DeadlineError       it did not answer in time
 │   └── TransferError       a file could not be put or fetched
+│       └── RefusedError        because the host itself refuses it: its disk is full, a folder is not ours
 ├── HostsError          several hosts failed, each with its own error
 ├── EngineError         the engine cannot be fetched, built, checked or used
 ├── PlanError           no plan exists for this model on these devices
@@ -76,6 +77,10 @@ class TransferError(HostError):
     """A file could not be put on the host or fetched from it."""
 
 
+class RefusedError(TransferError):
+    """The host itself says that it cannot: its disk is full, or a folder there is not ours. It can still be reached."""
+
+
 class HostsError(MeshctlError):
     """Several hosts failed; each one's error is kept."""
 
@@ -117,11 +122,15 @@ class EngineError(MeshctlError):
     """The engine cannot be fetched, built, checked or used."""
 
     @property
-    def engine_words(self) -> str:
-        """The first line of the engine's log that is an error; the message where no line says so."""
+    def logged(self) -> str:
+        """The first line of the engine's log that is an error; "" where none is, as of a program that was killed."""
         lines = (line.strip() for line in self.details.splitlines())
-        told = (line for line in lines if "error" in line.lower() or "not supported" in line.lower())
-        return next(told, str(self))
+        return next((line for line in lines if "error" in line.lower() or "not supported" in line.lower()), "")
+
+    @property
+    def engine_words(self) -> str:
+        """What the engine logged of it, or the message."""
+        return self.logged or str(self)
 
 
 class PlanError(MeshctlError):

@@ -1,4 +1,5 @@
-"""Measurements of groups as they are kept: a file per model (by its tensors' shapes) and engine, under the cache.
+"""Measurements of groups as they are kept: a file per model (by its tensors' shapes), engine and cache type, under
+the cache.
 
 A measurement is of machines, so each is kept with what they were: only those whose machines are the same now are
 loaded. The newest are kept; a file that cannot be read counts as empty, since everything in it can be measured again.
@@ -19,9 +20,10 @@ from orchestrator.inventory import Inventory
 from orchestrator.plan.experience import Experience, Measured, Record, record_of
 from orchestrator.plan.values import Group
 from orchestrator.state import write_private
-from orchestrator.survey.values import Device, HostSurvey, Survey
+from orchestrator.survey.values import Device, HostSurvey, Survey, kept_as
 from quant.model import Model
 from quant.slice import shape_digest
+from workers.engine_commands import CacheType, FlashAttention
 
 MOST_RECORDS = 300
 MOST_OF_ONE_GROUP = 5
@@ -30,11 +32,14 @@ _FORMAT = "2"
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What measurements are of: a model, an engine, and the machine behind each device's name ("": the controller)."""
+    """What measurements are of: a model, an engine, the machine behind each device's name ("": the controller), and
+    what keys and values are kept as and read by."""
 
     shape: str
     engine_id: str
     machines: Mapping[str, str]
+    cache_type: CacheType = "f16"
+    flash_attention: FlashAttention = "auto"
 
     def of(self, group: Group) -> tuple[str, ...]:
         """The machines that a group runs on: its devices' in order, and that of its head."""
@@ -63,7 +68,7 @@ def circumstances_of(model: Model, engine_id: str, survey: Survey, inventory: In
     }
     facts = survey.controller
     machines[""] = _digest(facts.hostname, facts.cpu_name, str(facts.cores_logical), str(facts.cpu_quota))
-    return Circumstances(shape_digest(model), engine_id, machines)
+    return Circumstances(shape_digest(model), engine_id, machines, inventory.cache_type, inventory.flash_attention)
 
 
 def load_experience(folders: Folders, circumstances: Circumstances) -> Experience:
@@ -82,7 +87,8 @@ def remember(folders: Folders, circumstances: Circumstances, group: Group, measu
 
 
 def _path(folders: Folders, circumstances: Circumstances) -> Path:
-    name = _digest(_FORMAT, circumstances.shape, circumstances.engine_id)
+    kept = kept_as(circumstances.cache_type, circumstances.flash_attention)
+    name = _digest(_FORMAT, circumstances.shape, circumstances.engine_id, *kept)
     return folders.cache / "experience" / f"{name}.json"
 
 

@@ -83,6 +83,11 @@ class Folders:
     state: Path
 
     @property
+    def descriptions(self) -> Path:
+        """What was read of models."""
+        return self.cache / "descriptions"
+
+    @property
     def chat_history(self) -> Path:
         return self.state / "chat_history"
 

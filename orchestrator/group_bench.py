@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.cluster import packed_tensors, start_workers
+from orchestrator.cluster import packed_pieces, rates_from_here, start_workers
 from orchestrator.errors import EngineError
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.group_commands import HeadPlace, head_place, placement_of, worker_devices
@@ -16,13 +16,14 @@ from orchestrator.hosts import OpenHosts
 from orchestrator.leash import run_leashed
 from orchestrator.model_copies import model_on_host
 from orchestrator.packs import bring_packs
+from orchestrator.plan.experience import as_predicted
 from orchestrator.plan.values import Group
 from orchestrator.prepare import Prepared
 from orchestrator.processes import BENCH_LOGS, Started, Worker, log_path
 from orchestrator.report import Report
 from workers.batched_output import read_batched
 from workers.bench_output import BenchRow, read_bench
-from workers.engine_commands import ENVIRONMENT, Placement, batched_bench_command, bench_command
+from workers.engine_commands import Where, batched_bench_command, bench_command
 
 DEADLINE_S = 1800.0
 SHORT_PROMPT = 16
@@ -101,13 +102,13 @@ async def measure_each(bench: Bench, groups: Sequence[Group]) -> tuple[Rates, ..
 
 
 def predicted_of(groups: Sequence[Group], prompt: int) -> Predicted:
-    """What the plan of these groups promises for what `measure_groups` measures."""
-    fastest = min(groups, key=lambda group: group.token_s)
+    """What was predicted for what `measure_groups` measures, on the group that is fastest as planned."""
+    fastest = as_predicted(min(groups, key=lambda group: group.token_s))
     tokens = bench_prompt(fastest, prompt)
     return Predicted(
         prefill=tokens * prompt_scale(fastest, tokens) / fastest.prefill_s,
         decode=fastest.decode_tokens_per_s,
-        aggregate=sum(group.aggregate_tokens_per_s for group in groups),
+        aggregate=sum(as_predicted(group).aggregate_tokens_per_s for group in groups),
     )
 
 
@@ -130,6 +131,8 @@ async def _one_conversation(bench: Bench, group: Group) -> tuple[BenchRow, Bench
         threads=place.threads,
         micro_batch=group.micro_batch,
         placement=_placement(bench, group, workers),
+        cache_type=bench.prepared.memory.cache_type,
+        flash_attention=bench.prepared.memory.flash_attention,
     )
     rows = read_bench(await _run(bench, place, words, model, "bench"))
     await bench.started.stop()
@@ -165,17 +168,19 @@ async def _conversations(bench: Bench, group: Group, workers: dict[str, Worker],
         threads=place.threads,
         micro_batch=group.micro_batch,
         placement=_placement(bench, group, workers),
+        cache_type=bench.prepared.memory.cache_type,
+        flash_attention=bench.prepared.memory.flash_attention,
     )
     return [row.aggregate_tokens_per_s for row in read_batched(await _run(bench, place, words, model, place.name))]
 
 
 async def _start_workers(bench: Bench, groups: Sequence[Group]) -> dict[str, Worker]:
-    packed = packed_tensors(bench.prepared, groups, bench.hosts)
-    packs = await bring_packs(bench.prepared.model, packed, bench.hosts)
+    packed = packed_pieces(bench.prepared, groups, bench.hosts)
+    packs = await bring_packs(bench.prepared.model, packed, bench.hosts, rates=rates_from_here(bench.prepared))
     return await start_workers(bench.prepared, groups, bench.hosts, bench.started, packs, logs=BENCH_LOGS)
 
 
-def _placement(bench: Bench, group: Group, workers: dict[str, Worker]) -> Placement | None:
+def _placement(bench: Bench, group: Group, workers: dict[str, Worker]) -> Where:
     endpoints = [workers[device.name].endpoint for device in worker_devices(bench.prepared, group)]
     return placement_of(bench.prepared, group, endpoints)
 
@@ -189,7 +194,7 @@ async def _run(bench: Bench, place: HeadPlace, words: tuple[str, ...], model: st
         place.host.agent,
         words,
         log=log_path(place.host, f"{bench.prepared.inventory.cluster}{BENCH_LOGS}", f"{log}-0"),
-        environment={**ENVIRONMENT, "LC_ALL": "C"},
+        environment={**place.variables, "LC_ALL": "C"},
         name=program,
         uses=place.host.items(place.engine, model),
         network=await bench.hosts.network.words() if place.host.is_local else (),

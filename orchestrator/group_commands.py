@@ -3,18 +3,19 @@
 The same for `up`, its dry run and the bench, so that what is shown and measured is what will run.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 from orchestrator.folders import Folders
 from orchestrator.hosts import OpenHost, OpenHosts
-from orchestrator.plan.values import Group, Plan
+from orchestrator.plan.values import Group, Plan, Share
 from orchestrator.prepare import Prepared
 from orchestrator.survey.gather import default_threads
 from orchestrator.survey.values import Device
-from workers.engine_commands import HeadSettings, Placement
+from workers.agent import VISIBLE_CARDS
+from workers.engine_commands import ENVIRONMENT, HeadSettings, OnGpu, Placement, Where
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,12 @@ class HeadPlace:
     host: OpenHost
     engine: str
     threads: int
+    environment: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """For every program of the engine that runs there."""
+        return {**ENVIRONMENT, **dict(self.environment)}
 
 
 def devices_of(prepared: Prepared, group: Group) -> tuple[Device, ...]:
@@ -39,10 +46,11 @@ def worker_devices(prepared: Prepared, group: Group) -> tuple[Device, ...]:
     return tuple(device for device in devices_of(prepared, group) if device.name in having)
 
 
-def placement_of(prepared: Prepared, group: Group, endpoints: Sequence[str]) -> Placement | None:
-    """What the engine is told about where layers go; None when the head computes natively."""
+def placement_of(prepared: Prepared, group: Group, endpoints: Sequence[str]) -> Where:
+    """What the engine is told about where layers go."""
     if group.mode == "single":
-        return None
+        (device,) = devices_of(prepared, group)
+        return None if device.kind == "cpu" else OnGpu(_seen_as(prepared, group).get(device.name, device.engine_name))
     return Placement(
         endpoints=tuple(endpoints),
         tensor_split=group.tensor_split,
@@ -51,27 +59,76 @@ def placement_of(prepared: Prepared, group: Group, endpoints: Sequence[str]) -> 
         mode=group.mode,
         block_count=prepared.memory.blocks,
         head_layers=group.head_layers,
+        names=_engine_names(prepared, group),
     )
+
+
+def _engine_names(prepared: Prepared, group: Group) -> tuple[str, ...]:
+    """What the engine calls the group's devices, in its order: workers are RPC0, RPC1 and so on."""
+    number, seen_as = count(), _seen_as(prepared, group)
+    return tuple(seen_as.get(share.device, share.gpu) if share.gpu else f"RPC{next(number)}" for share in group.placed)
+
+
+def _seen_as(prepared: Prepared, group: Group) -> Mapping[str, str]:
+    """What the head calls NVIDIA's cards that it computes on, of which it sees no others: they are counted anew."""
+    own, cards = _own_cards(prepared, group), _card_numbers(prepared, group)
+    return {device.name: f"CUDA{cards.index(_card_number(device))}" for device in own}
+
+
+def _card_numbers(prepared: Prepared, group: Group) -> tuple[str, ...]:
+    """By which the engine knows the cards that the head computes on where it sees all, ascending."""
+    return tuple(sorted({_card_number(device) for device in _own_cards(prepared, group)}, key=int))
+
+
+def _own_cards(prepared: Prepared, group: Group) -> list[Device]:
+    shares = zip(devices_of(prepared, group), group.shares, strict=True)
+    return [device for device, share in shares if share.native and device.kind == "cuda"]
+
+
+def _card_number(device: Device) -> str:
+    return device.engine_name.removeprefix("CUDA")
+
+
+def own_gpus(prepared: Prepared, group: Group) -> Mapping[str, Share]:
+    """What the head computes on GPUs itself, by what the engine calls these there."""
+    seen_as, shares = _seen_as(prepared, group), zip(devices_of(prepared, group), group.shares, strict=True)
+    return {
+        seen_as.get(device.name, device.engine_name): share
+        for device, share in shares
+        if share.native and device.kind != "cpu"
+    }
 
 
 def head_names(plan: Plan, taken: Collection[str] = ()) -> tuple[str, ...]:
     """One per group, none of those `taken`; the processes of a head are stopped first, which their name tells."""
-    count = len(plan.groups)
-    if count == 1 and not taken:
+    if len(plan.groups) == 1 and not taken:
         return ("head",)
-    free = (name for name in (f"head{number}" for number in range(1, count + len(taken) + 1)) if name not in taken)
-    return tuple(islice(free, count))
+    free = (name for name in (f"head{number}" for number in count(1)) if name not in taken)
+    return tuple(islice(free, len(plan.groups)))
 
 
 def head_place(prepared: Prepared, hosts: OpenHosts, group: Group, name: str = "head") -> HeadPlace:
-    """The host of the device that the head itself computes on, with that device's threads; else the controller."""
-    native = [device for device, share in zip(devices_of(prepared, group), group.shares, strict=True) if share.native]
-    if native:
+    """The host of the devices that the head itself computes on, with their threads; else the controller."""
+    shares = zip(devices_of(prepared, group), group.shares, strict=True)
+    native = sorted((device for device, share in shares if share.native), key=lambda device: device.kind == "cpu")
+    if native:  # a GPU first, since it is to be seen
         host = hosts.by_name[native[0].host]
-        return HeadPlace(name, host, prepared.engine_folders[host.name], native[0].threads)
+        engine, cards = prepared.engine_folders[host.name], _card_numbers(prepared, group)
+        environment = (*native[0].environment, *_only_cards(cards, prepared, host.name, engine))
+        return HeadPlace(name, host, engine, native[0].threads, environment)
     host = hosts.of_head(group.head)
     engine = prepared.engine_folders[group.head] if group.head else str(prepared.engine.folder)
-    return HeadPlace(name, host, engine, host.host.threads or default_threads(host.facts))
+    threads = host.host.threads or default_threads(host.facts)
+    return HeadPlace(name, host, engine, threads, _only_cards((), prepared, host.name, engine))
+
+
+def _only_cards(cards: Sequence[str], prepared: Prepared, host: str, engine: str) -> tuple[tuple[str, str], ...]:
+    """NVIDIA's cards that a head sees: at log level 4 it asks every card it sees for its memory, and so holds a context
+    there, hundreds of MiB that no plan counts."""
+    with_cards = any(device.host == host and device.kind == "cuda" for device in prepared.survey.devices)
+    if not with_cards and not Path(engine).name.startswith("cuda-"):
+        return ()
+    return ((VISIBLE_CARDS, ",".join(cards)),)
 
 
 def head_settings(
@@ -87,6 +144,8 @@ def head_settings(
         parallel=group.parallel,
         micro_batch=group.micro_batch,
         threads=place.threads,
+        cache_type=plan.cache_type,
+        flash_attention=plan.flash_attention,
     )
 
 

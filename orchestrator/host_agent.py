@@ -6,7 +6,7 @@ Works over any `Shell`. Every question has a deadline; an answer that cannot be 
 import asyncio
 import hashlib
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError
 
 from orchestrator.errors import CommandError, DeadlineError, HostError, MeshctlError
-from orchestrator.shell.protocol import Finished, Process, Shell, Words
+from orchestrator.shell.protocol import Finished, Process, Progress, Shell, Words
 from orchestrator.shell.resume import Resumable
 from workers import commands
 from workers.build_tools import BuildTools
@@ -167,8 +167,8 @@ class Orphan:
     engine: str
 
 
-async def end_orphans(shell: Shell, agent: str, keep: str) -> tuple[Orphan, ...]:
-    """End what serves there from another engine than `keep` and no leash holds; gives what that was."""
+async def end_orphans(shell: Shell, agent: str, keep: Collection[str]) -> tuple[Orphan, ...]:
+    """End what serves there from other engines than `keep` and no leash holds; gives what that was."""
     answer = await ask_agent(shell, commands.orphans_words(agent, shell.root, keep))
     return read_part(shell.host, _ORPHANS, answer.get("ended"))
 
@@ -274,6 +274,20 @@ async def start_link_server(
     return LinkServer(process, read_part(shell.host, _PORT_OR_NONE, said.get("port")))
 
 
+class Giving(Wanted):
+    """A host that lets another one fetch weights at `port`, until it is closed."""
+
+    def __init__(self, process: Process, port: int) -> None:
+        super().__init__(process, LINK_BEAT_S)
+        self.port = port
+
+
+async def start_giving(shell: Shell, words: Words, introduced: bytes) -> Giving:
+    """`introduced` is one line. DeadlineError or HostError when the host cannot."""
+    process, said = await _start_wanted(shell, words, "giving weights to another host", QUESTION_S, introduced)
+    return Giving(process, read_part(shell.host, _PORT_OR_NONE, said.get("port")))
+
+
 class HeldNetwork(Wanted):
     """A network of ours alone on a host, that of the process `pid`; programs join it until it is closed."""
 
@@ -288,11 +302,14 @@ async def start_network(shell: Shell, agent: str) -> HeldNetwork:
     return HeldNetwork(process, read_part(shell.host, _PID, said.get("pid")))
 
 
-async def _start_wanted(shell: Shell, words: Words, what: str, deadline_s: float) -> tuple[Process, dict[str, Any]]:
+async def _start_wanted(
+    shell: Shell, words: Words, what: str, deadline_s: float, stdin: bytes = b""
+) -> tuple[Process, dict[str, Any]]:
     """A verb of the agent that goes on, and the first thing it says."""
     process = await shell.start(words)
     try:
         async with asyncio.timeout(deadline_s):
+            await process.write(stdin)
             async for line in process.lines():
                 said = read_object(shell.host, line)
                 if "error" in said:
@@ -312,6 +329,33 @@ async def ask_agent(
 ) -> dict[str, Any]:
     """What a verb of the agent answers; HostError with what it says when it cannot do it."""
     return _read_answer(shell.host, await _run(shell, words, deadline_s, stdin=stdin))
+
+
+async def ask_at_length(
+    shell: Shell, words: Words, deadline_s: float, *, stdin: bytes, progress: Progress
+) -> dict[str, Any]:
+    """The same for a verb with `commands.TELL`: `progress` hears how far it has come."""
+    process = await shell.start(words, environment={"LC_ALL": "C"})
+    try:
+        async with asyncio.timeout(deadline_s):
+            await process.write(stdin)
+            await process.close_stdin()
+            async for line in process.lines():
+                said = read_object(shell.host, line)
+                if "done_bytes" not in said:
+                    return _read_answer(shell.host, Finished(0, line.encode(), b""))
+                progress(
+                    read_part(shell.host, _BYTES, said["done_bytes"]),
+                    read_part(shell.host, _BYTES, said["total_bytes"]),
+                )
+            status = await process.wait(deadline_s=REAP_S)
+    except TimeoutError as error:
+        raise DeadlineError(shell.host, f"the agent did not answer within {deadline_s:g} s") from error
+    finally:
+        await process.kill()
+    if status is None:
+        raise CommandError(shell.host, "the connection was lost while its agent was at work", status=None)
+    return _read_answer(shell.host, Finished(status, b"", process.stderr_tail().encode()))
 
 
 async def _run(shell: Shell, words: Words, deadline_s: float, *, stdin: bytes = b"") -> Finished:
@@ -362,6 +406,7 @@ def read_part(host: str, kind: TypeAdapter[T], part: object) -> T:
 
 
 _OBJECT = TypeAdapter(dict[str, Any])
+_BYTES = TypeAdapter(Annotated[int, Field(ge=0)])
 _PORT_OR_NONE = TypeAdapter(Annotated[int, Field(ge=0, le=65535)])
 _PID = TypeAdapter(Annotated[int, Field(ge=1)])
 _PORTS = TypeAdapter(tuple[Port, ...])

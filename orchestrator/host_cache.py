@@ -17,6 +17,7 @@ from orchestrator.shell.protocol import Shell
 from orchestrator.view.sizes import bytes_text
 from workers import commands
 from workers.budget import MemoryCap
+from workers.engine import recipe_of_engine
 
 DEFAULT_QUOTA = MemoryCap(share=0.5)
 """Of what would be free without us: never a reason that a disk is full."""
@@ -28,7 +29,7 @@ SLICE_KEPT_S = 24 * 3600.0
 """Slices are cut again within seconds: those unused for a day go when another comes."""
 
 HASHES_S = 3600.0
-LEARNT = ("calibration", "digests", "experience", "memory")
+LEARNT = ("calibration", "descriptions", "digests", "experience", "made", "memory", "names", "perplexity", "quantised")
 """Small, and measured or worked out for minutes: never removed to make room."""
 
 
@@ -43,7 +44,8 @@ class Damage:
 @dataclass(frozen=True)
 class Item:
     """Something in our folder; `name` is "" for a whole folder that goes only as such. `used_s` is a time of the host's
-    clock; `recorded`: it is known what was put there."""
+    clock; `recorded`: it is known what was put there; `files`: the names in the folder of a model; `capabilities`: what
+    cards an engine's CUDA code is for."""
 
     kind: str
     name: str
@@ -53,10 +55,14 @@ class Item:
     recorded: bool
     is_folder: bool
     problems: tuple[Damage, ...] = ()
+    files: tuple[str, ...] = ()
+    capabilities: tuple[str, ...] = ()
 
     @property
     def place(self) -> str:
-        """Its path in our folder."""
+        """Its path in our folder; the whole one of what lies in the cache of the hub's programs."""
+        if self.kind == "hub":
+            return self.name
         return f"{self.kind}/{self.name}" if self.name else self.kind
 
     @property
@@ -67,6 +73,11 @@ class Item:
     def is_fetched(self) -> bool:
         """A model of the catalogue; copies for heads lie in folders."""
         return self.kind == "models" and not self.is_folder
+
+    @property
+    def is_current_engine(self) -> bool:
+        """An engine of this version of meshctl, for whatever system and GPUs."""
+        return self.kind == "engines" and recipe_of_engine(self.name, self.capabilities) is not None
 
 
 @dataclass(frozen=True)
@@ -189,7 +200,8 @@ def going(
 
 def may_go(item: Item, kept: Collection[str] = ()) -> bool:
     """Whether it can be had again without waiting for long, and nobody uses it; `kept` are places."""
-    return not (item.in_use or item.is_learnt or item.is_fetched or item.place in kept)
+    dear = item.is_learnt or item.is_fetched or item.is_current_engine
+    return not (item.in_use or dear or item.place in kept)
 
 
 async def look_at(shell: Shell, agent: str, item: str, name: str = "") -> Seen:

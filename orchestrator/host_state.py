@@ -23,10 +23,10 @@ class HostAside:
 class HostState:
     """One host as it is now; None: nothing of the cluster runs there to tell.
 
-    `budget_bytes` is what the plan allows the cluster there, `used_bytes` what its processes take, `available_bytes`
-    what is left on the host for everybody. Its processes keep `cores_used` of the host's `cores` busy. The requests
-    are those of heads that this host computes for, `tokens_per_s` what these generate. `missing`: why it could not be
-    used at the last bring-up.
+    `budget_bytes` is what the plan allows the cluster there of main memory, `used_bytes` what its processes take of it,
+    `available_bytes` what is left on the host for everybody. Its processes keep `cores_used` of its `cores` busy.
+    The requests are those of heads that this host computes for, `tokens_per_s` what these generate. `missing`: why it
+    could not be used at the last bring-up.
     """
 
     name: str

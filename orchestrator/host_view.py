@@ -102,12 +102,13 @@ def cores_of(host: OpenHost) -> float:
 
 
 def budgets_of(plan: Plan) -> dict[str, int]:
-    """The plan's budget on each host, with what a head there takes."""
+    """The plan's budget of main memory on each host, with what a head there takes: what processes are seen to take is
+    of that memory, too, nothing of a card's."""
     budgets = Counter[str]()
     for group in plan.groups:
         budgets[group.head or CONTROLLER] += group.head_bytes
         for share in group.shares:
-            budgets[share.device.partition("/")[0]] += share.budget_bytes
+            budgets[share.device.partition("/")[0]] += 0 if share.own_memory else share.budget_bytes
     return {host: size for host, size in budgets.items() if size}
 
 

@@ -13,8 +13,6 @@ from pathlib import Path
 
 from orchestrator.attended import AttendedShell
 from orchestrator.direct import direct_warning, worker_address
-from orchestrator.engine.build import local_platform
-from orchestrator.engine.store import engines_of
 from orchestrator.errors import HostError, MeshctlError, TransferError
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
@@ -26,6 +24,7 @@ from orchestrator.report import Report, silent
 from orchestrator.shell.connect import connect
 from orchestrator.shell.protocol import Shell
 from orchestrator.shell.ssh_config import SshFiles, write_ssh_files
+from quant.pulled import names_of
 from workers.agent import SOCKETS, sha256_of, socket_name
 from workers.facts import HostFacts
 
@@ -87,9 +86,14 @@ class OpenHost:
             await self.shell.rest()
 
     def items(self, *paths: str) -> tuple[str, ...]:
-        """The cached items that these paths lie in, for whoever uses them."""
-        found = (item_of(self.shell.root, path) for path in paths)
-        return tuple(dict.fromkeys(item for item in found if item is not None))
+        """The cached items that these paths lie in, for whoever uses them; of a model in the hub's cache what remembers
+        its names."""
+        return tuple(dict.fromkeys(item for path in paths for item in self._items_of(path)))
+
+    def _items_of(self, path: str) -> tuple[str, ...]:
+        if (item := item_of(self.shell.root, path)) is not None:
+            return (item,)
+        return tuple(map(str, names_of(Path(self.shell.root), path))) if self.is_local else ()
 
     async def put_once(self, item: str, files: Mapping[str, Path]) -> None:
         """Put an item there unless it is there with these very sizes and as it was put; what is not is put again.
@@ -210,7 +214,7 @@ async def _open(host: Host, ssh: SshFiles, folders: Folders, shells: list[Shell]
     shells[shells.index(plain)] = shell
     if not shell.is_local or host.name == CONTROLLER:  # local hosts share one folder
         await tidy(shell, agent)
-        await make_room(shell, agent, host.cache, report.warn, kept=engines_of(local_platform()))
+        await make_room(shell, agent, host.cache, report.warn)
     if host.name == CONTROLLER:
         await tidy(shell, agent, str(folders.state))
     worker_address(host, facts)

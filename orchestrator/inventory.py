@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from workers.budget import MIB, MemoryCap
+from workers.engine_commands import CacheType, FlashAttention
 
 CONTROLLER = "controller"
 """The name of the machine where meshctl runs; no host of an inventory has it."""
@@ -79,8 +80,11 @@ class Inventory:
     hosts: tuple[Host, ...]
     context: int = 4096  # tokens one conversation may hold
     parallel: int = 1  # conversations at once
+    cache_type: CacheType = "f16"  # what keys and values of the context are kept as
+    flash_attention: FlashAttention = "auto"
     goal: Literal["latency", "throughput"] = "latency"
     gateway: GatewaySettings = GatewaySettings()
     minimum_context: int | None = None  # the least tokens of a conversation where `context` does not fit
     survive: int = 0  # hosts that may be lost at a time
+    weights_from: Literal["controller", "nearest"] = "controller"
     cache: MemoryCap | None = None  # of the controller, and of every host that does not say otherwise

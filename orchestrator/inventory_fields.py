@@ -9,12 +9,18 @@ import shlex
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationInfo
 
 from orchestrator.inventory import CONTROLLER, SELF_SIGNED
 from orchestrator.sizes import EXAMPLES, parse_bytes, parse_cap, shown
+from quant.errors import ModelNameError
+from quant.source import PathSource, read_source
 from workers.budget import MIB, MemoryCap
+from workers.engine_commands import CACHE_TYPES, FLASH_ATTENTION, CacheType, FlashAttention
+
+Word = TypeVar("Word", bound=str)
 
 KIB = 1024
 CONTEXT_RANGE = (256, 16 * 1024 * 1024)
@@ -34,7 +40,16 @@ _ADDRESS = re.compile(r"[A-Za-z0-9_:\[][A-Za-z0-9_.:%\[\]-]*")
 _USER = re.compile(r"[^\s@:/-][^\s@:/]*")
 _JUMP = re.compile(r"[^\s,-][^\s,]*(,[^\s,-][^\s,]*)*")
 _ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
-_HUGGING_FACE = re.compile(r"hf:[\w.-]+/[\w.-]+(:[\w.-]+)?")
+
+_OTHER_CACHE_TYPES = {
+    "f32": "takes twice the memory of f16",
+    "bf16": "takes as much memory as f16, and is not known to be safe over RPC",
+    **dict.fromkeys(
+        ("q4_1", "q5_0", "q5_1", "iq4_nl"),
+        "is not known to be safe over RPC, and CUDA has no kernels of its own for it",
+    ),
+}
+"""Types that the engine knows, and why they are not taken."""
 
 _MISSING = {
     "cluster": 'add "cluster: " and a name of your choice',
@@ -94,6 +109,30 @@ def goal(value: object) -> str:
     return _one_of(value, ("latency", "throughput"))
 
 
+def weights_from(value: object) -> str:
+    return _one_of(value, ("controller", "nearest"))
+
+
+def cache_type(value: object) -> CacheType:
+    """Of keys and values alike."""
+    if isinstance(value, list | dict) or (isinstance(value, str) and _named_types(value) > 1):
+        raise ValueError(
+            "keys and values of different types are not known to be safe over RPC, and CUDA has no kernels of its own"
+            f" for them; write one type for both, {_either(CACHE_TYPES)}"
+        )
+    if isinstance(value, str) and (why := _OTHER_CACHE_TYPES.get(value.lower())):
+        raise ValueError(f"{shown(value)} {why}; write {_either(CACHE_TYPES)}")
+    return _one_of(value, CACHE_TYPES)
+
+
+def flash_attention(value: object) -> FlashAttention:
+    return _one_of(value, FLASH_ATTENTION)
+
+
+def _named_types(text: str) -> int:
+    return sum(word in (*CACHE_TYPES, *_OTHER_CACHE_TYPES) for word in re.split(r"[\s,/:+-]+", text.lower()))
+
+
 def link(value: object) -> str:
     return _one_of(value, ("tunnel", "direct"))
 
@@ -150,11 +189,13 @@ def key(value: object, info: ValidationInfo) -> str:
 
 
 def model(value: object, info: ValidationInfo) -> str:
-    """A catalogue name and `hf:owner/repo:QUANT` as they are; a path as an absolute one."""
+    """A catalogue name, `hf:owner/repo:QUANT` and a link as they are; a path as an absolute one."""
     text = _text(value, 'write a model\'s name such as "smollm2-135m", or the path of a .gguf file')
-    if text.startswith("hf:"):
-        if not _HUGGING_FACE.fullmatch(text):
-            raise ValueError(f'{shown(text)} is incomplete; write "hf:OWNER/REPOSITORY:QUANTISATION"')
+    try:
+        source = read_source(text)
+    except ModelNameError as error:
+        raise ValueError(f"{error}; {error.hint}") from error
+    if not isinstance(source, PathSource):
         return text
     if "/" in text or text.startswith("~") or text.endswith(".gguf"):
         return str(_path(text, info))
@@ -332,12 +373,16 @@ def _split(text: str, ask: str) -> list[str]:
         raise ValueError(f"{shown(text)} has a quotation mark without its second one; {ask}") from error
 
 
-def _one_of(value: object, words: tuple[str, ...]) -> str:
+def _one_of(value: object, words: tuple[Word, ...]) -> Word:
     if isinstance(value, str) and value in words:
-        return value
+        return words[words.index(value)]
     near = get_close_matches(value.lower(), words, n=1) if isinstance(value, str) else []
-    fix = f'did you mean "{near[0]}"?' if near else f"write {', '.join(words[:-1])} or {words[-1]}"
+    fix = f'did you mean "{near[0]}"?' if near else f"write {_either(words)}"
     raise ValueError(f"{_said(value)} is not possible here; {fix}")
+
+
+def _either(words: tuple[str, ...]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def _said(value: object) -> str:

@@ -17,6 +17,7 @@ from orchestrator.inventory import GatewaySettings, Host, Inventory, TlsFiles
 from orchestrator.inventory_rules import Problem, broken_rules, problem_of, spelled
 from orchestrator.inventory_yaml import Document, YamlError, read_yaml
 from workers.budget import MemoryCap
+from workers.engine_commands import CacheType, FlashAttention
 
 LARGEST_FILE_BYTES = 1024 * 1024
 
@@ -100,12 +101,15 @@ class _InventoryKeys(_Keys):
     model: Annotated[str, BeforeValidator(fields.model)]
     context: Annotated[int, BeforeValidator(fields.context)] = Inventory.context
     parallel: Annotated[int, BeforeValidator(fields.parallel)] = Inventory.parallel
+    cache_type: Annotated[CacheType, BeforeValidator(fields.cache_type)] = Inventory.cache_type
+    flash_attention: Annotated[FlashAttention, BeforeValidator(fields.flash_attention)] = Inventory.flash_attention
     minimum_context: Annotated[int | None, BeforeValidator(fields.context)] = None
     goal: Annotated[Literal["latency", "throughput"], BeforeValidator(fields.goal)] = "latency"
     survive: Annotated[int, BeforeValidator(fields.survive)] = Inventory.survive
     gateway: Annotated[_GatewayKeys, BeforeValidator(fields.mapping('"host: ..." and "port: ..." below it'))] = (
         _GatewayKeys()
     )
+    weights_from: Annotated[Literal["controller", "nearest"], BeforeValidator(fields.weights_from)] = "controller"
     cache: Annotated[MemoryCap | None, BeforeValidator(fields.cache)] = None
     hosts: Annotated[
         tuple[Annotated[_HostKeys, BeforeValidator(fields.mapping('"- name: ..." and its keys'))], ...],

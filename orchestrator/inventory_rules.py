@@ -12,9 +12,9 @@ from typing import Any
 
 from orchestrator.inventory import Inventory
 from orchestrator.sizes import parse_cap
+from workers.engine_commands import CACHE_TYPES
 
 SSH_ONLY = ("address", "user", "port", "key", "jump", "host_key", "cache", "plaintext_rpc")
-OWN_MEMORY = ("cuda", "vulkan")
 DEFAULT_CAP = "80%"
 
 Where = tuple[int | str, ...]
@@ -55,6 +55,7 @@ def broken_rules(content: Mapping[str, Any]) -> list[Problem]:
     numbered = [(i, host) for i, host in enumerate(hosts if isinstance(hosts, list) else ()) if isinstance(host, dict)]
     problems = [problem for i, host in numbered for problem in _connection_problems(i, host)]
     problems += _context_problems(content)
+    problems += _attention_problems(content)
     problems += [problem for i, host in numbered for problem in _link_problems(i, host)]
     return problems + list(_repeated_names(numbered)) + list(_shared_memory(numbered))
 
@@ -63,6 +64,16 @@ def _context_problems(content: Mapping[str, Any]) -> Iterator[Problem]:
     least, context = content.get("minimum_context"), content.get("context", Inventory.context)
     if isinstance(least, int) and isinstance(context, int) and least > context:
         yield Problem(("minimum_context",), f"the number {least} is more than `context`, which is {context}; lower it")
+
+
+def _attention_problems(content: Mapping[str, Any]) -> Iterator[Problem]:
+    cache_type = content.get("cache_type", Inventory.cache_type)
+    if content.get("flash_attention") == "off" and cache_type in CACHE_TYPES and cache_type != Inventory.cache_type:
+        yield Problem(
+            ("flash_attention",),
+            f'off does not go with "cache_type: {cache_type}": the engine reads such keys and values by flash attention'
+            f' only; write "auto", or "cache_type: {Inventory.cache_type}"',
+        )
 
 
 def _connection_problems(i: int, host: Mapping[str, Any]) -> Iterator[Problem]:
@@ -126,12 +137,11 @@ def _shared_memory(numbered: Sequence[tuple[int, Mapping[str, Any]]]) -> Iterato
 
 
 def _machine(host: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """What tells one machine's memory from another's; a discrete GPU's own memory counts apart."""
-    memory = str(host.get("backend")) if host.get("backend") in OWN_MEMORY else ""
+    """What tells one machine's memory from another's. Beside a GPU's own memory every host's processor is a device."""
     if host.get("connection") == "local":
-        return ("local", memory)
+        return ("local",)
     if host.get("connection") == "ssh" and isinstance(host.get("address"), str):
-        return (host["address"].lower(), str(host.get("port", 22)), str(host.get("jump", "")), memory)
+        return (host["address"].lower(), str(host.get("port", 22)), str(host.get("jump", "")))
     return None
 
 

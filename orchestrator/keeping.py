@@ -51,7 +51,7 @@ from orchestrator.leash import Leashed
 from orchestrator.lifecycle import CannotStart, Event, Lifecycle, Lost, Moving, NothingFits, Up
 from orchestrator.memory_watch import MemoryWatch
 from orchestrator.plan.values import Plan
-from orchestrator.prepare import Prepared, display_name
+from orchestrator.prepare import Prepared
 from orchestrator.processes import ended_by_itself, host_of
 from orchestrator.rebalance import WORTH, Outcome, Request, devices_text, take_request, tell
 from orchestrator.report import Report, both
@@ -60,6 +60,7 @@ from orchestrator.state_keeper import StateKeeper
 from orchestrator.steps import StepClock, StepListener
 from orchestrator.view.sizes import bytes_text
 from orchestrator.wishes import Wishes
+from quant.source import display_name
 
 STATE_EVERY_S = 2.0
 QUIET_WAIT_S, QUIET_LOOK_S = 60.0, 0.1
@@ -198,6 +199,7 @@ class Keeping:
             self._keeper.update(hosts=self._view.hosts)
 
     def _planned(self, prepared: Prepared, plan: Plan) -> None:
+        self._keeper.update(model_path=str(prepared.model.path))
         for line in plan_lines(plan, prepared.survey):
             self._report.say(line)
         if not self._crews:
@@ -287,7 +289,7 @@ class Keeping:
         app = create_app(
             self._backends,
             KeyFile(folder.gateway_keys).now,
-            display_name(inventory),
+            display_name(inventory.model),
             context=inventory.context,
             parallel=inventory.parallel,
             created=int(datetime.now(UTC).timestamp()),

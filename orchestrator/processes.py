@@ -15,6 +15,7 @@ from orchestrator.host_agent import LOOPBACK, Listening, free_ports, listening, 
 from orchestrator.hosts import OpenHost, OpenHosts
 from orchestrator.leash import Exit, Leashed, start_leashed
 from orchestrator.shell.protocol import Words
+from orchestrator.survey.values import DeviceSpec
 from orchestrator.tunnel import free_local_port, tunnel_command, wait_open
 from workers.commands import PRIVATE, bridged
 from workers.engine_commands import (
@@ -22,12 +23,16 @@ from workers.engine_commands import (
     PACK_VARIABLE,
     HeadSettings,
     Placement,
+    Where,
     head_command,
     worker_command,
 )
 from workers.head_log import plain_log
 
 WORKER_READY_S = 20.0
+GPU_WORKER_READY_S = 120.0
+"""Drivers wake up, and compile what they run, before a worker listens."""
+
 LINK_READY_S = 20.0
 PORT_TRIES = 3
 POLL_S = 0.1
@@ -130,10 +135,9 @@ async def start_worker(
     started: Started,
     hosts: OpenHosts,
     cluster: str,
-    device: str,
+    device: DeviceSpec,
     host: OpenHost,
     engine: str,
-    threads: int,
     *,
     pack: str = "",
 ) -> Worker:
@@ -150,27 +154,33 @@ async def start_worker(
         started,
         host,
         cluster,
-        f"worker-{device.rpartition('/')[2]}",
+        f"worker-{device.name.rpartition('/')[2]}",
         lambda port: worker_command(
-            f"{engine}/ggml-rpc-server", port=port, threads=threads, address=address, cached=bool(pack)
+            f"{engine}/ggml-rpc-server",
+            port=port,
+            threads=device.threads,
+            device=device.engine_name,
+            address=address,
+            cached=bool(pack),
         ),
         hosts.network.ports(PORT_TRIES) if joined else await free_ports(host.shell, host.agent, PORT_TRIES, address),
         uses=host.items(engine, pack),
         temporary=(door,) if door else (),
         network=network,
         address=address,
-        environment={**ENVIRONMENT, PACK_VARIABLE: pack} if pack else ENVIRONMENT,
+        patience_s=WORKER_READY_S if device.engine_name == "CPU" else GPU_WORKER_READY_S,
+        environment={**ENVIRONMENT, **dict(device.environment), **({PACK_VARIABLE: pack} if pack else {})},
     )
     if door:  # its name is known before anybody listens there
         (process, port), link = await both(starting, open_worker_link(started, hosts, cluster, host, door))
         await host.rest()
-        return Worker(device, host.name, port, f"{LOOPBACK}:{link.port}", process, link.process)
+        return Worker(device.name, host.name, port, f"{LOOPBACK}:{link.port}", process, link.process)
     process, port = await starting
     await host.rest()
     if not host.is_linked:
-        return Worker(device, host.name, port, f"{address}:{port}", process)
+        return Worker(device.name, host.name, port, f"{address}:{port}", process)
     link = await open_worker_link(started, hosts, cluster, host, f"{LOOPBACK}:{port}")
-    return Worker(device, host.name, port, f"{LOOPBACK}:{link.port}", process, link.process)
+    return Worker(device.name, host.name, port, f"{LOOPBACK}:{link.port}", process, link.process)
 
 
 async def open_worker_link(started: Started, hosts: OpenHosts, cluster: str, host: OpenHost, far: str) -> OpenLink:
@@ -229,10 +239,11 @@ async def start_head(
     host: OpenHost,
     engine: str,
     settings: Callable[[str], HeadSettings],
-    placement: Placement | None,
+    placement: Where,
     key: str,
     put_key: Callable[[], Awaitable[None]],
     name: str = "head",
+    environment: Mapping[str, str] = ENVIRONMENT,
 ) -> Head:
     """Start a head, without waiting for its model to load; a remote one is reached through a link.
 
@@ -250,7 +261,8 @@ async def start_head(
             f"{name}-{secrets.token_hex(2)}",
             uses=host.items(engine, asked.model),
             temporary=(asked.key_file, door),
-            network=await hosts.network.words() if placement is not None and host.is_local else (),
+            network=await hosts.network.words() if isinstance(placement, Placement) and host.is_local else (),
+            environment=environment,
         )
     )
     await host.rest()
@@ -310,6 +322,7 @@ async def _start_on_free_port(
     temporary: Sequence[str],
     network: Callable[[int], Words],
     address: str,
+    patience_s: float,
     environment: Mapping[str, str],
 ) -> tuple[Leashed, int]:
     """The engine's worker exits with status 0 when its port is taken: only LISTEN under its pid counts as success."""
@@ -324,7 +337,7 @@ async def _start_on_free_port(
         except BringUpError as error:
             tail = error.details or str(error)
             continue
-        if await _comes_up(host, process, port, address):
+        if await _comes_up(host, process, port, address, patience_s):
             return process, port
         tail = await process.log_tail()
         started.processes.remove(process)
@@ -333,16 +346,16 @@ async def _start_on_free_port(
     )
 
 
-async def _comes_up(host: OpenHost, process: Leashed, port: int, address: str) -> bool:
+async def _comes_up(host: OpenHost, process: Leashed, port: int, address: str, patience_s: float) -> bool:
     """Whether the process itself comes to listen there, as far as the host lets us see whose a socket is."""
-    deadline = monotonic() + WORKER_READY_S
+    deadline = monotonic() + patience_s
     while process.running:
         if any(_is_of(process, port, address, one) for one in await listening(host.shell, host.agent, process.pid)):
             return True
         if monotonic() > deadline:
             raise DeadlineError(
                 host.name,
-                f"{process.name} does not listen after {WORKER_READY_S:.0f} s",
+                f"{process.name} does not listen after {patience_s:.0f} s",
                 details=await process.log_tail(),
             )
         await asyncio.sleep(POLL_S)

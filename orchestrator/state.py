@@ -42,8 +42,9 @@ class ProcessState:
 
 @dataclass(frozen=True)
 class GroupSpeed:
-    """One head of the cluster, `host` being its own: predicted tokens per second and those measured after load; None
-    where nothing was, since somebody waited for the cluster to answer again."""
+    """One head of the cluster, `host` being its own: predicted tokens per second and those measured after load, or,
+    `earlier`, at an earlier start of the very same; None where nothing was, since somebody waited for the cluster to
+    answer again."""
 
     name: str
     host: str
@@ -54,6 +55,7 @@ class GroupSpeed:
     measured_aggregate_tokens_per_s: float | None
     predicted_prefill_tokens_per_s: float
     measured_prefill_tokens_per_s: float | None
+    earlier: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class ClusterState:
     certificate: str = ""  # the file with what the gateway shows, "" where it is not encrypted
     certificate_sha256: str = ""  # its fingerprint
     inventory_sha256: str = ""  # of the inventory file as it was at `up`
+    model_path: str = ""  # of the model that it runs, its first file here; "" until that is known
     supervised: bool = False  # a supervisor goes on with it: "failed" then means that it tries again by itself
 
 

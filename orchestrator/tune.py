@@ -189,7 +189,8 @@ class _Tuning:
     async def _at_micro_batch(self, plan: Plan, micro_batch: int) -> Plan | None:
         """As the planner has it, with the bytes that this micro-batch takes; None when it does not fit."""
         prepared = self._prepared
-        memory = await memory_at(micro_batch, prepared.memory, prepared.engine.folder, prepared.model, self._folders)
+        like = replace(prepared.memory, context=plan.context)
+        memory = await memory_at(micro_batch, like, prepared.engine.folder, prepared.model, self._folders)
         asked = asked_again(self._goal, plan.mode, split_of(plan))
         key = plan_key(with_micro_batch(plan, micro_batch))
         return find_plan(prepared.survey, (memory,), asked, key, prepared.experience)

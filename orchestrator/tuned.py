@@ -22,11 +22,13 @@ from orchestrator.state import inventory_digest, write_private
 from orchestrator.survey.values import Survey
 from quant.model import Model
 from quant.slice import shape_digest
+from workers.engine_commands import CacheType
 
 
 @dataclass(frozen=True)
 class Valid:
-    """What a winner holds for: digests of the inventory file and of the model's shapes, the engine, and what was asked.
+    """What a winner holds for: digests of the inventory file and of the model's shapes, the engine, and what was
+    asked, the cache type included.
 
     `mode` and `devices` are those that the plans were limited to; None: they were not.
     """
@@ -37,6 +39,7 @@ class Valid:
     goal: str
     mode: str | None = None
     devices: tuple[str, ...] | None = None
+    cache_type: CacheType = "f16"
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Tuned:
     """A winner. `plan` is its `plan_key`.
 
     `split` has the layers of each device (mode `tensor`: its part), `threads` those of its workers or native head;
-    `micro_batch` is that of the first group, `measured` what each group took, in the order of the plan.
+    `micro_batch` is that of the first group, `context` the tokens of a conversation, `measured` what each group took,
+    in the order of the plan.
     """
 
     valid: Valid
@@ -53,12 +57,17 @@ class Tuned:
     devices: tuple[str, ...]
     split: Mapping[str, int]
     micro_batch: int
+    context: int
     threads: Mapping[str, int]
     measured: tuple[Measured, ...]
 
 
 BEATEN = 0.95
 """A winner is put aside for a plan that was measured to take less than this part of its time: the rest is noise."""
+
+LEAST_CONTEXT = 0.75
+"""A winner that fits only at its own context is used as long as that is no less than this part of what fits now: free
+memory is never twice the same."""
 
 BEST_MEASURED = "`meshctl tune` measured it to be the best of those it ran"
 
@@ -68,7 +77,15 @@ _FILE = TypeAdapter(tuple[Tuned, ...])
 def valid_for(inventory: Inventory, model: Model, engine_id: str, asked: Asked) -> Valid:
     """What a winner must hold for to be used now, or will hold for; `asked` forces no split."""
     devices = None if asked.devices is None else tuple(sorted(asked.devices))
-    return Valid(inventory_digest(inventory.path), shape_digest(model), engine_id, asked.goal, asked.mode, devices)
+    return Valid(
+        inventory_sha256=inventory_digest(inventory.path),
+        shape=shape_digest(model),
+        engine_id=engine_id,
+        goal=asked.goal,
+        mode=asked.mode,
+        devices=devices,
+        cache_type=inventory.cache_type,
+    )
 
 
 def tuned_of(plan: Plan, threads: Mapping[str, int], valid: Valid) -> Tuned:
@@ -81,6 +98,7 @@ def tuned_of(plan: Plan, threads: Mapping[str, int], valid: Valid) -> Tuned:
         devices=devices,
         split=split_of(plan),
         micro_batch=plan.groups[0].micro_batch,
+        context=plan.context,
         threads={device: threads[device] for device in devices},
         measured=tuple(Measured(group.token_s, group.step_s, group.prefill_s) for group in plan.groups),
     )
@@ -188,6 +206,8 @@ async def memory_at(micro_batch: int, memory: ModelMemory, engine: Path, model: 
         context=memory.context,
         parallel=memory.parallel,
         micro_batch=micro_batch,
+        cache_type=memory.cache_type,
+        flash_attention=memory.flash_attention,
         cache=folders.cache / "memory",
     )
     return replace(counted, model=memory.model)

@@ -72,7 +72,8 @@ def what_if(survey: Survey, memory: ModelMemory, without: Collection[str], adds:
     """The survey without these hosts and with these machines; `memory` is the model that speeds in tokens are about.
 
     A machine may be added in the place of one that is taken away, and may be like it. Groups that were timed in mode
-    `tensor` remain where all of their devices do. UsageError: hosts that are not there, or names given twice.
+    `tensor`, or failed in it, remain where all of their devices do. UsageError: hosts that are not there, or names
+    given twice.
     """
     hosts = {host.name: host for host in survey.hosts}
     check_names(hosts, without, adds)
@@ -80,7 +81,8 @@ def what_if(survey: Survey, memory: ModelMemory, without: Collection[str], adds:
     added = tuple(_added_host(survey, memory, one) for one in adds)
     there = {device.name for host in kept for device in host.devices}
     tensor = tuple(timed for timed in survey.tensor if there.issuperset(timed.devices))
-    return replace(survey, hosts=(*kept, *added), tensor=tensor)
+    failed = tuple(devices for devices in survey.tensor_failed if there.issuperset(devices))
+    return replace(survey, hosts=(*kept, *added), tensor=tensor, tensor_failed=failed)
 
 
 def check_names(hosts: Collection[str], without: Collection[str], adds: Sequence[Addition]) -> None:

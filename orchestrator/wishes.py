@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from workers.engine_commands import CacheType
+
 
 @dataclass(frozen=True)
 class Wishes:
@@ -14,6 +16,7 @@ class Wishes:
     recalibrate: measure again what has been measured before.
     hurry: measure nothing that a plan can be made without; no option, but what a recovery asks for.
     busy: names of devices that are in use already; likewise.
+    cache_type: what keys and values are kept as; overrides the inventory.
     parallel: conversations that are left for what is planned, where others are served already; likewise.
     """
 
@@ -25,3 +28,4 @@ class Wishes:
     hurry: bool = False
     busy: frozenset[str] = frozenset()
     parallel: int | None = None
+    cache_type: CacheType | None = None

@@ -2,17 +2,21 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from quant.errors import ModelFileError
-from quant.gguf_header import FETCH_AGAIN, Array, Header, read_header
+from quant.gguf_header import FETCH_AGAIN, Array, Header, printable, read_header
 from quant.model import Model, Tensor, dominant_type
+from quant.model_facts import Facts
 from quant.whole_file import files_digest
 
-_SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+_ARCHITECTURE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LARGEST_BLOCK_COUNT = 4096
-_LARGEST_LENGTH = 2**31
+_MOST_TENSORS = 100_000
+_NAMED_SHARDS = 4
 
 
 def read_model(path: Path) -> Model:
@@ -21,25 +25,33 @@ def read_model(path: Path) -> Model:
     ModelFileError: no such file, not GGUF, truncated, damaged, another shard than the first, a shard missing, or no
     language model.
     """
+    return read_model_and_facts(path)[0]
+
+
+def read_model_and_facts(path: Path) -> tuple[Model, Facts]:
+    """The model, and all that its first file states of it."""
     header = read_header(path)
     paths = _shards(path, header)
     digest = files_digest(paths)
-    headers = (header, *(read_header(shard) for shard in paths[1:]))
-    for number, (shard, its_header) in enumerate(zip(paths, headers, strict=True)):
-        _check_shard(shard, its_header, number, len(paths))
-    tensors = tuple(_tensors(headers))
+    tensors = tuple(_tensors(path, header, paths))
     _check_tensors(path, header, tensors)
-    return replace(_model(_Facts(path, header), paths, tensors), files_digest=digest)
+    facts = Facts(path, header)
+    return replace(_model(facts, paths, tensors), files_digest=digest), facts
+
+
+def shard_name(stem: str, number: int, count: int) -> str:
+    """Of the file of one shard; they are numbered from 1."""
+    return f"{stem}-{number:05}-of-{count:05}.gguf"
 
 
 def _shards(path: Path, header: Header) -> tuple[Path, ...]:
     count = header.facts.get("split.count", 1)
     number = header.facts.get("split.no", 0)
-    name = _SHARD_NAME.fullmatch(path.name)
+    name = SHARD_NAME.fullmatch(path.name)
     if isinstance(number, int) and number > 0:
         first = path.with_name(f"{name['stem']}-00001-of-{name['count']}.gguf") if name else None
         raise ModelFileError(
-            f"{path} is shard {number + 1} of {count}; a model is named by its first shard",
+            f"{path} is shard {number + 1} of {_told(count)}; a model is named by its first shard",
             hint=f"use {first}" if first else "use the file whose name has -00001-of-",
         )
     if not isinstance(count, int) or count <= 1:
@@ -49,11 +61,12 @@ def _shards(path: Path, header: Header) -> tuple[Path, ...]:
             f"{path} is the first of {count} shards, but its name does not end in -00001-of-{count:05}.gguf",
             hint="give all shards the names they were published under",
         )
-    paths = tuple(path.with_name(f"{name['stem']}-{index:05}-of-{count:05}.gguf") for index in range(1, count + 1))
-    missing = [shard.name for shard in paths if not shard.exists()]
+    paths = tuple(path.with_name(shard_name(name["stem"], index, count)) for index in range(1, count + 1))
+    missing = list(islice((shard.name for shard in paths if not shard.exists()), _NAMED_SHARDS + 1))
     if missing:
+        more = " and more" if len(missing) > _NAMED_SHARDS else ""
         raise ModelFileError(
-            f"{path} is the first of {count} shards; missing beside it: {', '.join(missing)}",
+            f"{path} is the first of {count} shards; missing beside it: {', '.join(missing[:_NAMED_SHARDS])}{more}",
             hint=f"put every shard into {path.parent}",
         )
     return paths
@@ -71,14 +84,26 @@ def _check_shard(path: Path, header: Header, number: int, count: int) -> None:
 
 def _said(stated: tuple[object, object]) -> str:
     number, count = stated
-    return f"shard {number + 1} of {count}" if isinstance(number, int) else "nothing of shards"
+    return f"shard {number + 1} of {_told(count)}" if isinstance(number, int) else "nothing of shards"
 
 
-def _tensors(headers: tuple[Header, ...]) -> Iterator[Tensor]:
-    for shard, header in enumerate(headers):
+def _told(value: object) -> str:
+    """What should be a number and may be anything."""
+    return printable(str(value))
+
+
+def _tensors(path: Path, first: Header, shards: tuple[Path, ...]) -> Iterator[Tensor]:
+    """Of one shard after the other: of the headers only the first is kept, there may be thousands."""
+    count = 0
+    for number, shard in enumerate(shards):
+        header = first if number == 0 else read_header(shard)
+        _check_shard(shard, header, number, len(shards))
+        count += len(header.tensors)
+        if count > _MOST_TENSORS:
+            raise ModelFileError(f"{path}: its shards have more than {_MOST_TENSORS:,} tensors", hint=FETCH_AGAIN)
         for tensor in header.tensors:
             start = tensor.end - tensor.size_bytes
-            yield Tensor(tensor.name, tensor.type, tensor.shape, tensor.size_bytes, shard, start)
+            yield Tensor(tensor.name, tensor.type, tensor.shape, tensor.size_bytes, number, start)
 
 
 def _check_tensors(path: Path, header: Header, tensors: tuple[Tensor, ...]) -> None:
@@ -89,56 +114,24 @@ def _check_tensors(path: Path, header: Header, tensors: tuple[Tensor, ...]) -> N
     stated = header.facts.get("split.tensors.count", len(tensors))
     if stated != len(tensors):
         raise ModelFileError(
-            f"{path}: {stated} tensors are announced, its shards have {len(tensors)}", hint=FETCH_AGAIN
+            f"{path}: {_told(stated)} tensors are announced, its shards have {len(tensors)}", hint=FETCH_AGAIN
         )
 
 
-@dataclass(frozen=True)
-class _Facts:
-    """The metadata of a model, asked by kind; every answer is checked."""
-
-    path: Path
-    header: Header
-
-    def text(self, key: str, default: str) -> str:
-        value = self.header.facts.get(key, default)
-        return value if isinstance(value, str) else default
-
-    def number(self, key: str, default: int | None = None) -> int:
-        value = self.header.facts.get(key, default)
-        if value is None:
-            raise ModelFileError(f"{self.path} does not state {key}", hint=FETCH_AGAIN)
-        return self._checked(key, value)
-
-    def numbers(self, key: str, count: int, default: int | None = None) -> tuple[int, ...]:
-        """One number per layer: the file states one for all or an array."""
-        value = self.header.facts.get(key, default)
-        if not isinstance(value, Array):
-            return (self.number(key, default),) * count
-        if len(value.items) < count:
-            raise ModelFileError(f"{self.path}: {key} has {value.count} items for {count} layers", hint=FETCH_AGAIN)
-        return tuple(self._checked(key, item) for item in value.items[:count])
-
-    def _checked(self, key: str, value: object) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _LARGEST_LENGTH:
-            raise ModelFileError(f"{self.path}: {key} is {value!r}, not a possible number", hint=FETCH_AGAIN)
-        return value
-
-
-def _model(facts: _Facts, shards: tuple[Path, ...], tensors: tuple[Tensor, ...]) -> Model:
+def _model(facts: Facts, shards: tuple[Path, ...], tensors: tuple[Tensor, ...]) -> Model:
     architecture = _language_model_architecture(facts)
     blocks = facts.number(f"{architecture}.block_count")
     if not 1 <= blocks <= _LARGEST_BLOCK_COUNT:
         raise ModelFileError(f"{facts.path}: {architecture}.block_count is {blocks}", hint=FETCH_AGAIN)
     embedding = facts.number(f"{architecture}.embedding_length")
-    heads = facts.numbers(f"{architecture}.attention.head_count", blocks)
+    heads = facts.numbers(f"{architecture}.attention.head_count", blocks, 0)
     most_heads = max(heads)
     key_default = embedding // most_heads if most_heads else 0
     kv_heads = f"{architecture}.attention.head_count_kv"
     return Model(
         path=facts.path,
         shards=shards,
-        name=facts.text("general.name", facts.path.stem),
+        name=printable(facts.text("general.name", facts.path.stem)),
         architecture=architecture,
         quantisation=dominant_type(tensors),
         parameters=sum(tensor.parameters for tensor in tensors),
@@ -155,7 +148,7 @@ def _model(facts: _Facts, shards: tuple[Path, ...], tensors: tuple[Tensor, ...])
     )
 
 
-def _language_model_architecture(facts: _Facts) -> str:
+def _language_model_architecture(facts: Facts) -> str:
     architecture = facts.text("general.architecture", "")
     kind = facts.text("general.type", "model")
     if kind == "adapter":
@@ -166,10 +159,12 @@ def _language_model_architecture(facts: _Facts) -> str:
         )
     if not architecture:
         raise ModelFileError(f"{facts.path} does not state general.architecture", hint=FETCH_AGAIN)
+    if not _ARCHITECTURE.fullmatch(architecture):
+        raise ModelFileError(f"{facts.path}: {printable(architecture)} is no possible architecture", hint=FETCH_AGAIN)
     return architecture
 
 
-def _vocabulary(facts: _Facts, architecture: str, tensors: tuple[Tensor, ...]) -> int:
+def _vocabulary(facts: Facts, architecture: str, tensors: tuple[Tensor, ...]) -> int:
     """As the engine counts: the tokeniser's list, else the stated size, else the rows of the embedding."""
     tokens = facts.header.facts.get("tokenizer.ggml.tokens")
     if isinstance(tokens, Array):

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-F16_BYTES = 2
-
 _BLOCK_TENSOR = re.compile(r"blk\.(\d+)\.")
 
 _CUT_BY_HEADS = re.compile(r"blk\.\d+\.(attn_(q|k|v|qkv|gate)\.(weight|bias)|attn_(output|sinks)\.weight)$")
@@ -160,10 +158,18 @@ def head_groups(model: Model) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(groups))
 
 
-def kv_bytes_per_token(model: Model) -> tuple[int, ...]:
-    """K and V of one token in each layer, both F16, for plain attention (no sliding window, no recurrent state)."""
+def kv_bytes_per_token(model: Model, cache_type: str = "f16") -> tuple[int, ...]:
+    """K and V of one token in each layer, both of this ggml type, for plain attention (no sliding window, no recurrent
+    state). A quantised type packs heads of whole blocks only; the engine refuses others."""
+    block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[cache_type.upper()]]
     width = model.key_length + model.value_length
-    return tuple(heads * width * F16_BYTES for heads in model.head_count_kv)
+    return tuple(heads * width * block_bytes // block for heads in model.head_count_kv)
+
+
+def packs_heads(model: Model, cache_type: str) -> bool:
+    """Whether the keys and values of a head are a whole number of this type's blocks; the engine takes no others."""
+    block, _ = GGML_QUANT_SIZES[GGMLQuantizationType[cache_type.upper()]]
+    return model.key_length % block == model.value_length % block == 0
 
 
 def logits_bytes(model: Model) -> int:

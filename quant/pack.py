@@ -15,8 +15,9 @@ from fnv_c import fnv1a_64
 from pydantic import TypeAdapter, ValidationError
 
 from quant.errors import ModelFileError
-from quant.gguf_header import FETCH_AGAIN
-from quant.model import Model, Tensor
+from quant.gguf_writing import read_range
+from quant.model import Model
+from quant.piece import Piece
 from quant.whole_file import files_digest, written_whole
 
 _NAME_CHARACTERS = 48
@@ -24,7 +25,8 @@ _NAME_CHARACTERS = 48
 
 @dataclass(frozen=True)
 class Digests:
-    """Of one tensor's bytes: `name` is what the engine asks a worker for, `blake2b` what a file is checked by."""
+    """Of the bytes of a tensor, or of a piece of one: `name` is what the engine asks a worker for, `blake2b` what a
+    file is checked by."""
 
     name: str
     blake2b: str
@@ -39,15 +41,13 @@ def pack_name(model: Model) -> str:
     return f"{readable}-{model.files_digest}"
 
 
-def read_tensor(model: Model, tensor: Tensor) -> bytes:
+def read_piece(model: Model, piece: Piece) -> bytes:
     """All its bytes; ModelFileError when the file has become shorter."""
-    path = model.shards[tensor.shard]
-    with path.open("rb") as file:
-        file.seek(tensor.offset)
-        data = file.read(tensor.size_bytes)
-    if len(data) < tensor.size_bytes:
-        raise ModelFileError(f"{path} has become shorter while it was read", hint=FETCH_AGAIN)
-    return data
+    size = piece.stride_bytes * (piece.count - 1) + piece.run_bytes
+    with model.shards[piece.tensor.shard].open("rb") as file:
+        data = read_range(file, piece.offset, piece.offset + size)
+    starts = range(0, size, piece.stride_bytes or size)
+    return data if piece.count == 1 else b"".join(data[start : start + piece.run_bytes] for start in starts)
 
 
 def check_unchanged(model: Model) -> None:
@@ -67,7 +67,7 @@ def blake2b_digest(data: bytes) -> str:
 
 
 class DigestBook:
-    """The digests of one model's tensors as far as they are known, kept in a file of `folder`.
+    """The digests of one model's tensors and pieces of them as far as they are known, kept in a file of `folder`.
 
     A file that cannot be read is as good as none: all in it can be worked out again.
     """
@@ -76,11 +76,11 @@ class DigestBook:
         self._path = folder / f"{model.files_digest}.json"
         self._known = _read(self._path)
 
-    def of(self, tensor: Tensor) -> Digests | None:
-        return self._known.get(tensor.name)
+    def of(self, piece: Piece) -> Digests | None:
+        return self._known.get(piece.name)
 
-    def add(self, tensor: Tensor, digests: Digests) -> None:
-        self._known[tensor.name] = digests
+    def add(self, piece: Piece, digests: Digests) -> None:
+        self._known[piece.name] = digests
 
     def save(self) -> None:
         """Whole, with what another process has written meanwhile."""

@@ -1,15 +1,16 @@
-"""Write llama-architecture GGUF files of made-up weights: the time a device needs does not depend on their values.
+"""Write GGUF files of made-up weights: neither the time nor the memory that a device needs depends on their values.
 
-For measuring only: such a model answers nothing sensible. Knows no device, host or engine.
+For measuring and counting only: such a model answers nothing sensible. Knows no device, host or engine.
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, TokenType
+from numpy.typing import NDArray
 
 from quant.model import Model
 from quant.whole_file import written_whole
@@ -25,8 +26,23 @@ a scale as F16, and of F16 and F32 weights the lowest of the mantissa.
 """
 
 _BLOCK = 256
+_KV_BLOCK = 32
+"""Heads of a multiple of this many elements: a KV cache of a quantised type takes no others."""
+
+_SIGN_BIT, _SCALE_BITS, _SCALE_FILL = 0x80, 0x87, 0x08
+"""Bytes that are random in these bits, and have that one set: as F16, which the scales of blocks are, 0.0001 to 0.0005
+of either sign, wherever in a block they stand."""
+
+_MXFP4_SCALE = 0x78
+"""That type's scales are powers of two, this one 2 to the power of -7."""
+
+_INDICES = ("I8", "I16", "I32", "I64")
+"""No weights: numbers of experts, say."""
+
 _EPSILON = 1e-5
 _CONTEXT_LENGTH = 131072
+
+Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -45,6 +61,16 @@ class Shape:
         """Elements of one layer's K (or V) per token."""
         return self.embedding // self.heads * self.kv_heads
 
+    @property
+    def layer_weights(self) -> int:
+        """Weights of the matrices of one layer."""
+        return self.embedding * (2 * self.embedding + 2 * self.kv_width + 3 * self.feed_forward)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """What one layer is told from others by."""
+        return (self.embedding, self.feed_forward, self.heads, self.kv_heads)
+
 
 def calibration_shape(layers: int) -> Shape:
     """About 15 M weights per layer, in the proportions of Llama 3, and an output layer too small to matter.
@@ -60,24 +86,31 @@ THREE_BILLION = Shape(layers=28, embedding=3072, feed_forward=8192, heads=24, kv
 """The proportions of Llama 3.2's 1 B and 3 B models, with a smaller vocabulary: 1.2 and 3.0 billion weights."""
 
 
+def type_bytes(kind: str, weights: int) -> int:
+    """What so many weights take in whole blocks of this ggml type; ValueError for one that there is none of."""
+    block, block_bytes = GGML_QUANT_SIZES[_known_type(kind)]
+    return weights // block * block_bytes
+
+
 def like_shape(model: Model, layers: int) -> Shape:
     """The shape of a llama model with this model's widths, for one that cannot be cut; widths in whole blocks."""
     ups = (t.shape[1] for t in model.tensors if ".ffn_up" in t.name and len(t.shape) > 1)
     feed_forward = max(ups, default=4 * model.embedding_length)
-    heads = max(1, model.head_count)
+    embedding, heads = _whole_blocks(model.embedding_length), max(1, model.head_count)
+    divides = embedding % (heads * _KV_BLOCK) == 0
     return Shape(
         layers=layers,
-        embedding=_whole_blocks(model.embedding_length),
+        embedding=embedding,
         feed_forward=_whole_blocks(feed_forward),
-        heads=heads if _whole_blocks(model.embedding_length) % heads == 0 else 8,
-        kv_heads=_kv_heads(model, heads),
+        heads=heads if divides else 8,
+        kv_heads=_kv_heads(model, heads) if divides else 8,
         vocabulary=model.vocabulary,
     )
 
 
 def _kv_heads(model: Model, heads: int) -> int:
     least = min((count for count in model.head_count_kv if count), default=heads)
-    return least if _whole_blocks(model.embedding_length) % heads == 0 and heads % least == 0 else 8
+    return least if heads % least == 0 else 8
 
 
 def _whole_blocks(width: int) -> int:
@@ -91,20 +124,20 @@ def write_random_model(path: Path, shape: Shape, tensor_type: str, *, reads_text
     text, each as a token. Written beside `path` and renamed, one tensor in memory at a time. ValueError for a type that
     does not exist or whose blocks do not divide the widths.
     """
-    try:
-        matrix_type = GGMLQuantizationType[tensor_type]
-    except KeyError:
-        raise ValueError(f"{tensor_type} is no ggml tensor type") from None
-    tensors = tuple(_tensors(shape, matrix_type))
-    with written_whole(path) as partial:
-        _write(partial, shape, tensors, reads_text)
+    tensors = tuple(_tensors(shape, _known_type(tensor_type)))
+    write_made_up(path, "llama", _facts(shape), tensors, vocabulary=shape.vocabulary, reads_text=reads_text)
+
+
+Fact = int | float | str | Sequence[int]
 
 
 @dataclass(frozen=True)
-class _TensorPlan:
+class MadeUp:
+    """A tensor to write; `shape` as ggml counts: elements of a row first. `is_norm`: ones, as F32."""
+
     name: str
     type: GGMLQuantizationType
-    shape: tuple[int, ...]  # as ggml counts: elements of a row first
+    shape: tuple[int, ...]
     is_norm: bool
 
     @property
@@ -112,9 +145,9 @@ class _TensorPlan:
         block, block_bytes = GGML_QUANT_SIZES[self.type]
         return int(np.prod(self.shape)) // block * block_bytes
 
-    def data(self) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
+    def data(self) -> Bytes:
         if self.is_norm:
-            return np.ones(self.shape[0], dtype=np.float32).view(np.uint8)
+            return np.ones(int(np.prod(self.shape)), dtype=np.float32).view(np.uint8)
         is_float = self.type in (GGMLQuantizationType.F32, GGMLQuantizationType.BF16)
         data = np.full(self.size_bytes, _FLOAT_FILL if is_float else _BLOCK_FILL, dtype=np.uint8)
         elements, block_bytes = GGML_QUANT_SIZES[self.type]
@@ -123,18 +156,43 @@ class _TensorPlan:
         return data
 
 
-def _tensors(shape: Shape, matrix_type: GGMLQuantizationType) -> Iterator[_TensorPlan]:
+def distinct_weights(name: str, kind: str, shape: tuple[int, ...]) -> Bytes:
+    """What a tensor of any model may hold instead of weights that are not here: ones in norms, elsewhere small numbers
+    at random, of either sign, so that each token takes its own way through a model's experts, as with real weights.
+
+    The same each time. ValueError for a type that does not exist.
+    """
+    is_norm = kind == "F32" and "norm" in name and name.endswith(".weight")
+    tensor = MadeUp(name, _known_type(kind), shape, is_norm)
+    if is_norm:
+        return tensor.data()
+    if kind in _INDICES:
+        return np.zeros(tensor.size_bytes, dtype=np.uint8)
+    data = np.random.default_rng(zlib.crc32(name.encode())).integers(0, 256, tensor.size_bytes, dtype=np.uint8)
+    _, block_bytes = GGML_QUANT_SIZES[tensor.type]
+    if kind in ("F32", "BF16"):
+        highest = data[block_bytes - 1 :: block_bytes]
+        highest[:] = highest & _SIGN_BIT | _FLOAT_FILL
+    elif kind == "MXFP4":
+        data[::block_bytes] = _MXFP4_SCALE
+    else:
+        data &= _SCALE_BITS
+        data |= _SCALE_FILL
+    return data
+
+
+def _tensors(shape: Shape, matrix_type: GGMLQuantizationType) -> Iterator[MadeUp]:
     block, _ = GGML_QUANT_SIZES[matrix_type]
 
-    def matrix(name: str, width: int, rows: int) -> _TensorPlan:
+    def matrix(name: str, width: int, rows: int) -> MadeUp:
         if width % block:
             raise ValueError(
                 f"{name}: a row of {width} weights is no whole number of {matrix_type.name} blocks of {block}"
             )
-        return _TensorPlan(f"{name}.weight", matrix_type, (width, rows), is_norm=False)
+        return MadeUp(f"{name}.weight", matrix_type, (width, rows), is_norm=False)
 
-    def norm(name: str) -> _TensorPlan:
-        return _TensorPlan(f"{name}.weight", GGMLQuantizationType.F32, (shape.embedding,), is_norm=True)
+    def norm(name: str) -> MadeUp:
+        return MadeUp(f"{name}.weight", GGMLQuantizationType.F32, (shape.embedding,), is_norm=True)
 
     yield matrix("token_embd", shape.embedding, shape.vocabulary)
     for layer in range(shape.layers):
@@ -152,36 +210,73 @@ def _tensors(shape: Shape, matrix_type: GGMLQuantizationType) -> Iterator[_Tenso
     yield matrix("output", shape.embedding, shape.vocabulary)
 
 
-def _write(path: Path, shape: Shape, tensors: tuple[_TensorPlan, ...], reads_text: bool) -> None:
-    writer = GGUFWriter(path, "llama")
+def _known_type(name: str) -> GGMLQuantizationType:
     try:
-        _add_facts(writer, shape)
-        _add_tokenizer(writer, shape.vocabulary if reads_text else 0)
-        for tensor in tensors:
-            # The writer reverses shapes; bytes are given so that it takes every block type as it is.
-            block, block_bytes = GGML_QUANT_SIZES[tensor.type]
-            rows = tuple(reversed(tensor.shape[1:]))
-            byte_shape = (*rows, tensor.shape[0] // block * block_bytes)
-            writer.add_tensor_info(tensor.name, byte_shape, np.dtype(np.uint8), tensor.size_bytes, tensor.type)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for tensor in tensors:
-            writer.write_tensor_data(tensor.data())
-    finally:
-        writer.close()
+        return GGMLQuantizationType[name]
+    except KeyError:
+        raise ValueError(f"{name} is no ggml tensor type") from None
 
 
-def _add_facts(writer: GGUFWriter, shape: Shape) -> None:
-    writer.add_name("meshctl synthetic")
-    writer.add_block_count(shape.layers)
-    writer.add_context_length(_CONTEXT_LENGTH)
-    writer.add_embedding_length(shape.embedding)
-    writer.add_feed_forward_length(shape.feed_forward)
-    writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
-    writer.add_layer_norm_rms_eps(_EPSILON)
-    writer.add_vocab_size(shape.vocabulary)
+def write_made_up(
+    path: Path,
+    architecture: str,
+    facts: Mapping[str, Fact],
+    tensors: Sequence[MadeUp],
+    *,
+    vocabulary: int,
+    reads_text: bool = False,
+) -> None:
+    """Write a model of any architecture: `facts` by their keys without its name. Beside `path` first, then renamed."""
+    with written_whole(path) as partial:
+        writer = GGUFWriter(partial, architecture)
+        try:
+            writer.add_name("meshctl synthetic")
+            writer.add_vocab_size(vocabulary)
+            for name, fact in facts.items():
+                _add_fact(writer, f"{architecture}.{name}", fact)
+            _add_tokenizer(writer, vocabulary if reads_text else 0)
+            _add_tensors(writer, tensors)
+        finally:
+            writer.close()
+
+
+def _add_tensors(writer: GGUFWriter, tensors: Sequence[MadeUp]) -> None:
+    for tensor in tensors:
+        # The writer reverses shapes; bytes are given so that it takes every block type as it is.
+        block, block_bytes = GGML_QUANT_SIZES[tensor.type]
+        rows = tuple(reversed(tensor.shape[1:]))
+        byte_shape = (*rows, tensor.shape[0] // block * block_bytes)
+        writer.add_tensor_info(tensor.name, byte_shape, np.dtype(np.uint8), tensor.size_bytes, tensor.type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for tensor in tensors:
+        writer.write_tensor_data(tensor.data())
+
+
+def _add_fact(writer: GGUFWriter, key: str, fact: Fact) -> None:
+    if isinstance(fact, bool):
+        writer.add_bool(key, fact)
+    elif isinstance(fact, int):
+        writer.add_uint32(key, fact)
+    elif isinstance(fact, float):
+        writer.add_float32(key, fact)
+    elif isinstance(fact, str):
+        writer.add_string(key, fact)
+    else:
+        writer.add_array(key, list(fact))
+
+
+def _facts(shape: Shape) -> dict[str, Fact]:
+    return {
+        "block_count": shape.layers,
+        "context_length": _CONTEXT_LENGTH,
+        "embedding_length": shape.embedding,
+        "feed_forward_length": shape.feed_forward,
+        "attention.head_count": shape.heads,
+        "attention.head_count_kv": shape.kv_heads,
+        "attention.layer_norm_rms_epsilon": _EPSILON,
+    }
 
 
 _SPECIAL = ("<unk>", "<s>", "</s>")

@@ -19,12 +19,13 @@ from bench_plan_record import CellRecord, append_record, read_records
 from bench_plan_report import markdown, write_chart
 from lab_kernel import LabError
 from orchestrator.cli.run import run_shown
+from orchestrator.engine.stock import Stock
 from orchestrator.errors import MeshctlError
 from orchestrator.folders import Folders, user_folders
 from orchestrator.hosts import open_hosts
 from orchestrator.inventory import Host, Inventory
 from orchestrator.plan.values import ModelMemory
-from orchestrator.prepare import local_engine, prepare_memories, prepare_model, prepare_ranking
+from orchestrator.prepare import prepare_memories, prepare_model, prepare_ranking
 from orchestrator.report import Report
 from orchestrator.wishes import Wishes
 from quant.synthetic import ONE_BILLION, THREE_BILLION, write_random_model
@@ -126,7 +127,7 @@ def _memory_bytes(cell: Cell, model: str, folders: Folders) -> int | None:
 
     async def work(report: Report) -> ModelMemory:
         inventory = _inventory(cell, model, ())
-        engine = await local_engine(folders, report)
+        engine = await Stock(folders.cache, report).cpu()
         read = await prepare_model(model, Path.cwd(), folders, report)
         return (await prepare_memories(inventory, engine, read, folders))[0]
 

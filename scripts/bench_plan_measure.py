@@ -303,7 +303,7 @@ class _References:
         bench = self._bench
         host, engine = bench.hosts.by_name[device.host], bench.prepared.engine_folders[device.host]
         cluster = f"{bench.prepared.inventory.cluster}{BENCH_LOGS}"
-        return await start_worker(bench.started, bench.hosts, cluster, device.name, host, engine, device.threads)
+        return await start_worker(bench.started, bench.hosts, cluster, device.spec, host, engine)
 
 
 async def run_program(bench: Bench, host: OpenHost, words: tuple[str, ...]) -> bytes:

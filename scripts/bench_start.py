@@ -19,8 +19,7 @@ from pathlib import Path
 from lab_hosts import Lab, LabHost, LabSpec, unavailable, up
 from orchestrator.folders import user_folders
 from orchestrator.view.sizes import bytes_text
-from quant.catalogue import CATALOGUE
-from quant.fetch import model_path
+from quant.fetch import find_model
 from quant.gguf_file import read_model
 from quant.model import device_tensors
 from quant.synthetic import ONE_BILLION, write_random_model
@@ -65,7 +64,7 @@ def main(words: Sequence[str]) -> int:
 def _model(name: str) -> Path:
     cache = user_folders().cache
     if name == "135m":
-        return model_path(CATALOGUE["smollm2-135m"], cache)
+        return find_model("smollm2-135m", cache, Path.cwd())
     path = cache / "bench-plan" / f"random-text-1b-{TENSOR_TYPE}.gguf"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

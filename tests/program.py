@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-DEADLINE_S = 300
+DEADLINE_S = 600.0
 POLL_S = 0.02
 LEAVE_S = 10.0
 

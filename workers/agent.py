@@ -3,7 +3,8 @@
 
 It is copied to the host as one file and run by whatever Python 3.8 or newer is there, so it uses the standard library
 only and imports nothing of the project. stdout is JSON; a failure is {"error": "..."} with exit status 1. It opens no
-port but the measuring server's (`link`, loopback only) and those of bridges, and leaves nothing running when it ends.
+port but the measuring server's (`link`, loopback only), those of bridges, and, where the user wants it, one at which
+another host fetches weights (`give`); it leaves nothing running when it ends.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from typing import Any, BinaryIO, Callable, Iterable, Iterator, NamedTuple
+from typing import Any, BinaryIO, Callable, Collection, Iterable, Iterator, Mapping, NamedTuple
 
 KIB = 1024
 MIB = 1024 * 1024
@@ -56,6 +57,7 @@ LINK_IDLE_S = 60.0
 LOCK_WAIT_S = 300.0
 LOCK_LOOK_S = 0.2
 LOG_TIMES_S = 1.0
+TELL_S = 0.5
 FOLLOW_EVERY_S = 0.25
 FOLLOW_BYTES = 256 * KIB
 STALE_S = 15 * 60.0
@@ -185,7 +187,7 @@ def parser() -> argparse.ArgumentParser:
     verb("tools", answer_tools)
     several: dict[str, Any] = {"nargs": "+"}
     verb("collect", answer_collect, ("binaries", {}), ("folder", {}), ("manifest", {}), ("programs", several))
-    verb("orphans", answer_orphans, ("--root", needed), ("--keep", needed))
+    verb("orphans", answer_orphans, ("--root", needed), ("--keep", {"nargs": "+", **needed}))
     since: dict[str, Any] = {"type": float, "default": None}
     verb("tail", answer_tail, ("file", {}), ("--lines", {"type": int, "default": 20}), ("--since-s", since))
     verb(
@@ -204,14 +206,23 @@ def parser() -> argparse.ArgumentParser:
     verb("stored", answer_stored, ("--root", needed), ("--check", {"choices": ("none", "sizes", "hashes")}))
     verb("forget", answer_forget, ("--root", needed), ("items", {"nargs": "*"}))
     verb("others", answer_others)
+    verb("vulkan", answer_vulkan)
     verb("attend", answer_many)
-    verb("pack", answer_pack, ("item", {}), ("token", {}), ("--every-byte", {"action": "store_true"}))
-    verb("carve", answer_carve, ("item", {}), ("model", {}))
+    tell: tuple[str, dict[str, Any]] = ("--tell", {"action": "store_true"})
+    verb("pack", answer_pack, ("item", {}), ("token", {}), ("--every-byte", {"action": "store_true"}), tell)
+    verb("carve", answer_carve, ("item", {}), ("model", {}), tell)
     verb(
         "take",
         answer_take,
         *(("item", {}), ("name", {}), ("token", {}), ("size", {"type": int}), ("blake2b", {})),
     )
+    verb("held", answer_held, ("item", {}), ("model", {}))
+    address, peer = ("--address", needed), ("--peer", needed)
+    verb("give", give_weights, ("item", {}), ("model", {}), address, peer)
+    seconds: dict[str, Any] = {"type": float, "default": None}
+    verb("fetch", answer_fetch, ("item", {}), address, ("--port", {"type": int}), ("--seconds", seconds), tell)
+    verb("place", answer_place, ("folder", {}))
+    verb("drop", answer_drop, ("item", {}), ("token", {}))
     verb("thin", answer_thin, ("item", {}))
     verb("mend", answer_mend, ("item", {}))
     return result
@@ -219,6 +230,23 @@ def parser() -> argparse.ArgumentParser:
 
 def say(answer: dict[str, Any]) -> None:
     print(json.dumps(answer), flush=True)
+
+
+class Teller:
+    """Says how far something has come that takes long, now and then, before its answer; nothing unless `wanted`."""
+
+    def __init__(self, wanted: bool, total_bytes: int) -> None:
+        self.wanted = wanted
+        self.total_bytes = total_bytes
+        self.done_bytes = 0
+        self.next_s = 0.0
+
+    def add(self, size_bytes: int) -> None:
+        self.done_bytes += size_bytes
+        now_s = time.monotonic()
+        if self.wanted and (now_s >= self.next_s or self.done_bytes == self.total_bytes):
+            self.next_s = now_s + TELL_S
+            say({"done_bytes": self.done_bytes, "total_bytes": self.total_bytes})
 
 
 def say_error(text: str) -> int:
@@ -673,31 +701,155 @@ def memory_and_gpus() -> dict[str, Any]:
         "memory_total_bytes": memory.total_bytes,
         "memory_available_bytes": memory.available_bytes,
         "memory_limited_by": memory.limited_by,
-        "gpus": mac_gpus(memory) if is_mac() else nvidia_gpus(memory),
+        "gpus": mac_gpus(memory) if is_mac() else [*nvidia_gpus(memory), *vulkan_gpus()],
     }
 
 
 # graphics processors
 
 
+GPU_PATIENCE_S = 20.0
+"""Drivers that sleep take seconds; all questions about a host have to end before its facts are given up."""
+
+
 def nvidia_gpus(memory: Memory) -> list[dict[str, Any]]:
     # Under WSL the tool lies where a login without a terminal does not look.
     program = shutil.which("nvidia-smi") or "/usr/lib/wsl/lib/nvidia-smi"
-    query = "--query-gpu=index,name,memory.total,memory.free"
-    return read_nvidia(ask((program, query, "--format=csv,noheader,nounits"), timeout_s=30.0), memory)
+    fields = "memory.total,memory.free,index,compute_cap,name"
+    old_fields = "memory.total,memory.free,index,index,name"  # drivers before 2022 know no compute_cap
+    begun = time.monotonic()
+    for asked in (fields, old_fields):
+        words = (program, f"--query-gpu={asked}", "--format=csv,noheader,nounits")
+        text = ask(words, timeout_s=GPU_PATIENCE_S)
+        if text or time.monotonic() - begun >= GPU_PATIENCE_S:  # a card that hangs is not asked again
+            return read_nvidia(text, memory)
+    return []
 
 
 def read_nvidia(text: str, memory: Memory) -> list[dict[str, Any]]:
-    """Lines of `index, name, MiB in all, MiB free`; chips that share the host's memory say "[N/A]" for both."""
+    """Lines of `MiB in all, MiB free, index, compute capability, name`; chips that share the host's memory say "[N/A]"
+    for both sizes."""
     gpus = []
     for line in text.splitlines():
-        fields = [field.strip() for field in line.split(",")]
-        if len(fields) < 4 or not fields[0].isdigit():
+        fields = [field.strip() for field in line.split(",", 4)]
+        if len(fields) < 5 or not fields[2].isdigit():
             continue
-        total = int(fields[-2]) * MIB if fields[-2].isdigit() else memory.total_bytes
-        free = int(fields[-1]) * MIB if fields[-1].isdigit() else memory.available_bytes
-        gpus.append(gpu("cuda", int(fields[0]), ", ".join(fields[1:-2]), total, free))
+        total = int(fields[0]) * MIB if fields[0].isdigit() else memory.total_bytes
+        free = int(fields[1]) * MIB if fields[1].isdigit() else memory.available_bytes
+        found = gpu("cuda", int(fields[2]), fields[4], total, free)
+        capability = fields[3] if re.match(r"\d+\.\d+$", fields[3]) else ""
+        gpus.append({**found, "compute_capability": capability, "shares_memory": not fields[0].isdigit()})
     return gpus
+
+
+def vulkan_gpus() -> list[dict[str, Any]]:
+    """What the host's Vulkan drivers reach, but not those that compute on the processor.
+
+    Drivers are foreign code: they are asked in a process of their own. Where the kernel has no graphics device nobody
+    is asked, since that takes a while.
+    """
+    if not any(map(glob.glob, ("/dev/dri/renderD*", "/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kgsl-3d0"))):
+        return []
+    found = ask((sys.executable, "-I", "-S", os.path.abspath(__file__), "vulkan"), timeout_s=GPU_PATIENCE_S)
+    try:
+        return list(json.loads(found)["gpus"]) if found else []
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
+def answer_vulkan(options: argparse.Namespace, words: list[str]) -> None:
+    try:
+        vulkan = ctypes.CDLL("libvulkan.so.1")
+    except OSError:
+        say({"gpus": []})
+        return
+    say({"gpus": ask_vulkan(vulkan, VULKAN_GPUS)})
+
+
+INTEGRATED = 1
+VULKAN_GPUS = (INTEGRATED, 2, 3)
+"""VkPhysicalDeviceType of those that are GPUs (integrated, discrete, virtual); 4 computes on the processor."""
+
+VULKAN_1_2 = 1 << 22 | 2 << 12
+INSTANCE_INFO, APPLICATION_INFO = 1, 0
+DEVICE_LOCAL = 1
+DEVICES_AT_MOST, HEAPS_AT_MOST, TYPES_AT_MOST = 16, 16, 32
+
+
+class VulkanApplication(ctypes.Structure):
+    """VkApplicationInfo."""
+
+    _fields_ = (
+        *(("kind", ctypes.c_int32), ("next", ctypes.c_void_p), ("name", ctypes.c_char_p), ("version", ctypes.c_uint32)),
+        *(("engine", ctypes.c_char_p), ("engine_version", ctypes.c_uint32), ("api", ctypes.c_uint32)),
+    )
+
+
+class VulkanInstanceInfo(ctypes.Structure):
+    """VkInstanceCreateInfo without layers and extensions."""
+
+    _fields_ = (
+        *(("kind", ctypes.c_int32), ("next", ctypes.c_void_p), ("flags", ctypes.c_uint32)),
+        *(("application", ctypes.POINTER(VulkanApplication)), ("layers", ctypes.c_uint32)),
+        *(("layer_names", ctypes.c_void_p), ("extensions", ctypes.c_uint32), ("extension_names", ctypes.c_void_p)),
+    )
+
+
+class VulkanProperties(ctypes.Structure):
+    """The first fields of VkPhysicalDeviceProperties, and room for the others."""
+
+    _fields_ = (
+        *(("api", ctypes.c_uint32), ("driver", ctypes.c_uint32), ("vendor", ctypes.c_uint32)),
+        *(("device", ctypes.c_uint32), ("kind", ctypes.c_int32), ("name", ctypes.c_char * 256)),
+        ("rest", ctypes.c_uint8 * 2048),
+    )
+
+
+class VulkanHeap(ctypes.Structure):
+    """VkMemoryHeap."""
+
+    _fields_ = (("size", ctypes.c_uint64), ("flags", ctypes.c_uint32))
+
+
+class VulkanMemory(ctypes.Structure):
+    """VkPhysicalDeviceMemoryProperties."""
+
+    _fields_ = (
+        *(("type_count", ctypes.c_uint32), ("types", ctypes.c_uint32 * 2 * TYPES_AT_MOST)),
+        *(("heap_count", ctypes.c_uint32), ("heaps", VulkanHeap * HEAPS_AT_MOST)),
+    )
+
+
+def ask_vulkan(vulkan: Any, kinds: Iterable[int]) -> list[dict[str, Any]]:
+    """Every device of these kinds with the size of its own memory; what of that is free the engine tells later.
+
+    Structures and numbers are those of vulkan_core.h of Vulkan 1.2 (Khronos' registry).
+    """
+    application = VulkanApplication(APPLICATION_INFO, None, b"meshctl", 1, None, 0, VULKAN_1_2)
+    info = VulkanInstanceInfo(INSTANCE_INFO, None, 0, ctypes.pointer(application), 0, None, 0, None)
+    instance = ctypes.c_void_p()
+    if vulkan.vkCreateInstance(ctypes.byref(info), None, ctypes.byref(instance)) != 0:
+        return []
+    try:
+        count, devices = ctypes.c_uint32(DEVICES_AT_MOST), (ctypes.c_void_p * DEVICES_AT_MOST)()
+        vulkan.vkEnumeratePhysicalDevices(instance, ctypes.byref(count), devices)
+        found = [vulkan_gpu(vulkan, ctypes.c_void_p(device), kinds) for device in devices[: count.value]]
+    finally:
+        vulkan.vkDestroyInstance(instance, None)
+    gpus = [one for one in found if one is not None]
+    return [{**one, "index": index} for index, one in enumerate(gpus)]
+
+
+def vulkan_gpu(vulkan: Any, device: Any, kinds: Iterable[int]) -> dict[str, Any] | None:
+    properties, memory = VulkanProperties(), VulkanMemory()
+    vulkan.vkGetPhysicalDeviceProperties(device, ctypes.byref(properties))
+    vulkan.vkGetPhysicalDeviceMemoryProperties(device, ctypes.byref(memory))
+    heaps = memory.heaps[: memory.heap_count]
+    own = max((heap.size for heap in heaps if heap.flags & DEVICE_LOCAL), default=0)
+    if properties.kind not in kinds:
+        return None
+    found = gpu("vulkan", 0, properties.name.decode(errors="replace"), own, own)
+    return {**found, "shares_memory": properties.kind == INTEGRATED}
 
 
 def gpu(kind: str, index: int, name: str, total: int, free: int) -> dict[str, Any]:
@@ -722,7 +874,8 @@ def read_displays(text: str, memory: Memory, wired_limit_bytes: int) -> list[dic
         own = re.match(r"(\d+) (GB|MB)$", str(entry.get("spdisplays_vram", "")))
         if name.startswith("Apple"):
             total = wired_limit_bytes or metal_share_bytes(memory.total_bytes)
-            gpus.append(gpu("metal", len(gpus), name, total, min(total, memory.available_bytes)))
+            chip = gpu("metal", len(gpus), name, total, min(total, memory.available_bytes))
+            gpus.append({**chip, "shares_memory": True})
         elif own:
             total = int(own.group(1)) * MIB * (KIB if own.group(2) == "GB" else 1)
             gpus.append(gpu("metal", len(gpus), name, total, total))
@@ -1102,6 +1255,25 @@ def hold_leash(options: argparse.Namespace, words: list[str]) -> int:
     return Leash(options, words).run()
 
 
+VISIBLE_CARDS = "CUDA_VISIBLE_DEVICES"
+"""The numbers of the NVIDIA cards that a program sees, and counts anew from 0: those given count among what this
+host's own variable of that name lists, where that is set (`cards_of`)."""
+
+
+def with_variables(own: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+    """This host's variables and those given; NVIDIA's cards are given by their numbers among those that it shows."""
+    shown = own.get(VISIBLE_CARDS, "")
+    if not shown or not given.get(VISIBLE_CARDS):
+        return {**own, **given}
+    return {**own, **given, VISIBLE_CARDS: cards_of(given[VISIBLE_CARDS], shown)}
+
+
+def cards_of(numbers: str, shown: str) -> str:
+    """Those of `shown` that stand at these positions of it; numbers or other names of cards."""
+    cards = [card.strip() for card in shown.split(",")]
+    return ",".join(cards[int(number)] for number in numbers.split(",") if int(number) < len(cards))
+
+
 class Leash:
     """One program in a session of its own, ended when nobody asks for it any more.
 
@@ -1113,7 +1285,7 @@ class Leash:
         self.name: str = options.name
         self.heartbeat_s: float = options.heartbeat_s
         self.words = words
-        self.environment = dict(os.environ, **dict(pair.partition("=")[::2] for pair in options.env))
+        self.environment = with_variables(os.environ, dict(pair.partition("=")[::2] for pair in options.env))
         self.items: list[str] = options.uses
         self.held = [hold_item(item) for item in options.uses]  # locks, until this process ends
         self.temporary: list[str] = options.temporary
@@ -1658,7 +1830,7 @@ def serve_connection(connection: socket.socket, places: threading.BoundedSemapho
     places.release()
 
 
-def receive(connection: socket.socket, target: bytearray) -> bytearray | None:
+def receive(connection: socket.socket, target: bytearray | memoryview) -> bytearray | memoryview | None:
     """Fill `target`; None when the stream ends first."""
     view = memoryview(target)
     while view:
@@ -1923,22 +2095,103 @@ def hold_lock(options: argparse.Namespace, words: list[str]) -> None:
 
 def answer_tools(options: argparse.Namespace, words: list[str]) -> None:
     """What a build needs: absolute paths of programs and their versions, "" for what this host lacks."""
+    say(build_tools())
+
+
+def build_tools() -> dict[str, str]:
     cmake = find_tool("cmake")
     cxx = find_compiler("c++", "g++", "clang++")
     kind, version = read_compiler(ask((cxx, "-dM", "-E", "-x", "c++", os.devnull)) if cxx else "")
-    say(
-        {
-            "cmake": cmake,
-            "cmake_version": read_version(ask((cmake, "--version")) if cmake else ""),
-            "ninja": find_tool("ninja", "ninja-build"),
-            "make": find_tool("make", "gmake"),
-            "c_compiler": find_compiler("cc", "gcc", "clang"),
-            "cxx_compiler": cxx if kind else "",
-            "compiler_kind": kind,
-            "compiler_version": version,
-            "package_manager": os.path.basename(find_tool(*PACKAGE_MANAGERS)),
-        }
-    )
+    return {
+        "cmake": cmake,
+        "cmake_version": read_version(ask((cmake, "--version")) if cmake else ""),
+        "ninja": find_tool("ninja", "ninja-build"),
+        "make": find_tool("make", "gmake"),
+        "c_compiler": find_compiler("cc", "gcc", "clang"),
+        "cxx_compiler": cxx if kind else "",
+        "compiler_kind": kind,
+        "compiler_version": version,
+        "package_manager": os.path.basename(find_tool(*PACKAGE_MANAGERS)),
+        **gpu_tools(),
+    }
+
+
+def gpu_tools() -> dict[str, str]:
+    """What builds for GPUs need beside: paths, "" for what is not there."""
+    nvcc = find_nvcc()
+    sdk = os.environ.get("VULKAN_SDK", "")
+    roots = [root for root in (sdk, "/usr", "/usr/local") if root]
+    return {
+        "nvcc": nvcc,
+        "nvcc_version": read_nvcc_version(ask((nvcc, "--version")) if nvcc else ""),
+        "nvcc_knows": read_capabilities(ask((nvcc, "--list-gpu-arch")) if nvcc else ""),
+        "cublas": find_file([cuda_root(nvcc), "/usr"] if nvcc else [], CUDA_FOLDERS, "libcublas.so*"),
+        "glslc": find_tool("glslc") or find_file(roots, ("bin",), "glslc"),
+        "vulkan_headers": find_file(roots, ("include/vulkan",), "vulkan.hpp"),
+        "vulkan_loader": find_file(roots, LIBRARY_FOLDERS, "libvulkan.so"),
+        "spirv_headers": find_file(roots, SPIRV_FOLDERS, "SPIRV-HeadersConfig.cmake"),
+    }
+
+
+LIBRARY_FOLDERS = ("lib64", "lib", "lib/*-linux-gnu*")
+CUDA_FOLDERS = (*LIBRARY_FOLDERS, "targets/*/lib")
+SPIRV_FOLDERS = ("share/cmake/SPIRV-Headers", "lib*/cmake/SPIRV-Headers")
+
+
+def find_nvcc() -> str:
+    """Packages put it where a login without a terminal does not look."""
+    named = os.environ.get("CUDACXX", "")
+    roots = [
+        root for root in (os.environ.get("CUDA_HOME", ""), "/usr/local/cuda", "/opt/cuda", "/usr/local/cuda-*") if root
+    ]
+    return (named if os.path.isfile(named) else "") or find_tool("nvcc") or find_file(roots, ("bin",), "nvcc")
+
+
+def read_nvcc_version(text: str) -> str:
+    """The toolkit's, such as "12.8"."""
+    found = re.search(r"release (\d+\.\d+)", text)
+    return found.group(1) if found else ""
+
+
+def read_capabilities(text: str) -> str:
+    """Compute capabilities such as "8.6 12.0", of lines such as "compute_120"; toolkits before 11 do not tell."""
+    return " ".join(f"{major}.{minor}" for major, minor in re.findall(r"^compute_(\d+)(\d)$", text, re.MULTILINE))
+
+
+def cuda_root(nvcc: str) -> str:
+    """The toolkit's folder; nvcc itself tells, since what is called is often a link or a small script."""
+    told = re.search(r"^#\$ TOP=(.+)$", dry_run(nvcc), re.MULTILINE)
+    top = told.group(1).strip() if told else os.path.dirname(os.path.dirname(os.path.realpath(nvcc)))
+    return os.path.realpath(top)
+
+
+def dry_run(nvcc: str) -> str:
+    """What it says that it would do; it says that on stderr."""
+    words = (nvcc, "--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull)
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False)
+        return done.stderr.decode(errors="replace")
+    return ""
+
+
+def find_file(roots: Iterable[str], folders: Iterable[str], name: str) -> str:
+    """The first that is there; folders and name may have `*` in them."""
+    folders = list(folders)
+    places = (os.path.join(root, folder, name) for root in roots for folder in folders)
+    return next((path for place in places for path in sorted(glob.glob(place))), "")
+
+
+def gpu_runtime(library: str) -> list[str]:
+    """What a backend's library needs of CUDA at run time, so that a host needs no more than NVIDIA's driver."""
+    if "cuda" not in os.path.basename(library):
+        return []
+    nvcc = find_nvcc()
+    if not nvcc:
+        return []
+    folders = [folder for part in CUDA_FOLDERS for folder in glob.glob(os.path.join(cuda_root(nvcc), part))]
+    search = os.pathsep.join((*folders, os.environ.get("LD_LIBRARY_PATH", "")))
+    text = ask(("env", f"LD_LIBRARY_PATH={search}", "ldd", library), timeout_s=30.0)
+    return re.findall(r"=> (/\S*/lib(?:cudart|cublas|cublasLt)\.so\S*)", text)
 
 
 def find_tool(*names: str) -> str:
@@ -1993,7 +2246,8 @@ def built_files(binaries: str, programs: Iterable[str]) -> list[str]:
     missing = [os.path.basename(path) for path in paths if not os.path.isfile(path)]
     if missing:
         raise AgentError(f"the build made no {', '.join(missing)}")
-    return paths + openmp_runtime()
+    more = [runtime for name in libraries for runtime in gpu_runtime(os.path.join(binaries, name))]
+    return paths + openmp_runtime() + more
 
 
 def openmp_runtime() -> list[str]:
@@ -2017,9 +2271,12 @@ def oldest_libc(places: Iterable[str]) -> str:
     """The newest glibc that any of these files asks for; "" when none does."""
     asked: set[tuple[int, int]] = set()
     for place in places:
+        before = b""
         with open(place, "rb") as file:
-            found = re.findall(rb"GLIBC_(\d+)\.(\d+)", file.read())
-        asked.update((int(major), int(minor)) for major, minor in found)
+            for block in iter(lambda: file.read(16 * MIB), b""):
+                found = re.findall(rb"GLIBC_(\d+)\.(\d+)", before + block)
+                asked.update((int(major), int(minor)) for major, minor in found)
+                before = block[-32:]
     return "glibc {}.{}".format(*max(asked)) if asked else ""
 
 
@@ -2027,7 +2284,7 @@ def oldest_libc(places: Iterable[str]) -> str:
 
 
 def answer_orphans(options: argparse.Namespace, words: list[str]) -> None:
-    """End, in order, what still serves from another engine than `keep` although no agent holds it any more."""
+    """End, in order, what still serves from another engine than those of `keep` although no agent holds it any more."""
     found = orphans(options.root, options.keep)
     for number, wait_s in STOP_STAGES:
         left = set(found) & set(orphans(options.root, options.keep))
@@ -2040,7 +2297,7 @@ def answer_orphans(options: argparse.Namespace, words: list[str]) -> None:
     say({"ended": [{"pid": pid, "program": one[0], "engine": one[1]} for pid, one in sorted(found.items())]})
 
 
-def orphans(root: str, keep: str) -> dict[int, tuple[str, str]]:
+def orphans(root: str, keep: Collection[str]) -> dict[int, tuple[str, str]]:
     """Program and engine of our user's processes that serve from our folder of engines and have lost whoever held them.
 
     What a controller that lives holds is the child of a leash, or of its own; when that is gone without having ended
@@ -2058,7 +2315,7 @@ def orphans(root: str, keep: str) -> dict[int, tuple[str, str]]:
         engine = os.path.basename(folder)
         if os.path.dirname(folder) != engines or program.partition(" ")[0] not in SERVING:
             continue
-        is_other = engine != keep or program not in SERVING
+        is_other = engine not in keep or program not in SERVING
         if is_other and is_init(process.parent) and was_leashed(pid):
             found[pid] = (program.partition(" ")[0], engine)
     return found
@@ -2541,7 +2798,18 @@ def describe_item(root: str, kind: str, name: str, check: str) -> dict[str, Any]
         "recorded": bool(read_record(place)),
         "is_folder": os.path.isdir(place),
         "problems": [] if check == "none" else problems(place, check == "hashes"),
+        "files": sorted(os.listdir(place)) if kind == "models" and os.path.isdir(place) else [],
+        "capabilities": engine_capabilities(place) if kind == "engines" else [],
     }
+
+
+def engine_capabilities(folder: str) -> list[str]:
+    """The compute capabilities that an engine's CUDA code is for, by its manifest; none where that does not tell."""
+    try:
+        named = json.loads(read_text(os.path.join(folder, "manifest.json")) or "{}").get("capabilities", [])
+    except (ValueError, AttributeError):
+        return []
+    return [one for one in named if re.match(r"\d+\.\d$", str(one))] if isinstance(named, list) else []
 
 
 def parts_of(place: str) -> list[str]:
@@ -2552,13 +2820,19 @@ def parts_of(place: str) -> list[str]:
 
 def size_below(place: str) -> int:
     if not os.path.isdir(place) or os.path.islink(place):
-        return os.lstat(place).st_size
+        return disk_bytes(place)
     total = 0
     for folder, _, files in os.walk(place):
         for name in files:
             with contextlib.suppress(FileNotFoundError):
-                total += os.lstat(os.path.join(folder, name)).st_size
+                total += disk_bytes(os.path.join(folder, name))
     return total
+
+
+def disk_bytes(path: str) -> int:
+    """What a file takes of the disk: where it has holes, less than its size."""
+    facts = os.lstat(path)
+    return min(facts.st_size, facts.st_blocks * 512)
 
 
 def answer_forget(options: argparse.Namespace, words: list[str]) -> None:
@@ -2590,13 +2864,16 @@ def forget_item(place: str) -> bool:
 
 
 class Packed(NamedTuple):
-    """A tensor that a worker shall find: its name in the cache, and where it lies in a model's files."""
+    """A tensor, or a piece of one, that a worker shall find: its name in the cache, and where it lies in the model's
+    files; in one, or in runs of `run_bytes`, each `stride_bytes` after the one before."""
 
     name: str
     size_bytes: int
     blake2b: str
     shard: str
     offset: int
+    run_bytes: int = 0
+    stride_bytes: int = 0
 
     @property
     def path(self) -> str:
@@ -2617,17 +2894,28 @@ def read_packed(data: bytes) -> list[Packed]:
     return wanted
 
 
+def answer_place(options: argparse.Namespace, words: list[str]) -> None:
+    """Which folder this is: the same for all who reach it, by whatever name of the machine, until that starts anew."""
+    there = os.stat(options.folder)
+    start = read_text("/proc/sys/kernel/random/boot_id") or ask(("sysctl", "-n", "kern.bootsessionuuid"))
+    place = f"{start.strip()} {there.st_dev} {there.st_ino}"
+    say({"place": hashlib.sha256(place.encode()).hexdigest() if start else ""})
+
+
 def answer_pack(options: argparse.Namespace, words: list[str]) -> None:
     """Look at a pack before a start: what of the tensors named on stdin is there and right, and remove what is not, and
     whatever no record speaks of: the engine loads what it finds, unread.
 
-    With `--every-byte` those named are read whole, the others where they were changed since they were last right.
+    With `--every-byte` those named are read whole, the others where they were changed since they were last right; with
+    `--tell` it says before its answer how far that has come.
     """
     wanted = read_packed(sys.stdin.buffer.read())
     item = os.path.abspath(options.item)
     for folder in (PACKED, COMING):
         os.makedirs(os.path.join(item, folder), mode=0o700, exist_ok=True)
-    read = read_again(item, {one.path for one in wanted} if options.every_byte else set())
+    named = {one.path for one in wanted} if options.every_byte else set()
+    total_bytes = sum(one.size_bytes for one in read_record(item) if one.name in named)
+    read = read_again(item, named, Teller(options.tell, total_bytes))
     with locked(item + ".lock"):
         damaged = remove_wrong(item, read)
         adopt(item, wanted)
@@ -2645,7 +2933,7 @@ def answer_pack(options: argparse.Namespace, words: list[str]) -> None:
     )
 
 
-def read_again(item: str, named: set[str]) -> dict[str, Recorded]:
+def read_again(item: str, named: set[str], teller: Teller) -> dict[str, Recorded]:
     """The recorded files that are `named`, have changed, or are not whole, each with the time of its last change and,
     where it is other than was recorded, no digest. What takes long is done here, without a lock."""
     found = {}
@@ -2657,6 +2945,8 @@ def read_again(item: str, named: set[str]) -> dict[str, Recorded]:
             found[one.name] = now._replace(digest="")
         elif now != one or one.name in named:
             found[one.name] = now if one.is_right(item) else now._replace(digest="")
+        if one.name in named:
+            teller.add(one.size_bytes)
     return found
 
 
@@ -2733,35 +3023,66 @@ def answer_thin(options: argparse.Namespace, words: list[str]) -> None:
     say({"removed_bytes": sum(one.size_bytes for one in spare)})
 
 
+def answer_drop(options: argparse.Namespace, words: list[str]) -> None:
+    """Remove what has come of this sender's transfers: nobody goes on with them, and the disk may be full."""
+    item = os.path.abspath(options.item)
+    for place in glob.glob(coming_place(glob.escape(item), "*", options.token)):
+        remove(place)
+    say({"disk_free_bytes": disk_facts(item)["disk_free_bytes"]})
+
+
 def answer_mend(options: argparse.Namespace, words: list[str]) -> None:
     """Remove what is damaged of a pack, every byte of which is read: the next start has only that brought again."""
     item = os.path.abspath(options.item)
-    read = read_again(item, {one.name for one in read_record(item)})
+    read = read_again(item, {one.name for one in read_record(item)}, Teller(False, 0))
     with locked(item + ".lock"):
         say({"removed": remove_wrong(item, read)})
 
 
 def answer_carve(options: argparse.Namespace, words: list[str]) -> None:
-    """Copy tensors named on stdin from the model's files in a folder of this host; tells which could be had."""
-    item = os.path.abspath(options.item)
-    carved = [one.name for one in read_packed(sys.stdin.buffer.read()) if carve(item, one, options.model)]
-    say({"carved": carved})
+    """Copy tensors named on stdin from the model's files in a folder of this host; tells which could be had, and, where
+    the disk took no more of them, why."""
+    item, carved, full = os.path.abspath(options.item), [], ""
+    wanted = read_packed(sys.stdin.buffer.read())
+    teller = Teller(options.tell, sum(one.size_bytes for one in wanted))
+    try:
+        for one in wanted:
+            if carve(item, one, options.model):
+                carved.append(one.name)
+                teller.add(one.size_bytes)
+    except OSError as error:
+        full = disk_message(error, item)
+    say({"carved": carved, "full": full})
 
 
 def carve(item: str, one: Packed, model: str) -> bool:
     partial = coming_place(item, one.name, f"carved-{os.getpid()}.part")
     try:
         with open(os.path.join(model, one.shard), "rb") as source, open(partial, "wb") as target:
-            source.seek(one.offset)
-            for done in range(0, one.size_bytes, MIB):
-                target.write(source.read(min(MIB, one.size_bytes - done)))
+            for block in blocks_of(one, source):
+                target.write(block)
         return take(item, one.record, partial)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise AgentError(disk_message(error, item)) from error
+            raise
         return False
     finally:
         remove(partial)
+
+
+def blocks_of(one: Packed, source: BinaryIO) -> Iterator[bytes]:
+    """Its bytes as they lie in the model's file, a MiB or so at once; fewer than it has where that is too short."""
+    run = one.run_bytes or one.size_bytes
+    stride = one.stride_bytes or run
+    step = max(1, MIB // stride)
+    for first in range(0, one.size_bytes // run, step):
+        runs = min(step, one.size_bytes // run - first)
+        source.seek(one.offset + first * stride)
+        if runs == 1:
+            yield from (source.read(min(MIB, run - done)) for done in range(0, run, MIB))
+        else:
+            data = source.read((runs - 1) * stride + run)
+            yield b"".join(data[at : at + run] for at in range(0, len(data), stride))
 
 
 def answer_take(options: argparse.Namespace, words: list[str]) -> None:
@@ -2787,6 +3108,150 @@ def take(item: str, one: Recorded, partial: str) -> bool:
         os.replace(partial, one.place(item))
         write_record(item, one)
     return True
+
+
+# weights for another host
+
+
+class Introduced(NamedTuple):
+    """What the controller tells each of two hosts that do not know each other: a key and certificate of its own, made
+    for this once (PEM), the certificate of the other, and the weights that this is about."""
+
+    identity: str
+    other: str
+    weights: list[Packed]
+
+
+def read_introduced(data: bytes) -> Introduced:
+    told = json.loads(data)
+    return Introduced(told["identity"], told["other"], read_packed(json.dumps(told["weights"]).encode()))
+
+
+def tls_context(mine: Introduced, is_server: bool) -> Any:
+    """Both ends must show the very certificate that was told; names and dates mean nothing then."""
+    try:
+        import ssl
+    except ImportError as error:
+        raise AgentError(f"this Python has no TLS: {error}") from error
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if is_server else ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(cadata=mine.other)
+    with tempfile.NamedTemporaryFile() as file:  # mode 600; the module reads keys from files only
+        file.write(mine.identity.encode())
+        file.flush()
+        context.load_cert_chain(file.name)
+    return context
+
+
+def answer_held(options: argparse.Namespace, words: list[str]) -> None:
+    """Which of the weights named on stdin are here: in a pack, or in a copy of the model."""
+    wanted = read_packed(sys.stdin.buffer.read())
+    say({"held": [one.name for one in wanted if held_at(os.path.abspath(options.item), options.model, one)]})
+
+
+def held_at(item: str, model: str, one: Packed) -> str:
+    """The file that has it, "" where none has. The other side compares what it gets with its digest."""
+    pack, shard = one.record.place(item), os.path.join(model, one.shard)
+    if os.path.isfile(pack) and os.path.getsize(pack) == one.size_bytes:
+        return pack
+    return shard if os.path.isfile(shard) else ""
+
+
+def give_weights(options: argparse.Namespace, words: list[str]) -> None:
+    """Let the host `peer` fetch the weights that the first line on stdin names, as long as life signs come after it."""
+    mine = read_introduced(sys.stdin.buffer.readline())
+    context = tls_context(mine, is_server=True)
+    with socket.socket(family_of_address(options.address)) as server:
+        server.bind((options.address, 0))
+        server.listen(1)
+        say({"port": server.getsockname()[1]})
+        item = os.path.abspath(options.item)
+        given = {one.name: (one, held_at(item, options.model, one)) for one in mine.weights}
+        threading.Thread(target=serve_weights, args=(server, context, options.peer, given), daemon=True).start()
+        while select.select((0,), (), (), LINK_PATIENCE_S)[0] and os.read(0, 4 * KIB):
+            pass
+
+
+def serve_weights(server: socket.socket, context: Any, peer: str, given: dict[str, tuple[Packed, str]]) -> None:
+    """One connection after the other, from that host only."""
+    while True:
+        try:
+            connection, origin = server.accept()
+        except OSError:
+            return
+        with connection, contextlib.suppress(OSError):  # errors of TLS are such
+            if origin[0] != peer:
+                continue
+            connection.settimeout(LINK_PATIENCE_S)
+            with context.wrap_socket(connection, server_side=True) as secured:
+                while name := receive(secured, bytearray(16)):
+                    if not send_weight(secured, given.get(bytes(name).decode("ascii", "replace"))):
+                        break
+
+
+def send_weight(connection: Any, given: tuple[Packed, str] | None) -> bool:
+    """Eight bytes with its size (0: it is not here), then itself. False where it may not be given, or is cut short."""
+    if given is None:
+        return False
+    one, place = given
+    connection.sendall(struct.pack(">Q", one.size_bytes if place else 0))
+    if not place:
+        return True
+    where = one if os.path.basename(place) == one.shard else one._replace(offset=0, run_bytes=0, stride_bytes=0)
+    sent = 0
+    with open(place, "rb") as file:
+        for block in blocks_of(where, file):
+            connection.sendall(block)
+            sent += len(block)
+    return sent == one.size_bytes
+
+
+def answer_fetch(options: argparse.Namespace, words: list[str]) -> None:
+    """Get the weights named on stdin from the host that gives them, within `--seconds`; tells which came, how long that
+    took, and why no more did."""
+    mine = read_introduced(sys.stdin.buffer.read())
+    context = tls_context(mine, is_server=False)
+    item, fetched, why = os.path.abspath(options.item), [], ""
+    teller = Teller(options.tell, sum(one.size_bytes for one in mine.weights))
+    begun = time.monotonic()
+    try:
+        place, end_s = (options.address, options.port), begun + (options.seconds or float("inf"))
+        with context.wrap_socket(socket.create_connection(place, timeout=QUESTION_TIMEOUT_S)) as connection:
+            connection.settimeout(LINK_PATIENCE_S)
+            for one in mine.weights:
+                if fetch_weight(connection, item, one, end_s):
+                    fetched.append(one.name)
+                    teller.add(one.size_bytes)
+    except OSError as error:
+        why = disk_message(error, item) if error.errno in (errno.ENOSPC, errno.EDQUOT) else describe(error)
+    say({"fetched": fetched, "seconds": time.monotonic() - begun, "why": why})
+
+
+def fetch_weight(connection: Any, item: str, one: Packed, end_s: float) -> bool:
+    """Whether it came, whole and right; TimeoutError when it takes longer than until then."""
+    connection.sendall(one.name.encode())
+    header = receive(connection, bytearray(8))
+    size = None if header is None else struct.unpack(">Q", header)[0]
+    if size == 0:
+        return False
+    if size != one.size_bytes:
+        raise ConnectionError("the other host does not give it")
+    partial = coming_place(item, one.name, f"fetched-{os.getpid()}.part")
+    try:
+        with open(partial, "wb") as file:
+            buffer = bytearray(MIB)
+            for done in range(0, one.size_bytes, MIB):
+                if time.monotonic() > end_s:
+                    raise TimeoutError("too slow")
+                part = memoryview(buffer)[: min(MIB, one.size_bytes - done)]
+                if receive(connection, part) is None:
+                    raise ConnectionError("the other host has ended the connection")
+                file.write(part)
+        return take(item, one.record, partial)
+    finally:
+        remove(partial)
 
 
 # who else is here

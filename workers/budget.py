@@ -11,6 +11,11 @@ Measured on Linux: agent 11 MiB and 2 MiB for its bridge, sshd session 8 MiB, id
 """
 
 
+GPU_RESERVE_BYTES = 300 * MIB
+"""Kept free of a GPU's own memory: what its driver takes for a program's context and for products of matrices comes on
+top of what the engine counts. Hundreds of MiB with CUDA by public accounts; not measured here."""
+
+
 @dataclass(frozen=True)
 class MemoryCap:
     """The user's limit on one device: a part of what is free (0 < share <= 1), or bytes; exactly one is set."""

@@ -1,6 +1,6 @@
 """The words that start the agent's verbs on a host. Pure: nothing here runs anything or knows what is answered."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 Words = tuple[str, ...]
 
@@ -122,9 +122,9 @@ def collect_words(agent: str, binaries: str, folder: str, manifest: str, program
     return agent_words(agent, "collect", binaries, folder, manifest, *programs)
 
 
-def orphans_words(agent: str, root: str, keep: str) -> Words:
-    """`keep`: the name of the engine whose programs are let be."""
-    return agent_words(agent, "orphans", "--root", root, "--keep", keep)
+def orphans_words(agent: str, root: str, keep: Iterable[str]) -> Words:
+    """`keep`: the names of the engines whose programs are let be."""
+    return agent_words(agent, "orphans", "--root", root, "--keep", *dict.fromkeys(keep))
 
 
 def tail_words(agent: str, log: str, lines: int, since_s: float | None = None) -> Words:
@@ -179,6 +179,29 @@ def others_words(agent: str) -> Words:
     return agent_words(agent, "others")
 
 
+def place_words(agent: str, folder: str) -> Words:
+    return agent_words(agent, "place", folder)
+
+
+def held_words(agent: str, item: str, model: str) -> Words:
+    """Which weights of stdin a host has, in the pack `item` or the folder `model`."""
+    return agent_words(agent, "held", item, model)
+
+
+def give_words(agent: str, item: str, model: str, address: str, peer: str) -> Words:
+    """Let the host at `peer` fetch weights at a port of `address`; which, and by which keys, comes through stdin."""
+    return agent_words(agent, "give", item, model, "--address", address, "--peer", peer)
+
+
+def fetch_words(agent: str, item: str, address: str, port: int, seconds: float | None) -> Words:
+    limit = () if seconds is None else ("--seconds", f"{seconds:.1f}")
+    return agent_words(agent, "fetch", item, "--address", address, "--port", str(port), *limit)
+
+
+TELL: Words = ("--tell",)
+"""The verb says how far it has come, line by line, before it answers."""
+
+
 def pack_words(agent: str, item: str, token: str, every_byte: bool) -> Words:
     """Look at a pack; the tensors come through stdin. `token` is this controller's."""
     return agent_words(agent, "pack", item, token, *(("--every-byte",) if every_byte else ()))
@@ -191,6 +214,11 @@ def carve_words(agent: str, item: str, model: str) -> Words:
 
 def take_words(agent: str, item: str, name: str, token: str, size_bytes: int, blake2b: str) -> Words:
     return agent_words(agent, "take", item, name, token, str(size_bytes), blake2b)
+
+
+def drop_words(agent: str, item: str, token: str) -> Words:
+    """`token` is this controller's."""
+    return agent_words(agent, "drop", item, token)
 
 
 def mend_words(agent: str, item: str) -> Words:

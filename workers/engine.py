@@ -5,22 +5,15 @@ CPU build with one library per processor generation, RPC on, everything that mes
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from pydantic import TypeAdapter, ValidationError
 
 from workers.errors import ManifestError
-
-
-@dataclass(frozen=True)
-class Edit:
-    """One change to the source: in the file `path` of its tree `before`, which is there once, becomes `after`."""
-
-    path: str
-    before: str
-    after: str
+from workers.facts import HostFacts
+from workers.source_edits import EDITS, Edit
 
 
 @dataclass(frozen=True)
@@ -49,29 +42,13 @@ class Source:
         return f"{self.package}=={self.version} --hash=sha256:{self.sha256}"
 
 
-HASHED_ABOVE_BYTES = 64 * 1024
-"""A head asks a worker for larger weights by their hash before it sends them.
-
-llama.cpp has 10 MiB here (`HASH_THRESHOLD` in `ggml-rpc.cpp`), which all attention weights of small and middling models
-are below: a sixth of a 1.2 B model then crosses the network at every start. Asking costs one round trip per tensor, as
-much as 64 KiB take at 100 Mbit/s and 5 ms.
-"""
-
 SOURCE = Source(
     package="llama-cpp-python",
     version="0.3.36",
     sha256="832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e",
     commit="0c1e57098",
     protocol="7.0.0",
-    edits=(
-        Edit(
-            "ggml/src/ggml-rpc/ggml-rpc.cpp",
-            "const size_t HASH_THRESHOLD = 10 * 1024 * 1024;",
-            f"const size_t HASH_THRESHOLD = {HASHED_ABOVE_BYTES};",
-        ),
-        # A worker keeps nothing by itself: it would write in place, and others would load half a tensor unread.
-        Edit("ggml/src/ggml-rpc/ggml-rpc.cpp", "if (cache_dir && cache_flag) {", "if (false && cache_flag) {"),
-    ),
+    edits=EDITS,
 )
 
 PROGRAMS = (
@@ -94,6 +71,17 @@ class Recipe:
     cmake_flags: tuple[str, ...]
     programs: tuple[str, ...] = PROGRAMS
 
+    @property
+    def plugin(self) -> str:
+        """The one target, and library, that this backend's engine has more than the CPU's; "" for the CPU."""
+        return "" if self.backend == "cpu" else f"ggml-{self.backend}"
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """The compute capabilities that CUDA's code is for, such as "8.9", ascending; none: all that there are."""
+        named = (flag.partition("=")[2] for flag in self.cmake_flags if flag.startswith(f"-D{CUDA_ARCHITECTURES}="))
+        return tuple(f"{number[:-1]}.{number[-1]}" for numbers in named for number in numbers.split(";"))
+
 
 _PORTABLE = (
     "-DCMAKE_BUILD_TYPE=Release",
@@ -112,14 +100,34 @@ _PORTABLE = (
     "-DLLAMA_BUILD_NUMBER=0",
 )
 
+CUDA_ARCHITECTURES = "CMAKE_CUDA_ARCHITECTURES"
+
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "cpu": Recipe("cpu", _PORTABLE),
-        "cuda": Recipe("cuda", (*_PORTABLE, "-DGGML_CUDA=ON")),
+        "cuda": Recipe("cuda", (*_PORTABLE, "-DGGML_CUDA=ON", "-DGGML_CUDA_NCCL=OFF")),
         "metal": Recipe("metal", (*_PORTABLE, "-DGGML_METAL=ON", "-DGGML_METAL_EMBED_LIBRARY=ON")),
         "vulkan": Recipe("vulkan", (*_PORTABLE, "-DGGML_VULKAN=ON")),
     }
 )
+
+
+def recipe_of(backend: str, capabilities: Iterable[str] = ()) -> Recipe:
+    """The recipe of this backend; `capabilities`: the GPUs' compute capabilities that it is for, such as "8.9".
+
+    CUDA code is compiled for these alone: for all that there are it takes hours. KeyError for an unknown backend.
+    """
+    recipe = RECIPES[backend]
+    numbers = sorted({one.replace(".", "") for one in capabilities}, key=int)
+    if backend != "cuda" or not numbers:
+        return recipe
+    return replace(recipe, cmake_flags=(*recipe.cmake_flags, f"-D{CUDA_ARCHITECTURES}={';'.join(numbers)}"))
+
+
+def recipe_for(backend: str, facts: HostFacts) -> Recipe:
+    """What is built for a host: CUDA's code for its very GPUs."""
+    return recipe_of(backend, (gpu.compute_capability for gpu in facts.gpus if gpu.compute_capability))
+
 
 _PLATFORM_FLAGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -129,7 +137,7 @@ _PLATFORM_FLAGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "-DCMAKE_SHARED_LINKER_FLAGS=-s",
             "-DCMAKE_MODULE_LINKER_FLAGS=-s",
         ),
-        "darwin": ("-DCMAKE_INSTALL_RPATH=@loader_path",),
+        "darwin": ("-DCMAKE_INSTALL_RPATH=@loader_path", "-DGGML_BLAS=OFF"),
     }
 )
 
@@ -137,7 +145,12 @@ _PLATFORM_FLAGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 def configure_flags(recipe: Recipe, platform: str) -> tuple[str, ...]:
     """The recipe's flags and those that make programs find their libraries beside them on this platform."""
     system, _, _ = platform.partition("-")
-    return (*recipe.cmake_flags, *_PLATFORM_FLAGS.get(system, ()))
+    off = _OFF_ON_A_MAC if system == "darwin" and recipe.backend != "metal" else ()
+    return (*recipe.cmake_flags, *_PLATFORM_FLAGS.get(system, ()), *off)
+
+
+_OFF_ON_A_MAC = ("-DGGML_METAL=OFF",)
+"""There it is on by itself."""
 
 
 def engine_id(recipe: Recipe, platform: str) -> str:
@@ -145,6 +158,15 @@ def engine_id(recipe: Recipe, platform: str) -> str:
     parts = (SOURCE.digest, platform, *configure_flags(recipe, platform), *recipe.programs)
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     return f"{recipe.backend}-{platform}-{digest[:12]}"
+
+
+def recipe_of_engine(name: str, capabilities: Iterable[str]) -> Recipe | None:
+    """The recipe that gives an engine this name; None when none of this version of meshctl does."""
+    backend, _, rest = name.partition("-")
+    if backend not in RECIPES:
+        return None
+    recipe = recipe_of(backend, capabilities)
+    return recipe if engine_id(recipe, rest.rpartition("-")[0]) == name else None
 
 
 @dataclass(frozen=True)
@@ -163,6 +185,7 @@ class Manifest:
     `libc` is the oldest that the programs run with, such as "glibc 2.34" ("" where that is not a question).
     `files` lie in the folder; `excluded` names libraries that were moved to its `excluded/` folder because their
     code crashes on that machine. `built_on_host`: made there by a controller whose own build does not run there.
+    `capabilities`: the compute capabilities that CUDA's code is for.
     """
 
     engine: str
@@ -174,6 +197,12 @@ class Manifest:
     files: tuple[EngineFile, ...]
     excluded: tuple[str, ...] = ()
     built_on_host: bool = False
+    capabilities: tuple[str, ...] = ()
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """By which it was built; None: by none of this version of meshctl."""
+        return recipe_of_engine(self.engine, self.capabilities)
 
     @property
     def size_bytes(self) -> int:

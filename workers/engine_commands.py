@@ -1,8 +1,8 @@
 """The exact words that start each program of the engine; pure, nothing here runs anything.
 
 Why each flag is there was found by running the pinned engine: explicit placement instead of `--fit`, no prompt cache
-in RAM (saving it aborts over RPC), both halves of the KV cache of one type, log level 4 because the buffer sizes per
-device appear only there.
+in RAM (saving it aborts over RPC), both halves of the KV cache of one type, flash attention where the engine works with
+nothing else, log level 4 because the buffer sizes per device appear only there.
 """
 
 from collections.abc import Sequence
@@ -24,6 +24,18 @@ ALL_LAYERS = "999"
 KV_CELLS = 256
 """The engine rounds each conversation's part of the KV cache up to a multiple of this many tokens."""
 
+MOST_AT_ONCE = 2048
+"""Tokens that a program takes in at once, the engine's own default: more only takes memory."""
+
+CacheType = Literal["f16", "q8_0", "q4_0"]
+CACHE_TYPES: tuple[CacheType, ...] = ("f16", "q8_0", "q4_0")
+"""What keys and values are kept as, both alike. These alone are known to be safe over RPC, and the only quantised ones
+that CUDA has kernels of its own for as the engine is built."""
+
+FlashAttention = Literal["auto", "on", "off"]
+FLASH_ATTENTION: tuple[FlashAttention, ...] = ("auto", "on", "off")
+"""How keys and values are read; "auto": by flash attention where the engine needs it or the devices have it."""
+
 UNTIED_OUTPUT_ON_HEAD = r"^output\.weight=CPU"
 TIED_OUTPUT_ON_HEAD = r"^token_embd\.weight=CPU"
 """Anchored: without `^` the first pattern would also move every `attn_output`."""
@@ -31,11 +43,13 @@ TIED_OUTPUT_ON_HEAD = r"^token_embd\.weight=CPU"
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the layers go: RPC endpoints ("127.0.0.1:PORT") in pipeline order, an integer for each, output pattern.
+    """Where the layers go: RPC endpoints ("127.0.0.1:PORT") in pipeline order, an integer per device, output pattern.
 
-    Mode "layers": the head computes the first `head_layers` of `block_count` blocks itself; the integers are the items
-    of each endpoint and sum to block_count + 1 - head_layers (the output layer is the last item). Mode "tensor": every
-    layer is cut in parts of these proportions; the engine refuses to move single tensors then.
+    `names` are the devices in pipeline order as the engine calls them: "RPC0" is the first endpoint, "CUDA0" a GPU of
+    the head's own machine; without any the endpoints alone. Mode "layers": the head computes the first `head_layers` of
+    `block_count` blocks on its CPU; the integers are the items of each device and sum to block_count + 1 - head_layers
+    (the output layer is the last item). Mode "tensor": every layer is cut in parts of these proportions; the engine
+    refuses to move single tensors then.
     """
 
     endpoints: tuple[str, ...]
@@ -45,6 +59,11 @@ class Placement:
     mode: Literal["layers", "tensor"] = "layers"
     block_count: int = 0
     head_layers: int = 0
+    names: tuple[str, ...] = ()
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        return self.names or tuple(f"RPC{number}" for number in range(len(self.endpoints)))
 
     @property
     def output_pattern(self) -> str | None:
@@ -56,6 +75,17 @@ class Placement:
     def gpu_layers(self) -> str:
         """For `--n-gpu-layers`: the engine counts from the last layer, so what is left out are the first ones."""
         return str(self.block_count + 1 - self.head_layers) if self.head_layers else ALL_LAYERS
+
+
+@dataclass(frozen=True)
+class OnGpu:
+    """Everything on one GPU of the machine that the program runs on, by the engine's name for it, such as "CUDA0"."""
+
+    name: str
+
+
+Where = Placement | OnGpu | None
+"""What computes: workers, one GPU of the program's own machine, or (None) its CPU natively."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +101,8 @@ class HeadSettings:
     parallel: int
     micro_batch: int
     threads: int
+    cache_type: CacheType = "f16"
+    flash_attention: FlashAttention = "auto"
 
 
 PACK_VARIABLE = "LLAMA_CACHE"
@@ -88,16 +120,17 @@ def worker_command(
     return (program, *listen, "--threads", str(threads), "--device", device, *(("--cache",) if cached else ()))
 
 
-def head_command(program: str, settings: HeadSettings, placement: Placement | None) -> tuple[str, ...]:
-    """`llama-server` over the placement's workers, or natively on its own CPU when `placement` is None."""
+def head_command(program: str, settings: HeadSettings, placement: Where) -> tuple[str, ...]:
+    """`llama-server` over the placement's workers, or natively on a GPU or (None) the CPU of its own machine."""
     return (
         program,
         *("--model", settings.model, "--alias", settings.alias),
         *("--host", settings.socket, "--api-key-file", settings.key_file),
         *("--ctx-size", str(settings.context * settings.parallel), "--parallel", str(settings.parallel)),
         *("--ubatch-size", str(settings.micro_batch), "--threads", str(settings.threads)),
-        *("--cache-type-k", "f16", "--cache-type-v", "f16", "--cache-ram", "0", "--fit", "off"),
+        *("--cache-ram", "0", "--fit", "off"),
         *("--no-ui", "--metrics", "--log-verbosity", "4", "--log-jsonl", "--sse-ping-interval", "5"),
+        *attention_words(settings.cache_type, placement, settings.flash_attention),
         *placement_words(placement),
     )
 
@@ -111,7 +144,9 @@ def bench_command(
     repetitions: int,
     threads: int,
     micro_batch: int,
-    placement: Placement | None,
+    placement: Where,
+    cache_type: CacheType = "f16",
+    flash_attention: FlashAttention = "auto",
 ) -> tuple[str, ...]:
     """`llama-bench` with JSON on stdout: prefill of `prompt` tokens, decode of `generate`, each model in turn.
 
@@ -122,7 +157,8 @@ def bench_command(
         *(word for model in models for word in ("--model", model)),
         *("--n-prompt", str(prompt), "--n-gen", str(generate), "--repetitions", str(repetitions)),
         *("--threads", str(threads), "--ubatch-size", str(micro_batch), "--output", "json"),
-        *(("--n-gpu-layers", "0") if placement is None else placement_words(placement, "/")),
+        *attention_words(cache_type, placement, flash_attention),
+        *placement_words(placement, "/"),
     )
 
 
@@ -136,7 +172,9 @@ def batched_bench_command(
     repetitions: int,
     threads: int,
     micro_batch: int,
-    placement: Placement | None,
+    placement: Where,
+    cache_type: CacheType = "f16",
+    flash_attention: FlashAttention = "auto",
 ) -> tuple[str, ...]:
     """`llama-batched-bench` with a JSON line per repetition: `conversations` at once, each with this many tokens.
 
@@ -147,28 +185,66 @@ def batched_bench_command(
         *(program, "--model", model, "--output-format", "jsonl"),
         *("-npp", str(prompt), "-ntg", str(generate), "-npl", ",".join([str(conversations)] * repetitions)),
         *("--ctx-size", str(cells * conversations), "--no-kv-unified", "--ubatch-size", str(micro_batch)),
-        *("--threads", str(threads), "--cache-type-k", "f16", "--cache-type-v", "f16", "--fit", "off"),
+        *("--threads", str(threads), "--fit", "off"),
+        *attention_words(cache_type, placement, flash_attention),
         *placement_words(placement),
     )
 
 
-def placement_words(placement: Placement | None, separator: str = ",") -> tuple[str, ...]:
-    """The flags of a placement, for every program alike; None: natively on the CPU.
+def perplexity_command(
+    program: str, *, model: str, text: str, context: int, chunks: int | None, threads: int
+) -> tuple[str, ...]:
+    """`llama-perplexity` of a model on the file `text`, natively on the CPU; `chunks` None: all of the text.
+
+    One chunk at a time and a line for each (output type 1), so that its progress can be followed; and one more than
+    asked, as the last one does not count (`workers.perplexity_output`).
+    """
+    return (
+        *(program, "--model", model, "--file", text),
+        *("--ctx-size", str(context), "--batch-size", str(min(context, MOST_AT_ONCE)), "--ppl-output-type", "1"),
+        *(() if chunks is None else ("--chunks", str(chunks + 1))),
+        *("--threads", str(threads), "--cache-type-k", "f16", "--cache-type-v", "f16", "--fit", "off"),
+        *placement_words(None),
+    )
+
+
+def attention_words(
+    cache_type: CacheType, placement: Where, flash_attention: FlashAttention = "auto"
+) -> tuple[str, ...]:
+    """What keys and values are kept as, and flash attention as it was asked for or must be; for every program alike.
+
+    Where nothing is said of it the engine has it on where the devices have it.
+    """
+    cut = isinstance(placement, Placement) and placement.mode == "tensor"
+    types = ("--cache-type-k", cache_type, "--cache-type-v", cache_type)
+    told = flash_attention_told(cache_type, flash_attention, cut=cut)
+    return types if told == "auto" else (*types, "--flash-attn", told)
+
+
+def flash_attention_told(cache_type: CacheType, asked: FlashAttention, *, cut: bool) -> FlashAttention:
+    """What the engine is told: on wherever it works with nothing else."""
+    return "on" if needs_flash_attention(cache_type, cut=cut) else asked
+
+
+def needs_flash_attention(cache_type: CacheType, *, cut: bool) -> bool:
+    """Whether the engine refuses to work without: quantised values, and layers that are `cut` across devices."""
+    return cut or cache_type != "f16"
+
+
+def placement_words(placement: Where, separator: str = ",") -> tuple[str, ...]:
+    """The flags of a placement, for every program alike.
 
     `llama-bench` separates items by "/", since a comma means another test there.
     """
     if placement is None:
         return ("--device", "none", "--n-gpu-layers", "0")
-    names = separator.join(f"RPC{index}" for index in range(len(placement.endpoints)))
+    if isinstance(placement, OnGpu):
+        return ("--device", placement.name, "--n-gpu-layers", ALL_LAYERS, "--split-mode", "none")
     split = separator.join(str(count) for count in placement.tensor_split)
     pattern = placement.output_pattern
     return (
-        *("--rpc", ",".join(placement.endpoints), "--device", names, "--n-gpu-layers", placement.gpu_layers),
-        *(
-            ("--split-mode", "tensor", "--flash-attn", "on")
-            if placement.mode == "tensor"
-            else ("--split-mode", "layer")
-        ),
-        *("--tensor-split", split),
+        *(("--rpc", ",".join(placement.endpoints)) if placement.endpoints else ()),
+        *("--device", separator.join(placement.devices), "--n-gpu-layers", placement.gpu_layers),
+        *("--split-mode", "tensor" if placement.mode == "tensor" else "layer", "--tensor-split", split),
         *(() if pattern is None else ("--override-tensor", pattern)),
     )

@@ -13,13 +13,15 @@ from workers.errors import FactsError
 
 @dataclass(frozen=True)
 class Gpu:
-    """One graphics processor; `kind` is "cuda", "metal" or "vulkan". Memory is in bytes."""
+    """One graphics processor; `kind` is "cuda", "metal" or "vulkan", the backend that reaches it best. Bytes."""
 
     kind: str
     index: int
     name: str
     memory_total_bytes: int
     memory_free_bytes: int
+    compute_capability: str = ""  # of CUDA, such as "8.9"; "" where the driver does not say
+    shares_memory: bool = False  # with its host, of which it has none of its own
 
 
 @dataclass(frozen=True)

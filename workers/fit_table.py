@@ -7,11 +7,14 @@ import re
 from dataclasses import dataclass
 
 from workers.budget import MIB
-from workers.engine_commands import Placement, placement_words
+from workers.engine_commands import CacheType, FlashAttention, Placement, attention_words, placement_words
 from workers.errors import FactsError
 
 HOST = "Host"
 """The last row: the machine that runs the engine itself."""
+
+_ERROR = re.compile(r"[\d.]+ E (?:\w+: )?(?P<text>.+)")
+"""A line of the engine's log: its time, its level and, mostly, the function that wrote it."""
 
 _ROW = re.compile(r"(?P<name>\S+) (?P<model>\d+) (?P<context>\d+) (?P<compute>\d+) ?")
 
@@ -27,7 +30,15 @@ class FitRow:
 
 
 def fit_command(
-    program: str, *, model: str, context: int, parallel: int, micro_batch: int, placement: Placement | None
+    program: str,
+    *,
+    model: str,
+    context: int,
+    parallel: int,
+    micro_batch: int,
+    placement: Placement | None,
+    cache_type: CacheType = "f16",
+    flash_attention: FlashAttention = "auto",
 ) -> tuple[str, ...]:
     """Print the table for the same flags that `head_command` gives; natively on the CPU when `placement` is None.
 
@@ -37,16 +48,16 @@ def fit_command(
     return (
         *(program, "--model", model, "--fit-print", "on"),
         *("--ctx-size", str(context * parallel), "--parallel", str(parallel), "--ubatch-size", str(micro_batch)),
-        *("--cache-type-k", "f16", "--cache-type-v", "f16"),
+        *attention_words(cache_type, placement, flash_attention),
         *placement_words(placement),
     )
 
 
 def device_rows(placement: Placement | None) -> int:
-    """How many rows stand before the host's: one per endpoint, or in mode `tensor` one that sums them up."""
+    """How many rows stand before the host's: one per device, or in mode `tensor` one that sums them up."""
     if placement is None:
         return 0
-    return 1 if placement.mode == "tensor" else len(placement.endpoints)
+    return 1 if placement.mode == "tensor" else len(placement.devices)
 
 
 def read_fit_table(stdout: bytes, devices: int) -> tuple[FitRow, ...]:
@@ -63,6 +74,12 @@ def read_fit_table(stdout: bytes, devices: int) -> tuple[FitRow, ...]:
             hint="check the engine: meshctl engine check",
         )
     return rows
+
+
+def refusal(stderr: str) -> str:
+    """The engine's reason why it will not have this, as it logs it; "" when it has logged none."""
+    matches = (_ERROR.match(line.strip()) for line in stderr.splitlines())
+    return next((match["text"] for match in matches if match), "")
 
 
 def upper_bytes(cut_mib: int) -> int:

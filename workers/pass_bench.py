@@ -5,11 +5,11 @@ A prompt of no more tokens than a micro-batch is one pass; generating is passes 
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import TypeAdapter, ValidationError
 
-from workers.engine_commands import Placement, placement_words
+from workers.engine_commands import CacheType, FlashAttention, Where, attention_words, placement_words
 from workers.errors import FactsError
 
 DECODED_TOKENS = 16
@@ -19,10 +19,12 @@ REPETITIONS = 4
 
 @dataclass(frozen=True)
 class Timed:
-    """One pass: the median of its repetitions in seconds, as on most days, and (slowest - fastest) / median."""
+    """One pass: the median of its repetitions in seconds, as on most days, and (slowest - fastest) / median. `least_s`:
+    the fastest of all (0: not told)."""
 
     seconds: float
     spread: float
+    least_s: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,13 @@ def pass_bench_command(
     model: str,
     passes: Sequence[int],
     threads: int,
-    placement: Placement | None,
+    placement: Where,
     repetitions: int = REPETITIONS,
     context: int = 0,
+    cache_type: CacheType = "f16",
+    flash_attention: FlashAttention = "auto",
 ) -> tuple[str, ...]:
-    """`llama-bench` over passes of these many tokens; 1 is decoding. Natively on the CPU when `placement` is None.
+    """`llama-bench` over passes of these many tokens; 1 is decoding. `placement`: what computes.
 
     `context` tokens are read before each pass, outside of what is timed. Verbose: why a model cannot be loaded is said
     nowhere else.
@@ -57,6 +61,7 @@ def pass_bench_command(
         *("--n-gen", str(DECODED_TOKENS) if 1 in passes else "0"),
         *("--ubatch-size", str(max(passes)), "--threads", str(threads)),
         *(("--n-depth", str(context)) if context else ()),
+        *attention_words(cache_type, placement, flash_attention),
         *placement_words(placement, "/"),
     )
 
@@ -76,4 +81,5 @@ def read_passes(stdout: bytes, passes: Sequence[int]) -> Mapping[int, Timed]:
 def _timed(row: _Row) -> Timed:
     counted = row.samples_ns[1:] or row.samples_ns
     middle = statistics.median(counted)
-    return Timed(middle / 1e9 / max(1, row.n_gen), (max(counted) - min(counted)) / middle)
+    tokens = max(1, row.n_gen)
+    return Timed(middle / 1e9 / tokens, (max(counted) - min(counted)) / middle, min(row.samples_ns) / 1e9 / tokens)

@@ -5,7 +5,23 @@ from typing import Annotated
 import typer
 
 from orchestrator import __version__
-from orchestrator.cli import bench, cache, chat, cluster, engine, hosts, key, looking, models, planning, tuning
+from orchestrator.cli import (
+    bench,
+    cache,
+    chat,
+    cluster,
+    engine,
+    fitting,
+    hosts,
+    keeping_models,
+    key,
+    looking,
+    model,
+    models,
+    planning,
+    quantising,
+    tuning,
+)
 
 app = typer.Typer(
     name="meshctl",
@@ -47,6 +63,13 @@ app.command("plan", rich_help_panel=LOOK)(planning.plan)
 app.command("doctor", rich_help_panel=LOOK)(hosts.doctor)
 app.command("trust", rich_help_panel=PREPARE)(hosts.trust)
 app.command("pull", rich_help_panel=PREPARE)(models.pull)
+app.add_typer(model.app, name="model", rich_help_panel=PREPARE)
+model.app.command("fit")(fitting.fit)
+model.app.command("quantise")(quantising.quantise)
+model.app.command("perplexity")(quantising.perplexity)
+model.app.command("list")(keeping_models.list_command)
+model.app.command("remove")(keeping_models.remove)
+model.app.command("quota")(keeping_models.quota)
 app.add_typer(cache.app, name="cache", rich_help_panel=PREPARE)
 app.add_typer(engine.app, name="engine", rich_help_panel=PREPARE)
 app.add_typer(key.app, name="key", rich_help_panel=PREPARE)

@@ -11,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     from orchestrator.inventory import Inventory as InventoryValue
     from orchestrator.wishes import Wishes
+    from workers.engine_commands import CacheType as CacheTypeValue
 
 Inventory = Annotated[Path, typer.Argument(help="The inventory file.", show_default=True)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")]
@@ -29,6 +30,10 @@ Split = Annotated[
 Goal = Annotated[
     Literal["latency", "throughput"] | None,
     typer.Option("--goal", help="Plan for one conversation's speed or for all of them; else as the inventory says."),
+]
+CacheType = Annotated[
+    str | None,
+    typer.Option("--cache-type", help="Keep the context as f16, q8_0 or q4_0; else as the inventory says."),
 ]
 
 Since = Annotated[str | None, typer.Option("--since", help="Only what was written within this time: 90s, 10m, 2h, 1d.")]
@@ -60,16 +65,18 @@ def read_wishes(
     split: str | None,
     goal: str | None,
     recalibrate: bool,
+    cache_type: str | None = None,
 ) -> "Wishes":
     """What the options ask of a plan for these hosts; UsageError for what cannot be meant, before a host is reached."""
     from orchestrator.wishes import Wishes
 
     named = None if devices is None else device_set(devices, hosts)
+    kept_as = None if cache_type is None else read_cache_type(cache_type)
     if split is None:
-        return Wishes(named, mode, None, goal, recalibrate)
+        return Wishes(named, mode, None, goal, recalibrate, cache_type=kept_as)
     layers = device_layers(split, hosts)
     _check_split(mode, named, layers)
-    return Wishes(frozenset(layers), "layers", layers, goal, recalibrate)
+    return Wishes(frozenset(layers), "layers", layers, goal, recalibrate, cache_type=kept_as)
 
 
 def wish_options(wishes: "Wishes") -> tuple[str, ...]:
@@ -83,7 +90,21 @@ def wish_options(wishes: "Wishes") -> tuple[str, ...]:
         words += ["--mode", wishes.mode]
     if wishes.goal is not None:
         words += ["--goal", wishes.goal]
+    if wishes.cache_type is not None:
+        words += ["--cache-type", wishes.cache_type]
     return (*words, *(("--recalibrate",) if wishes.recalibrate else ()))
+
+
+def read_cache_type(text: str) -> "CacheTypeValue":
+    """As for `cache_type` in the inventory."""
+    from orchestrator import inventory_fields
+    from orchestrator.errors import UsageError
+
+    try:
+        return inventory_fields.cache_type(text)
+    except ValueError as error:
+        what, _, fix = str(error).partition("; ")
+        raise UsageError(f"--cache-type: {what}", hint=fix) from error
 
 
 def device_set(devices: str, hosts: KnownHosts) -> frozenset[str]:

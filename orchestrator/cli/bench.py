@@ -8,6 +8,7 @@ import typer
 from orchestrator.cli.arguments import (
     DEFAULT_INVENTORY,
     AsJson,
+    CacheType,
     Devices,
     Goal,
     Inventory,
@@ -37,6 +38,7 @@ def bench(
     devices: Devices = None,
     split: Split = None,
     goal: Goal = None,
+    cache_type: CacheType = None,
     top: Annotated[int, typer.Option("--top", min=0, help="Also measure this many of the best other plans.")] = 0,
     recalibrate: Recalibrate = False,
 ) -> None:
@@ -56,7 +58,13 @@ def bench(
         check_chart(chart)
     wanted = load_inventory(inventory)
     wishes = read_wishes(
-        KnownHosts.of(wanted), mode=mode, devices=devices, split=split, goal=goal, recalibrate=recalibrate
+        KnownHosts.of(wanted),
+        mode=mode,
+        devices=devices,
+        split=split,
+        goal=goal,
+        recalibrate=recalibrate,
+        cache_type=cache_type,
     )
     comparison = _compare(wanted, QUICK if quick else FULL, wishes, top)
     if chart is not None:

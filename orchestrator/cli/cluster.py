@@ -8,6 +8,7 @@ import typer
 
 from orchestrator.cli.arguments import (
     DEFAULT_INVENTORY,
+    CacheType,
     Cluster,
     Devices,
     Goal,
@@ -40,6 +41,7 @@ def up(
     devices: Devices = None,
     split: Split = None,
     goal: Goal = None,
+    cache_type: CacheType = None,
     recalibrate: Recalibrate = False,
 ) -> None:
     """Bring the cluster of an inventory up and keep it running."""
@@ -52,7 +54,13 @@ def up(
     wanted = load_inventory(inventory)
     folders = user_folders()
     wishes = read_wishes(
-        KnownHosts.of(wanted), mode=mode, devices=devices, split=split, goal=goal, recalibrate=recalibrate
+        KnownHosts.of(wanted),
+        mode=mode,
+        devices=devices,
+        split=split,
+        goal=goal,
+        recalibrate=recalibrate,
+        cache_type=cache_type,
     )
     if dry_run:
         _dry_run(wanted, folders, wishes)
@@ -160,6 +168,7 @@ def supervise(
     devices: Devices = None,
     split: Split = None,
     goal: Goal = None,
+    cache_type: CacheType = None,
     recalibrate: Recalibrate = False,
 ) -> None:
     """Run one cluster, writing the report to its events file; what `up --detach` starts."""
@@ -172,7 +181,13 @@ def supervise(
     folders = user_folders()
     report = Report(to_file(folders.cluster(wanted.cluster).events))
     wishes = read_wishes(
-        KnownHosts.of(wanted), mode=mode, devices=devices, split=split, goal=goal, recalibrate=recalibrate
+        KnownHosts.of(wanted),
+        mode=mode,
+        devices=devices,
+        split=split,
+        goal=goal,
+        recalibrate=recalibrate,
+        cache_type=cache_type,
     )
     run(_supervise(wanted, folders, report, wishes))
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from orchestrator.errors import MeshctlError
     from orchestrator.inventory import Inventory
     from orchestrator.report import Report
+    from workers.devices import EngineGpu
+    from workers.engine import Recipe
 
 app = typer.Typer(
     name="engine",
@@ -37,9 +39,17 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 def build(
     backend: Backend = "cpu",
     again: Annotated[bool, typer.Option("--again", help="Build even if it is there already.")] = False,
+    architectures: Annotated[
+        list[str] | None,
+        typer.Option("--architecture", help="CUDA only: compute capability, such as 8.9; else this machine's GPUs."),
+    ] = None,
 ) -> None:
     """Build the engine (once; 10 to 20 minutes on two cores), prove that it computes here, and print its folder."""
-    engine = run_shown(lambda report: _build_and_prove(backend, again, report))
+    from orchestrator.engine.store import known_backend
+    from workers.engine import recipe_of
+
+    recipe = recipe_of(known_backend(backend), _capabilities(backend, architectures or ()))
+    engine = run_shown(lambda report: _build_and_prove(recipe, again, report))
     typer.echo(engine.folder)
 
 
@@ -68,6 +78,9 @@ def check(backend: Backend = "cpu") -> None:
     """Compare every file with its hash in the manifest, then let the engine compute on this machine."""
     proven = run(_prove(_built(backend), again=True))
     talk().print(f"{len(proven.manifest.files)} files are whole, and the engine computes here.", markup=False)
+    if backend != "cpu":
+        gpus = run_shown(lambda report: _gpus_here(proven, report))
+        talk().print(f"It computes on {_named(gpus)}.", markup=False)
     for library in proven.manifest.excluded:
         talk().print(f"{library} is not used: its code crashes on this machine.", markup=False)
 
@@ -106,7 +119,7 @@ def _only(inventory: "Inventory", names: Sequence[str]) -> "Inventory":
     return replace(inventory, hosts=tuple(host for host in inventory.hosts if not names or host.name in names))
 
 
-async def _build_and_prove(backend: str, again: bool, report: "Report") -> "Engine":
+async def _build_and_prove(recipe: "Recipe", again: bool, report: "Report") -> "Engine":
     from orchestrator.engine.build import build_engine
 
     last_title = ""
@@ -119,22 +132,61 @@ async def _build_and_prove(backend: str, again: bool, report: "Report") -> "Engi
         if total:
             report.progress("files", done, total)
 
-    engine = await build_engine(_cache(), backend, on_progress, again=again)
+    engine = await build_engine(_cache(), recipe, on_progress, again=again)
     report.step("Let the engine compute")
     proven = await _prove(engine, again=False)
     for library in proven.manifest.excluded:
         report.warn(f"{library} crashes on this machine and is not used")
+    if recipe.plugin:
+        report.say(f"it computes on {_named(await _gpus_here(proven, report))}")
     return proven
+
+
+async def _gpus_here(engine: "Engine", report: "Report") -> "tuple[EngineGpu, ...]":
+    """What of this machine it can use beside the CPU; what it cannot is told."""
+    from orchestrator.engine.gpus import Wanted, usable_gpus
+    from orchestrator.shell.local import LocalShell
+
+    shell = LocalShell("this machine", _cache(), Path.home())
+    return await usable_gpus(shell, str(engine.folder), Wanted(engine.manifest.backend), report)
+
+
+def _named(gpus: "tuple[EngineGpu, ...]") -> str:
+    names = ", ".join(f"{gpu.name} ({gpu.description})" for gpu in gpus)
+    return f"the CPU and {names}" if names else "the CPU alone"
 
 
 async def _prove(engine: "Engine", *, again: bool) -> "Engine":
     from orchestrator.engine.install import prove_here
-    from orchestrator.host_agent import ask_facts, ensure_agent
-    from orchestrator.shell.local import LocalShell
+    from orchestrator.folders import user_folders
+    from orchestrator.host_agent import ask_facts
+    from orchestrator.own_machine import own_shell
 
-    shell = LocalShell("controller", _cache(), Path.home())
-    facts = await ask_facts(shell, await ensure_agent(shell))
-    return await prove_here(shell, facts, engine, again=again)
+    async with own_shell(user_folders()) as (shell, agent):
+        return await prove_here(shell, await ask_facts(shell, agent), engine, again=again)
+
+
+def _capabilities(backend: str, named: Sequence[str]) -> tuple[str, ...]:
+    """What CUDA code is compiled for; UsageError where that is not known, or means nothing."""
+    import re
+
+    from orchestrator.errors import UsageError
+    from workers.agent import current_memory, nvidia_gpus
+
+    if backend != "cuda":
+        if named:
+            raise UsageError("--architecture is for --backend cuda", hint="leave it out")
+        return ()
+    wrong = [one for one in named if not re.fullmatch(r"\d{1,2}\.\d", one)]
+    if wrong:
+        raise UsageError(f"--architecture {wrong[0]} is no compute capability", hint="such as 8.9 for an RTX 4090")
+    found = named or [gpu["compute_capability"] for gpu in nvidia_gpus(current_memory()) if gpu["compute_capability"]]
+    if not found:
+        raise UsageError(
+            "this machine has no NVIDIA GPU that tells its compute capability",
+            hint="name what the engine is for, such as --architecture 8.9 (https://developer.nvidia.com/cuda-gpus)",
+        )
+    return tuple(found)
 
 
 def _cache() -> Path:
@@ -145,12 +197,25 @@ def _cache() -> Path:
 
 def _built(backend: str) -> "Engine":
     from orchestrator.engine.build import local_platform
-    from orchestrator.engine.store import find_engine
+    from orchestrator.engine.store import find_engine, known_backend, list_engines
     from orchestrator.errors import EngineError
+    from workers.engine import SOURCE
 
-    engine = find_engine(_cache(), backend, local_platform())
+    known_backend(backend)
+    found = [
+        engine
+        for engine in list_engines(_cache())
+        if (engine.manifest.backend, engine.manifest.platform, engine.manifest.commit)
+        == (backend, local_platform(), SOURCE.commit)
+    ]
+    current = find_engine(_cache(), backend, local_platform())
+    if current is None and len(found) > 1:  # for several cards, or of older recipes
+        names = ", ".join(engine.manifest.engine for engine in found)
+        raise EngineError(f"there are several {backend} engines: {names}", hint=f"they lie in {found[0].folder.parent}")
+    engine = current or (found[0] if found and backend == "cuda" else None)
     if engine is None:
-        raise EngineError(f"the {backend} engine is not built yet", hint="meshctl engine build")
+        option = "" if backend == "cpu" else f" --backend {backend}"
+        raise EngineError(f"the {backend} engine is not built yet", hint=f"meshctl engine build{option}")
     return engine
 
 
@@ -183,6 +248,16 @@ def engines_table(engines: "tuple[Engine, ...]") -> "Table":
     return table
 
 
+def gpu_json(gpu: "EngineGpu") -> dict[str, object]:
+    """Memory in bytes, as the engine counts it."""
+    return {
+        "name": gpu.name,
+        "description": gpu.description,
+        "memory_total_bytes": gpu.memory_total_bytes,
+        "memory_free_bytes": gpu.memory_free_bytes,
+    }
+
+
 _HOW = {"there": "was there already", "sent": "sent", "built": "built there", "own": "its own, examined"}
 
 
@@ -194,11 +269,13 @@ def installed_table(installed: "Mapping[str, Installed | MeshctlError]") -> "Tab
     from orchestrator.errors import MeshctlError
     from orchestrator.view.sizes import bytes_text, duration_text
 
-    table = Table("host", "engine", "sent", "took", Column("folder", overflow="fold"), box=None, pad_edge=False)
+    columns = ("host", "engine", "computes on", "sent", "took", Column("folder", overflow="fold"))
+    table = Table(*columns, box=None, pad_edge=False)
     for host, one in installed.items():
         if not isinstance(one, MeshctlError):
             sent = bytes_text(one.sent_bytes) if one.sent_bytes else "-"
-            words = (host, _HOW[one.how], sent, duration_text(one.seconds), one.folder)
+            computes_on = ", ".join(("CPU", *(gpu.name for gpu in one.gpus)))
+            words = (host, _HOW[one.how], computes_on, sent, duration_text(one.seconds), one.folder)
             table.add_row(*(Text(word) for word in words))
     return table
 
@@ -212,6 +289,6 @@ def installed_json(installed: "Mapping[str, Installed | MeshctlError]") -> list[
     return [
         {"host": host, "error": str(one), "hint": one.hint}
         if isinstance(one, MeshctlError)
-        else {"host": host, **asdict(one), "excluded": list(one.excluded)}
+        else {"host": host, **asdict(one), "excluded": list(one.excluded), "gpus": [gpu_json(gpu) for gpu in one.gpus]}
         for host, one in installed.items()
     ]

@@ -10,6 +10,7 @@ import typer
 from orchestrator.cli.arguments import (
     DEFAULT_INVENTORY,
     AsJson,
+    CacheType,
     Devices,
     Goal,
     Inventory,
@@ -56,6 +57,7 @@ def plan(
     devices: Devices = None,
     split: Split = None,
     goal: Goal = None,
+    cache_type: CacheType = None,
     without: Annotated[
         list[str] | None,
         typer.Option("--without", metavar="HOST", help="As if this host were not there; may be repeated."),
@@ -94,6 +96,7 @@ def plan(
         split=split,
         goal=goal,
         recalibrate=recalibrate,
+        cache_type=cache_type,
     )
     if saved is None:
         ranking, surveyed = _ranked_live(wanted, without or (), adds, wishes)
@@ -119,6 +122,7 @@ def _ranked_live(
     inventory: "InventoryValue", without: Sequence[str], adds: "Sequence[Addition]", wishes: "Wishes"
 ) -> "tuple[Ranking, Survey]":
     """The ranking from a survey taken now; hosts that are taken away are not reached unless one added is like them."""
+    from orchestrator.prepare import as_wished
     from orchestrator.what_if import what_if
 
     liked = {one.like.split("/")[0] for one in adds}
@@ -126,7 +130,7 @@ def _ranked_live(
     there = replace(inventory, hosts=reached or inventory.hosts)
     if not adds:
         return _ranked_as_it_is(there, wishes)
-    prepared = _prepared(there, wishes.recalibrate)
+    prepared = _prepared(as_wished(there, wishes), wishes.recalibrate)
     gone = [host.name for host in there.hosts if host.name in without]
     supposed = what_if(prepared.survey, prepared.memory, gone, adds)
     return _rank(inventory, supposed, prepared.memories, wishes), supposed
@@ -158,10 +162,12 @@ def _ranked_from(
     wishes: "Wishes",
 ) -> "tuple[Ranking, Survey]":
     """The ranking from a saved survey; no host is reached. UsageError when it was taken with another model."""
+    from orchestrator.prepare import as_wished
     from orchestrator.what_if import what_if
 
-    memories = _memories(inventory, saved, path)
-    supposed = what_if(saved, memories[0], without, adds)
+    memories = _memories(as_wished(inventory, wishes), saved, path)
+    refused = memories[0].tensor_refused or saved.tensor_refused
+    supposed = what_if(replace(saved, tensor_refused=refused), memories[0], without, adds)
     return _rank(inventory, supposed, memories, wishes), supposed
 
 
@@ -193,24 +199,29 @@ def _prepared(inventory: "InventoryValue", recalibrate: bool) -> "Prepared":
 
 def _memories(inventory: "InventoryValue", saved: "Survey", path: str) -> "tuple[ModelMemory, ...]":
     from orchestrator.cli.run import run_shown
+    from orchestrator.engine.stock import Stock
     from orchestrator.errors import UsageError
     from orchestrator.folders import user_folders
-    from orchestrator.prepare import display_name, local_engine, prepare_memories, prepare_model
+    from orchestrator.prepare import prepare_memories, prepare_model
     from orchestrator.report import Report
+    from orchestrator.survey.values import doubts
     from quant.slice import shape_digest
+    from quant.source import display_name
 
     async def work(report: Report) -> "tuple[ModelMemory, ...]":
         folders = user_folders()
         report.step("Reading the model")
-        engine = await local_engine(folders, report)
+        engine = await Stock(folders.cache, report).cpu()
         model = await prepare_model(inventory.model, inventory.path.parent, folders, report)
         if saved.shape not in ("", shape_digest(model)):
+            shown = display_name(inventory.model)
             raise UsageError(
-                f"{path} was measured with {saved.model}: {display_name(inventory)} has other tensors, at other speeds",
+                f"{path} was measured with {saved.model}: {shown} has other tensors, at other speeds",
                 hint="take a survey with this model: meshctl survey INVENTORY --json > FILE",
             )
-        if saved.engine != engine.manifest.engine:
-            report.warn(f"{path} was measured with engine {saved.engine}, the one here is {engine.manifest.engine}")
+        kinds = (inventory.cache_type,)
+        for doubt in doubts(saved, path, kinds, inventory.flash_attention, engine.manifest.engine):
+            report.warn(doubt)
         return await prepare_memories(inventory, engine, model, folders)
 
     return run_shown(work)

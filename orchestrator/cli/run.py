@@ -5,7 +5,9 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -53,12 +55,33 @@ def until_stopped(follow: Callable[[], None]) -> None:
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run to the end; the first Ctrl-C stops and cleans up, a second one leaves at once; both exit with 130."""
+    """Run to the end; the first Ctrl-C stops and cleans up, a second one leaves at once; both exit with 130.
+
+    To be ended, or to lose the terminal, is the same as Ctrl-C: what was started shall not stay.
+    """
     try:
-        return asyncio.run(main)
+        with _as_interrupts(signal.SIGTERM, signal.SIGHUP):
+            return asyncio.run(main)
     except KeyboardInterrupt:
         talk().print("interrupted")
         raise SystemExit(INTERRUPTED) from None
+
+
+@contextmanager
+def _as_interrupts(*numbers: signal.Signals) -> Iterator[None]:
+    """Those that are not ignored (`nohup`) are handled as SIGINT meanwhile."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in numbers}
+    heeded = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    for number in heeded:
+        signal.signal(number, lambda number, frame: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        yield
+    finally:
+        for number in heeded:
+            signal.signal(number, before[number])
 
 
 def run_shown(work: "Callable[[Report], Awaitable[T]]") -> T:
@@ -94,12 +117,22 @@ def exit_code(error: BaseException) -> int:
 def show_error(error: BaseException) -> None:
     """`error:`, what happened, its evidence, and `hint:` with the next move."""
     console = talk()
-    hint, details = getattr(error, "hint", ""), getattr(error, "details", "")
-    console.print(Text("error: ", "bold red").append(str(error), "default"), soft_wrap=True)
+    said, hint, details = (_printable(text) for text in (str(error), _of(error, "hint"), _of(error, "details")))
+    console.print(Text("error: ", "bold red").append(said, "default"), soft_wrap=True)
     if details:
         console.print(Text("\n".join(f"  | {line}" for line in details.strip().splitlines()), "dim"), soft_wrap=True)
     for line in hint.splitlines():
         console.print(Text("hint: ", "bold cyan").append(line, "default"), soft_wrap=True)
+
+
+def _of(error: BaseException, name: str) -> str:
+    text: str = getattr(error, name, "")
+    return text
+
+
+def _printable(text: str) -> str:
+    """An engine's last words quote the model's file, which shall not drive a terminal."""
+    return "".join(character if character.isprintable() or character == "\n" else " " for character in text)
 
 
 def reporting_errors(call: Callable[[], None]) -> None:

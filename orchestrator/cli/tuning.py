@@ -7,6 +7,7 @@ import typer
 from orchestrator.cli.arguments import (
     DEFAULT_INVENTORY,
     AsJson,
+    CacheType,
     Devices,
     Goal,
     Inventory,
@@ -28,6 +29,7 @@ def tune(
     mode: Mode = None,
     devices: Devices = None,
     goal: Goal = None,
+    cache_type: CacheType = None,
     recalibrate: Recalibrate = False,
     forget: Annotated[
         bool, typer.Option("--forget", help="Run nothing: drop the winners kept for this inventory's cluster.")
@@ -51,7 +53,13 @@ def tune(
         talk().print(f"{wanted.cluster}: {count} kept {'winner' if count == 1 else 'winners'} dropped", markup=False)
         return
     wishes = read_wishes(
-        KnownHosts.of(wanted), mode=mode, devices=devices, split=None, goal=goal, recalibrate=recalibrate
+        KnownHosts.of(wanted),
+        mode=mode,
+        devices=devices,
+        split=None,
+        goal=goal,
+        recalibrate=recalibrate,
+        cache_type=cache_type,
     )
 
     async def work(report: "Report") -> "TuneResult":

@@ -10,31 +10,41 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.engine.lock import exclusive
 from orchestrator.engine.logged import log_tail, run_logged
 from orchestrator.engine.source import fetch_source
 from orchestrator.engine.store import (
+    EXCLUDED,
+    FAILED,
     INSTALL_LOCK,
     MANIFEST,
     Engine,
     beside,
     describe_file,
-    engine_folder,
     engines_folder,
-    find_engine,
+    find_built,
+    read_engine,
 )
 from orchestrator.errors import EngineError
-from workers.agent import oldest_libc, openmp_runtime
-from workers.build_tools import read_counter
-from workers.engine import RECIPES, SOURCE, Manifest, Recipe, configure_flags
+from workers.agent import (
+    ask,
+    build_tools,
+    current_memory,
+    find_nvcc,
+    gpu_runtime,
+    oldest_libc,
+    openmp_runtime,
+    read_version,
+)
+from workers.build_tools import BuildTools, cuda_words, gpu_hint, gpu_lacking, jobs_within, read_counter
+from workers.engine import RECIPES, SOURCE, Manifest, Recipe, configure_flags, engine_id
 
 BuildProgress = Callable[[str, int, int], None]
 """Called with (title of the step, done, in all); in all is 0 where nobody knows."""
-
-PROVEN_BACKENDS = ("cpu",)
 
 _STEP_DEADLINE_S = 4 * 3600.0
 
@@ -49,31 +59,31 @@ _COMPILER_PACKAGES = {
 }
 
 
-async def build_engine(cache: Path, backend: str, on_progress: BuildProgress, *, again: bool = False) -> Engine:
+async def build_engine(cache: Path, recipe: Recipe, on_progress: BuildProgress, *, again: bool = False) -> Engine:
     """The engine for this machine, built unless the cache has it (`again`: even then).
 
-    EngineError: the backend cannot be built yet, no compiler, the source cannot be fetched, or the build fails (its
-    `details` are the end of the log).
+    That of a GPU's backend is the CPU's engine, which is built first, with one library more. EngineError: a tool is
+    missing, the source cannot be fetched, or the build fails (its `details` are the end of the log).
     """
     here = local_platform()
-    folder = engine_folder(cache, backend, here)
-    if backend not in PROVEN_BACKENDS:
-        raise EngineError(
-            f"building the engine for {backend} comes in a later version", hint="set `backend: cpu` for this host"
-        )
+    folder = engines_folder(cache) / engine_id(recipe, here)
+    base = None
+    if recipe.plugin and (again or find_built(cache, recipe, here) is None):
+        check_tools(recipe)
+        base = (await build_engine(cache, RECIPES["cpu"], on_progress)).folder
     engines_folder(cache).mkdir(parents=True, exist_ok=True)
 
     def on_wait() -> None:
         on_progress("Wait for another build of this engine", 0, 0)
 
     async with exclusive(beside(folder, INSTALL_LOCK), on_wait):
-        found = find_engine(cache, backend, here)
+        found = find_built(cache, recipe, here)
         if found is not None and not again:
             return found
         check_compiler(os.environ)
         on_progress("Fetch the engine's source", 0, 0)
         tree = await fetch_source(cache)
-        return await _build(tree, folder, RECIPES[backend], on_progress)
+        return await _build(tree, folder, recipe, base, on_progress)
 
 
 def local_platform() -> str:
@@ -91,24 +101,58 @@ def check_compiler(environment: Mapping[str, str]) -> None:
     raise EngineError("the engine cannot be built: this machine has no C++ compiler", hint=install)
 
 
-async def _build(tree: Path, folder: Path, recipe: Recipe, on_progress: BuildProgress) -> Engine:
+def lacking_here(recipe: Recipe) -> tuple[str, ...]:
+    """What keeps this machine from building that engine, beside a compiler; empty when nothing does."""
+    return gpu_lacking(_tools_here(), recipe, local_platform())
+
+
+def check_tools(recipe: Recipe) -> None:
+    """EngineError that names what this machine lacks to build that engine, and how to install it."""
+    missing = lacking_here(recipe)
+    if missing:
+        raise EngineError(
+            f"the {recipe.backend} engine cannot be built on this machine: {'; '.join(missing)}",
+            hint=tools_hint(recipe),
+        )
+
+
+def tools_hint(recipe: Recipe) -> str:
+    """How to install what is missing on this machine."""
+    return gpu_hint(_tools_here(), recipe)
+
+
+def _tools_here() -> BuildTools:
+    """With the cmake that builds here, which need not be the system's."""
+    tools = BuildTools(**build_tools())
+    try:
+        cmake = str(find_program("cmake", "CMAKE_BIN_DIR"))
+    except EngineError:
+        return tools
+    return replace(tools, cmake=cmake, cmake_version=read_version(ask((cmake, "--version"))))
+
+
+async def _build(tree: Path, folder: Path, recipe: Recipe, base: Path | None, on_progress: BuildProgress) -> Engine:
     log = beside(folder, ".log")
     log.unlink(missing_ok=True)
     temporary = folder.with_name(f".building-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
-        await _compile(tree, temporary / "build", recipe, log, on_progress)
+        targets = recipe.programs if base is None else (recipe.plugin,)
+        await _compile(tree, temporary / "build", recipe, targets, log, on_progress)
         on_progress("Collect the engine", 0, 0)
         collected = temporary / folder.name
-        manifest = await asyncio.to_thread(collect_engine, temporary / "build" / "bin", collected, recipe)
+        manifest = await asyncio.to_thread(collect_engine, temporary / "build" / "bin", collected, recipe, base)
         move_into_place(collected, folder)
+        beside(folder, FAILED).unlink(missing_ok=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Engine(folder, manifest)
 
 
-async def _compile(tree: Path, build: Path, recipe: Recipe, log: Path, on_progress: BuildProgress) -> None:
+async def _compile(
+    tree: Path, build: Path, recipe: Recipe, targets: Sequence[str], log: Path, on_progress: BuildProgress
+) -> None:
     environment = {**os.environ, "NINJA_STATUS": "[%f/%t] ", "LC_ALL": "C"}
     ninja = str(find_program("ninja", "BIN_DIR"))
     on_progress("Configure the engine", 0, 0)
@@ -120,13 +164,18 @@ async def _compile(tree: Path, build: Path, recipe: Recipe, log: Path, on_progre
         if counter:
             on_progress("Compile the engine", *counter)
 
-    await _run_step("compiling the engine", (ninja, "-C", str(build), *recipe.programs), log, environment, on_line)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs = jobs_within(cores, current_memory().available_bytes, recipe.backend)
+    await _run_step(
+        "compiling the engine", (ninja, "-C", str(build), "-j", str(jobs), *targets), log, environment, on_line
+    )
 
 
 def configure_words(cmake: str, ninja: str, tree: Path, build: Path, recipe: Recipe) -> tuple[str, ...]:
     """The cmake command that prepares `build` for the llama.cpp `tree`."""
     return (
         *(cmake, "-S", str(tree), "-B", str(build), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"),
+        *(cuda_words(find_nvcc(), recipe) if recipe.backend == "cuda" else ()),
         *configure_flags(recipe, local_platform()),
     )
 
@@ -168,10 +217,13 @@ def find_program(name: str, folder_variable: str) -> Path:
     return Path(found)
 
 
-def collect_engine(binaries: Path, target: Path, recipe: Recipe) -> Manifest:
-    """Copy programs and shared libraries of a build into the new folder `target` and write its manifest."""
+def collect_engine(binaries: Path, target: Path, recipe: Recipe, base: Path | None = None) -> Manifest:
+    """Copy programs and shared libraries of a build into the new folder `target` and write its manifest.
+
+    With a `base`, which is the CPU's engine, only its backend's own library comes from the build.
+    """
     target.mkdir(parents=True)
-    for source in (*(binaries / name for name in recipe.programs), *_libraries(binaries), *_openmp_runtime()):
+    for source in _parts(binaries, recipe) if base is None else _parts_on(base, binaries, recipe):
         if not source.is_file():
             raise EngineError(f"the build has no {source.name}", hint="build again: meshctl engine build --again")
         shutil.copy(source, target / source.name)
@@ -184,18 +236,33 @@ def collect_engine(binaries: Path, target: Path, recipe: Recipe) -> Manifest:
         platform=local_platform(),
         libc=oldest_libc(map(str, files)),
         files=tuple(describe_file(target, path) for path in files),
+        capabilities=recipe.capabilities,
     )
     (target / MANIFEST).write_bytes(manifest.to_json())
     return manifest
 
 
+def _parts(binaries: Path, recipe: Recipe) -> Iterator[Path]:
+    yield from (binaries / name for name in recipe.programs)
+    yield from _libraries(binaries)
+    yield from map(Path, openmp_runtime())
+
+
+def _parts_on(base: Path, binaries: Path, recipe: Recipe) -> Iterator[Path]:
+    """Every file of the engine `base` as it was built, and what the recipe adds to it."""
+    engine = read_engine(base)
+    yield from (base / file.path for file in engine.manifest.files)
+    yield from (base / EXCLUDED / name for name in engine.manifest.excluded)
+    plugins = [path for path in _libraries(binaries) if path.name.startswith(f"lib{recipe.plugin}.")]
+    if not plugins:
+        raise EngineError(f"the build has no lib{recipe.plugin}", hint="build again: meshctl engine build --again")
+    yield from plugins
+    for plugin in plugins:
+        yield from map(Path, gpu_runtime(str(plugin)))
+
+
 def _libraries(binaries: Path) -> list[Path]:
     return sorted(path for path in binaries.iterdir() if re.search(r"\.(so|dylib)(\.|$)", path.name))
-
-
-def _openmp_runtime() -> list[Path]:
-    """What a host without a compiler may lack; without it no CPU library loads there."""
-    return [Path(path) for path in openmp_runtime()]
 
 
 def move_into_place(collected: Path, folder: Path) -> None:

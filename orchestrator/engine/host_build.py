@@ -7,12 +7,12 @@ is its log in our folder there.
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from orchestrator.engine.archive import send_archive
+from orchestrator.engine.offer import Offer
 from orchestrator.errors import EngineError, HostError
 from orchestrator.host_agent import ask_tools, collect
 from orchestrator.leash import start_leashed
@@ -41,27 +41,20 @@ _HEARTBEAT_S = 30.0
 _REMOVE_S = 120.0
 
 
-@dataclass(frozen=True)
-class BuildKit:
-    """What hosts build from: the recipe, and who gives the archive of the source when it is needed."""
-
-    recipe: Recipe
-    pack: Callable[[], Awaitable[Path]]
-
-
-async def able_tools(shell: Shell, agent: str, facts: HostFacts, reason: str) -> BuildTools:
+async def able_tools(shell: Shell, agent: str, facts: HostFacts, offer: Offer, reason: str) -> BuildTools:
     """The host's tools; EngineError with all that it lacks and the command that installs it.
 
-    `reason`: why the controller's own build does not run there.
+    `reason`: why no build of the controller's runs there.
     """
     tools = await ask_tools(shell, agent)
-    problems = lacking(tools, facts)
+    problems = lacking(tools, facts, offer.recipe)
     if problems:
+        hint = install_hint(tools, facts, offer.recipe)
         raise EngineError(
             f"{shell.host}: the engine has to be built there ({reason}), but: {'; '.join(problems)}",
-            hint=install_hint(tools, facts),
+            hint=f"{hint}; or on this machine: {offer.hint}" if offer.hint else hint,
         )
-    check_room(shell.host, facts, DISK_BYTES)
+    check_room(shell.host, facts, DISK_BYTES[offer.recipe.backend])
     return tools
 
 
@@ -76,12 +69,12 @@ def check_room(host: str, facts: HostFacts, needed_bytes: int) -> None:
 
 
 async def build_on_host(
-    shell: Shell, agent: str, facts: HostFacts, tools: BuildTools, folder: str, kit: BuildKit, report: Report
+    shell: Shell, agent: str, facts: HostFacts, tools: BuildTools, folder: str, offer: Offer, report: Report
 ) -> int:
     """Make the engine `folder` there, whole or not at all; the bytes that were sent for it. EngineError."""
     work = f"{folder}.tmp-build-{secrets.token_hex(4)}"
-    one = _Building(shell, agent, facts, tools, folder, work, kit.recipe, report)
-    archive = await kit.pack()
+    one = _Building(shell, agent, facts, tools, folder, work, offer.recipe, report)
+    archive = await offer.pack()
     try:
         progress = report.bytes_of(f"{shell.host}: source")
         sent_bytes = await send_archive(shell, agent, archive, folder, f"{one.work}/source", progress)
@@ -108,7 +101,7 @@ class _Building:
 
     async def build(self) -> None:
         host, began = self.shell.host, time.monotonic()
-        jobs = jobs_for(self.facts)
+        jobs = jobs_for(self.facts, self.recipe.backend)
         processes = "1 process" if jobs == 1 else f"{jobs} processes"
         self.report.say(f"{host}: building the engine there with {self.tools.compiler} in {processes}, takes minutes")
         tree, build = f"{self.work}/source", f"{self.work}/build"
@@ -136,6 +129,7 @@ class _Building:
             libc="",
             files=(),
             built_on_host=True,
+            capabilities=self.recipe.capabilities,
         )
 
     async def _run(self, step: str, words: Words) -> None:

@@ -8,9 +8,10 @@ through a `Shell`, the same for this machine and for others; a proof is kept per
 import json
 import math
 import re
+import secrets
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -21,8 +22,9 @@ from orchestrator.engine.store import EXCLUDED, MANIFEST
 from orchestrator.errors import EngineError, HostError
 from orchestrator.shell.protocol import Finished, Shell
 from quant.synthetic import Shape, write_random_model
+from workers.devices import CPU, EngineGpu
 from workers.engine import Manifest
-from workers.engine_commands import ENVIRONMENT, bench_command
+from workers.engine_commands import ENVIRONMENT, OnGpu, Where, bench_command
 
 PROOFS = "proofs.json"
 """File beside the manifest with the proof of every processor that this folder was tested on."""
@@ -39,9 +41,9 @@ _LOADED = re.compile(r"loaded CPU backend from (.+)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Proof:
-    """The engine computed on the processor `cpu_name` with the CPU library `loaded`."""
+    """The engine computed on `device`, a processor's name or that of a GPU, with the library `loaded`."""
 
-    cpu_name: str
+    device: str
     loaded: str
 
 
@@ -56,15 +58,39 @@ async def prove_engine(
     EngineError when it cannot compute there, with the end of what it said; libraries taken out are then back again.
     """
     known = await _read_proofs(shell, folder)
-    others = tuple(proof for proof in known if proof.cpu_name != cpu_name)
+    others = tuple(proof for proof in known if proof.device != cpu_name)
     if known != others and not again:
         return manifest
     async with _models(shell, str(PurePosixPath(folder, ".smoke"))) as models:
         proven, loaded = await _find_working(shell, folder, manifest, models)
     await _check_worker(shell, folder)
-    kept = json.dumps([asdict(proof) for proof in (*others, Proof(cpu_name, loaded))], indent=2)
-    await shell.put_bytes(kept.encode() + b"\n", _inside(folder, PROOFS))
+    await _keep_proofs(shell, folder, (*others, Proof(cpu_name, loaded)))
     return proven
+
+
+async def prove_gpu(shell: Shell, folder: str, gpu: EngineGpu, *, keep: bool = True) -> str:
+    """Let the engine in `folder` compute on this GPU, unless that was done; why it cannot, "" when it can.
+
+    `keep`: note it in the folder, so that it is done once.
+    """
+    proof = Proof(f"{gpu.name} {gpu.description}", gpu.kind)
+    known = await _read_proofs(shell, folder)
+    if proof in known:
+        return ""
+    async with _models(shell, f"{shell.root}/engines/gpu.tmp-{secrets.token_hex(4)}") as models:
+        finished = await _compute(shell, folder, models, OnGpu(gpu.name), dict(gpu.environment))
+    problem = compute_problem(finished)
+    if problem is not None:
+        last = finished.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        return ": ".join((problem, *last))
+    if keep:
+        await _keep_proofs(shell, folder, (*known, proof))
+    return ""
+
+
+async def _keep_proofs(shell: Shell, folder: str, proofs: Sequence[Proof]) -> None:
+    kept = json.dumps([asdict(proof) for proof in proofs], indent=2)
+    await shell.put_bytes(kept.encode() + b"\n", _inside(folder, PROOFS))
 
 
 async def prove_untouched(shell: Shell, folder: str, models: str) -> None:
@@ -122,13 +148,32 @@ async def _find_working(shell: Shell, folder: str, manifest: Manifest, models: s
                 return current, loaded
             if signal_name(finished.status) is None or loaded not in {file.path for file in current.files}:
                 raise _cannot_compute(shell.host, problem, finished)
+            if current.backend != CPU and await _computes_without_gpu(shell, folder, current, models):
+                raise _ended_by_gpu(shell.host, current.backend, problem, finished)
             current = await _take_out(shell, folder, current, loaded)
     except EngineError:
         await _put_back(shell, folder, manifest, current)
         raise
 
 
-async def _compute(shell: Shell, folder: str, models: str) -> Finished:
+async def _computes_without_gpu(shell: Shell, folder: str, manifest: Manifest, models: str) -> bool:
+    """Whether the same files compute where their backend's library, which wakes the GPU's driver, is not among them:
+    drivers also end programs that only load them, and at their very end. Nothing in `folder` is moved, it may serve;
+    `models` lies in it."""
+    alone, without = _inside(models, "alone"), f"libggml-{manifest.backend}."
+    files = [_inside(folder, one.path) for one in manifest.files if not one.path.startswith(without)]
+    try:
+        await shell.run(("mkdir", alone), deadline_s=_QUICK_S)
+        await shell.run(("ln", *files, alone), deadline_s=_QUICK_S)  # hard links: programs find libraries beside them
+        return compute_problem(await _compute(shell, alone, models)) is None
+    finally:
+        with suppress(HostError):  # a lost connection is reported by what failed first
+            await shell.run(("rm", "-rf", alone), deadline_s=_QUICK_S)
+
+
+async def _compute(
+    shell: Shell, folder: str, models: str, where: Where = None, variables: Mapping[str, str] = ENVIRONMENT
+) -> Finished:
     words = bench_command(
         _inside(folder, "llama-bench"),
         models=[_inside(models, name) for name in _model_names()],
@@ -137,9 +182,10 @@ async def _compute(shell: Shell, folder: str, models: str) -> Finished:
         repetitions=1,
         threads=_THREADS,
         micro_batch=_PROMPT,
-        placement=None,
+        placement=where,
     )
-    return await shell.run(words, deadline_s=_DEADLINE_S, environment=ENVIRONMENT, check=False)
+    environment = {**ENVIRONMENT, **variables}
+    return await shell.run(words, deadline_s=_DEADLINE_S, environment=environment, check=False)
 
 
 def loaded_library(stderr: bytes) -> str:
@@ -205,6 +251,14 @@ def _cannot_compute(host: str, problem: str, finished: Finished) -> EngineError:
     return EngineError(
         f"{host}: the engine cannot compute there: {problem}",
         hint="when a library is missing, install it there (Debian and Ubuntu: libstdc++6); else please report this",
+        details="\n".join(finished.stderr.decode(errors="replace").splitlines()[-20:]),
+    )
+
+
+def _ended_by_gpu(host: str, backend: str, problem: str, finished: Finished) -> EngineError:
+    return EngineError(
+        f"{host}: the engine cannot compute there with its library for {backend}: {problem}; without it, it can",
+        hint=f"update the GPU's driver there; or set `backend: cpu` for {host}",
         details="\n".join(finished.stderr.decode(errors="replace").splitlines()[-20:]),
     )
 

@@ -18,7 +18,8 @@ from pathlib import Path, PurePosixPath
 from orchestrator.engine.lock import exclusive
 from orchestrator.engine.logged import log_tail, run_logged
 from orchestrator.errors import EngineError
-from workers.engine import SOURCE, Edit, Source
+from workers.engine import SOURCE, Source
+from workers.source_edits import Edit
 
 _TREE = ("vendor", "llama.cpp")
 _DEADLINE_S = 1800.0

@@ -4,16 +4,22 @@ Reads only; `build.py` makes engines and `install.py` brings them to hosts.
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import EngineError
 from workers.agent import extra_files
-from workers.engine import RECIPES, EngineFile, Manifest, engine_id, read_manifest
+from workers.engine import RECIPES, EngineFile, Manifest, Recipe, engine_id, read_manifest
+from workers.errors import ManifestError
 
 MANIFEST = "manifest.json"
 EXCLUDED = "excluded"
 """Folder inside an engine for libraries that crash on this machine."""
+
+FAILED = ".failed"
+"""Beside where an engine would be: why it could not be built. It is not tried again at every start."""
 
 INSTALL_LOCK = ".install.lock"
 """Beside an engine: held by whoever builds it, puts it there or proves it, on whatever machine that is."""
@@ -41,22 +47,11 @@ def engines_folder(cache: Path) -> Path:
     return cache / "engines"
 
 
-def engine_folder(cache: Path, backend: str, platform: str) -> Path:
-    """Where the engine of this backend and platform lies once it is built; EngineError for an unknown backend."""
-    recipe = RECIPES.get(backend)
-    if recipe is None:
+def known_backend(backend: str) -> str:
+    """EngineError for an unknown one."""
+    if backend not in RECIPES:
         raise EngineError(f"there is no backend {backend!r}", hint=f"choose one of: {', '.join(RECIPES)}")
-    return engines_folder(cache) / engine_id(recipe, platform)
-
-
-PLATFORMS = ("linux-x86_64", "linux-aarch64", "darwin-arm64", "darwin-x86_64")
-"""Hosts of which one controller may have engines."""
-
-
-def engines_of(platform: str) -> tuple[str, ...]:
-    """Where engines of this version of meshctl lie in a cache, each as a path in it: first those for `platform`."""
-    platforms = dict.fromkeys((platform, *PLATFORMS))
-    return tuple(f"engines/{engine_id(recipe, name)}" for name in platforms for recipe in RECIPES.values())
+    return backend
 
 
 def beside(folder: Path, suffix: str) -> Path:
@@ -69,10 +64,33 @@ def read_engine(folder: Path) -> Engine:
     return Engine(folder, read_manifest((folder / MANIFEST).read_bytes()))
 
 
-def find_engine(cache: Path, backend: str, platform: str) -> Engine | None:
-    """The engine of the current recipe, None when it is not built yet."""
-    folder = engine_folder(cache, backend, platform)
+def find_built(cache: Path, recipe: Recipe, platform: str) -> Engine | None:
+    """The engine of this recipe, None when it is not built yet."""
+    folder = engines_folder(cache) / engine_id(recipe, platform)
     return read_engine(folder) if (folder / MANIFEST).is_file() else None
+
+
+def find_wider(cache: Path, recipe: Recipe, platform: str) -> Engine | None:
+    """An engine of the same backend for the recipe's GPUs and more; of several the one for the fewest."""
+    wanted = set(recipe.capabilities)
+    found = [
+        engine
+        for engine in _readable(cache)
+        if engine.manifest.backend == recipe.backend and engine.manifest.platform == platform
+        if wanted and wanted < set(engine.manifest.capabilities) and engine.manifest.recipe is not None
+    ]
+    return min(found, key=lambda engine: (len(engine.manifest.capabilities), engine.folder.name), default=None)
+
+
+def _readable(cache: Path) -> Iterator[Engine]:
+    for manifest in sorted(engines_folder(cache).glob(f"[!.]*/{MANIFEST}")):
+        with suppress(ManifestError):  # somebody else's, or damaged: it is no engine to us
+            yield read_engine(manifest.parent)
+
+
+def find_engine(cache: Path, backend: str, platform: str) -> Engine | None:
+    """The engine of the backend's recipe, None when it is not built yet; EngineError for an unknown backend."""
+    return find_built(cache, RECIPES[known_backend(backend)], platform)
 
 
 def list_engines(cache: Path) -> tuple[Engine, ...]:

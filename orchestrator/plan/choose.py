@@ -131,7 +131,7 @@ def _every_plan(
     """All modes, also where one was asked for: the others are what it is compared with."""
     splits = find_splits(survey, memories, candidates, goal=asked.goal, split=asked.split)
     singles, tensors = find_singles(survey, memories, candidates), find_tensors(survey, memories, candidates)
-    replicas = find_replicas(survey, memories, singles, splits, tensors, candidates)
+    replicas = find_replicas(survey, memories, splits, tensors, candidates)
     alone: list[tuple[PlanMode, tuple[Group, ...]]] = [(one.mode, (one,)) for one in (*singles, *splits, *tensors)]
     found = [*alone, *(("replicas", groups) for groups in replicas)]
     return [
@@ -142,6 +142,8 @@ def _every_plan(
             context=memories[0].context,
             parallel=memories[0].parallel,
             groups=tuple(experience.correct(group) for group in groups),
+            cache_type=memories[0].cache_type,
+            flash_attention=memories[0].flash_attention,
         )
         for mode, groups in found
     ]
@@ -164,7 +166,7 @@ def _no_plan(survey: Survey, memory: ModelMemory, candidates: Sequence[Candidate
 def _has_replicas(survey: Survey, memory: ModelMemory, candidates: Sequence[Candidate]) -> bool:
     splits = find_splits(survey, (memory,), candidates, goal="throughput")
     tensors = find_tensors(survey, (memory,), candidates)
-    return bool(find_replicas(survey, (memory,), (), splits, tensors, candidates))
+    return bool(find_replicas(survey, (memory,), splits, tensors, candidates))
 
 
 def _fits(survey: Survey, memory: ModelMemory, candidates: Sequence[Candidate], asked: Asked) -> bool:

@@ -4,13 +4,14 @@ Pure arithmetic; every formula that planning uses is here or in its mode's own m
 """
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.plan.values import ModelMemory
+from orchestrator.plan.values import ModelMemory, Share
 from orchestrator.survey.values import Device, Link, PassTime, Speed
 from workers.budget import MIB
 
@@ -52,6 +53,15 @@ def share_bytes(memory: ModelMemory, first_layer: int, layers: int, *, output: b
         weights_bytes=sum(memory.layer_weights_bytes[blocks]) + (memory.output_bytes if output else 0),
         kv_bytes=sum(memory.layer_kv_bytes[blocks]),
         compute_bytes=memory.compute_last_bytes if output else memory.compute_bytes,
+    )
+
+
+def largest_of_each(held: Sequence[ShareBytes | Share]) -> ShareBytes:
+    """The most that any of them takes of each kind: what the engine tells of devices in mode `tensor`."""
+    return ShareBytes(
+        weights_bytes=max(one.weights_bytes for one in held),
+        kv_bytes=max(one.kv_bytes for one in held),
+        compute_bytes=max(one.compute_bytes for one in held),
     )
 
 

@@ -17,9 +17,8 @@ from orchestrator.plan.values import ModelMemory
 FAST_BLOCK = 128
 """The engine cuts attention at multiples of so many elements where that leaves no device idle."""
 
-GRAPH_BYTES = 20_000
-"""Of graphs sent again per token and device, for each layer squared: 5.2 MB at 16 layers, 18 to 20 MB at 30. Workers
-were seen to keep about as much: 14 to 19 MiB beside all else with 135 M of 30 layers."""
+BESIDE_BYTES = 64 * 1024
+"""What a worker was seen to keep of graphs, for each layer: 2 MiB with 135 M of 30 layers."""
 
 
 def granule(memory: ModelMemory, devices: int) -> int:
@@ -48,11 +47,13 @@ def heads_of(parts: Sequence[int], kv_heads: int, together: int, first: int) -> 
 @dataclass(frozen=True)
 class Cut:
     """The parts of a group of devices. `heads[r][d]` is device d's part, of 1, of the attention in layers whose first
-    device is r; one row stands for all where they are alike. `attention[d]` is the sum over all layers, of 1."""
+    device is r; one row stands for all where they are alike. `attention[d]` is the sum over all layers, of 1;
+    `first[l]` the row of layer l."""
 
     parts: tuple[int, ...]
     heads: tuple[tuple[float, ...], ...]
     attention: tuple[float, ...]
+    first: tuple[int, ...]
 
     def share(self, device: int) -> float:
         """The device's part, of 1, of all that is not attention."""
@@ -61,18 +62,23 @@ class Cut:
 
 def cut(memory: ModelMemory, parts: Sequence[int]) -> Cut:
     """How the engine cuts this model by these integers of `--tensor-split`."""
-    return _cut(memory.kv_heads, granule(memory, len(parts)), memory.blocks, tuple(parts))
+    kinds = tuple(fixed > 0 for fixed in memory.layer_kv_fixed_bytes) or (False,) * memory.blocks
+    return _cut(memory.kv_heads, granule(memory, len(parts)), kinds, tuple(parts))
 
 
 def cut_bytes(memory: ModelMemory, parts: Sequence[int]) -> tuple[ShareBytes, ...]:
     """What each device takes: its part of every layer and of the output layer, rounded up, and buffers."""
     made = cut(memory, parts)
-    return tuple(_held(memory, made.share(device), heads) for device, heads in enumerate(made.attention))
+    of_row = [0] * len(made.heads)
+    for size, row in zip(memory.layer_kv_bytes, made.first, strict=True):
+        of_row[row] += size
+    kv = [sum(size * row[device] for size, row in zip(of_row, made.heads, strict=True)) for device in range(len(parts))]
+    return tuple(_held(memory, made.share(device), heads, kv[device]) for device, heads in enumerate(made.attention))
 
 
 def part_bytes(memory: ModelMemory, part: int, whole: int) -> ShareBytes:
     """What a device with `part` of `whole_parts` takes, whatever the others have."""
-    return _held(memory, part / whole, part / whole)
+    return _held(memory, part / whole, part / whole, sum(memory.layer_kv_bytes) * part / whole)
 
 
 def layers_part(memory: ModelMemory, share: float, heads: float) -> float:
@@ -81,17 +87,16 @@ def layers_part(memory: ModelMemory, share: float, heads: float) -> float:
     return memory.mirrored_bytes + memory.attention_bytes * heads + rows * share
 
 
-def _held(memory: ModelMemory, share: float, heads: float) -> ShareBytes:
+def _held(memory: ModelMemory, share: float, heads: float, kv: float) -> ShareBytes:
     return ShareBytes(
         weights_bytes=_up(layers_part(memory, share, heads) + memory.output_bytes * share),
-        kv_bytes=_up(sum(memory.layer_kv_bytes) * heads),
+        kv_bytes=_up(kv),
         compute_bytes=_buffers_bytes(memory, share),
     )
 
 
 def _buffers_bytes(memory: ModelMemory, share: float) -> int:
-    elsewhere = int(memory.cut_compute_bytes * (1 - share))
-    return memory.compute_tensor_bytes - elsewhere + GRAPH_BYTES * memory.blocks**2
+    return memory.compute_tensor_bytes - int(memory.cut_compute_bytes * (1 - share)) + BESIDE_BYTES * memory.blocks
 
 
 def _block(width: int, block: int, devices: int) -> int:
@@ -101,14 +106,18 @@ def _block(width: int, block: int, devices: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _cut(kv_heads: int, together: int, layers: int, parts: tuple[int, ...]) -> Cut:
+def _cut(kv_heads: int, together: int, kinds: tuple[bool, ...], parts: tuple[int, ...]) -> Cut:
+    """`kinds`: whether a layer has a window or a state; the first device goes round among the layers of one kind."""
     counts = [heads_of(parts, kv_heads, together, first) for first in range(len(parts))]
     heads = tuple(tuple(count / kv_heads for count in row) for row in counts)
-    times = [len(range(first, layers, len(parts))) for first in range(len(parts))]
+    first = tuple(kinds[:layer].count(kind) % len(parts) for layer, kind in enumerate(kinds))
     attention = tuple(
-        sum(n * row[device] for n, row in zip(times, heads, strict=True)) / layers for device in range(len(parts))
+        sum(first.count(row) * heads[row][device] for row in range(len(parts))) / len(kinds)
+        for device in range(len(parts))
     )
-    return Cut(parts, heads[:1] if len(set(heads)) == 1 else heads, attention)
+    if len(set(heads)) == 1:
+        return Cut(parts, heads[:1], attention, (0,) * len(kinds))
+    return Cut(parts, heads, attention, first)
 
 
 def _up(size: float) -> int:

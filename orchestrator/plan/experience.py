@@ -74,6 +74,10 @@ class Experience:
             ratio = replace(ratio, step_s=ratio.token_s)
         return replace(_scaled(group, ratio), known="corrected")
 
+    def of_another(self) -> "Experience":
+        """What it says of another quantisation: how far predictions were off, and no group's own figures."""
+        return Experience(tuple(replace(record, key="") for record in self.records))
+
     def _of(self, group: Group) -> list[Record]:
         """Measurements of this very group, or of one that differs in the order of its devices only."""
         key, tokens = alike_key(group_key(group)), group.prompt_tokens
@@ -93,6 +97,11 @@ def uncorrected(group: Group) -> Group:
     """The prediction behind what `Experience.correct` gave."""
     ratio = Measured(1.0, 1.0, 1.0).by(Measured(*group.corrected_by))
     return replace(_scaled(group, ratio), known="predicted", corrected_by=(1.0, 1.0, 1.0))
+
+
+def as_predicted(group: Group) -> Group:
+    """What to compare a measurement with: the prediction, also where the group is planned with what it took before."""
+    return uncorrected(group) if group.known == "measured" else group
 
 
 def record_of(group: Group, measured: Measured) -> Record:

@@ -14,7 +14,7 @@ from orchestrator.plan.cut import part_bytes, whole_parts
 from orchestrator.plan.layers import LayerSearch, Rules
 from orchestrator.plan.pools import Candidate, find_candidates, why_unusable
 from orchestrator.plan.single import why_not_alone
-from orchestrator.plan.split import ENGINE_DEVICES, Variant, pooled_for
+from orchestrator.plan.split import ENGINE_DEVICES, pools_for, variant_of
 from orchestrator.plan.stage_tables import StageTables
 from orchestrator.plan.stages import Stage, stages_s
 from orchestrator.plan.tensor import most_parts
@@ -39,7 +39,8 @@ def left_out_of(
     tried = {one.device.name: one for one in candidates}
     unused = sorted((device for device in survey.devices if device.name not in used), key=lambda device: device.name)
 
-    search = LayerSearch(StageTables(memory, candidates, 1 if plan.goal == "latency" else memory.parallel))
+    tokens = 1 if plan.goal == "latency" else memory.parallel
+    search = LayerSearch(StageTables(memory, variant_of(plan.fastest).seen(candidates), tokens))
 
     def reason(device: Device) -> str:
         if device.name not in tried:
@@ -147,20 +148,25 @@ def _against_split(
     tables, memory = search.tables, search.tables.memory
     if len(candidates) > MOST_PLACED:
         return _own_costs(tables, group, one)
-    native = next((share.device for share in group.shares if share.native), None)
-    variant = Variant(group.output_on_head, native)
-    pooled = pooled_for(survey, memory, candidates, variant)
+    variant = variant_of(group)
+    shared_out = pools_for(survey, memory, candidates, variant)
     rules = Rules(variant.output_on_head, variant.native, required=one.device.name)
-    stages = search.fastest(pooled, rules)
-    if stages is None or len(stages) > ENGINE_DEVICES:
+    found = [
+        stages
+        for pooled in shared_out
+        if (stages := search.fastest(pooled, rules)) is not None and len(stages) <= ENGINE_DEVICES
+    ]
+    if not found:
         return "no split with it fits the budgets"
+    stages, pooled = min(found, key=lambda each: stages_s(memory, each, tables.tokens)), shared_out[0]
     layers = sum(stage.layers for stage in stages if stage.candidate.device.name == one.device.name)
     now_s = stages_s(memory, _stages_of(group, pooled), tables.tokens)
     if len(stages) == len(group.shares) == 1:
         alone = f"alone {duration_text(stages_s(memory, stages, tables.tokens))} per {_unit(tables.tokens)}"
         return f"{alone}, {group.shares[0].device} {duration_text(now_s)}"
     longer_s = stages_s(memory, stages, tables.tokens) - now_s
-    link_s = fixed_seconds(one.device.speed, tables.tokens) + stage_link_s(memory, one.device, tables.tokens)
+    device = next(each.device for each in pooled if each.device.name == one.device.name)
+    link_s = fixed_seconds(device.speed, tables.tokens) + stage_link_s(memory, device, tables.tokens)
     return _told(layers, memory.blocks, longer_s, link_s, TIE * now_s, _unit(tables.tokens))
 
 
@@ -168,7 +174,7 @@ def _stages_of(group: Group, candidates: Sequence[Candidate]) -> tuple[Stage, ..
     """The plan's own stages, so that both are predicted alike: what earlier runs have corrected is in neither."""
     by_name = {one.device.name: one for one in candidates}
     return tuple(
-        Stage(by_name[share.device], share.first_layer, share.layers, share.output, share.native)
+        Stage(by_name[share.device], share.first_layer, share.layers, share.output, share.native and not share.gpu)
         for share in group.shares
     )
 

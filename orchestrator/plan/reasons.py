@@ -14,6 +14,9 @@ from orchestrator.view.sizes import bytes_text, duration_text
 ORDER_NOISE = 0.01
 """Plans whose predictions differ by less than this part are as fast as each other."""
 
+BLOCK, BLOCK_BYTES = 32, {"f16": 64, "q8_0": 34, "q4_0": 18}
+"""Numbers that the engine packs together, and the bytes that they take with their scale (ggml-common.h)."""
+
 
 def gains_too_little(worker: Plan, alone: Plan, ratio: float) -> bool:
     """Whether one worker for all layers, of `ratio` times the time of a head at the same device, is not worth it.
@@ -38,6 +41,8 @@ def reasons_for(
     best_others = {other.mode: other for other in reversed(others) if other.mode != plan.mode}
     return (
         *_asked_for(asked),
+        *_kept_as(plan),
+        *_read_by(plan),
         _does(plan),
         *(_compared(plan, best_others[mode]) for mode in MODES if mode in best_others),
         *_not_found(survey, memory, candidates, plan, best_others),
@@ -55,6 +60,19 @@ def _asked_for(asked: Asked) -> tuple[str, ...]:
     if asked.split is not None:
         return ("this split was asked for",)
     return (f"mode {asked.mode} was asked for",) if asked.mode is not None else ()
+
+
+def _kept_as(plan: Plan) -> tuple[str, ...]:
+    if plan.cache_type == "f16":
+        return ()
+    of_block = f"{BLOCK_BYTES[plan.cache_type]} bytes for {BLOCK} numbers, where f16 takes {BLOCK_BYTES['f16']}"
+    return (f"keys and values are kept as {plan.cache_type}: {of_block}",)
+
+
+def _read_by(plan: Plan) -> tuple[str, ...]:
+    if plan.flash_attention != "off":
+        return ()
+    return ("flash attention is off, as the inventory has it",)
 
 
 def _does(plan: Plan) -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from orchestrator.errors import PlanError
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.choose import rank_plans
-from orchestrator.plan.conversations import with_kv
+from orchestrator.plan.conversations import for_context
 from orchestrator.plan.experience import NO_EXPERIENCE, Experience
 from orchestrator.plan.values import Fallback, ModelMemory, Plan, Ranking
 from orchestrator.survey.values import Survey
@@ -66,12 +66,7 @@ def _largest(survey: Survey, memories: Sequence[ModelMemory], asked: Asked, expe
 def _rank_at(
     context: int, survey: Survey, memories: Sequence[ModelMemory], asked: Asked, experience: Experience
 ) -> Ranking:
-    at = memories
-    if context != memories[0].context:
-        at = [with_kv(one, context, one.parallel) for one in memories if one.micro_batch <= context] or [
-            with_kv(memories[0], context, memories[0].parallel)
-        ]
-    ranking = rank_plans(survey, at, asked, experience)
+    ranking = rank_plans(survey, for_context(memories, context), asked, experience)
     if not asked.survive:
         return ranking
     fallbacks = find_fallbacks(survey, memories, asked, experience, ranking.chosen)

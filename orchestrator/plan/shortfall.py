@@ -51,7 +51,8 @@ def no_replicas(memory: ModelMemory, candidates: Sequence[Candidate], fits: Fits
     for_one = with_kv(memory, memory.context, 1)
     why = [f"{one.device.name} {why_not_alone(for_one, one) or 'holds one'}" for one in candidates]
     return PlanError(
-        f"{memory.model} at context {memory.context} has no two heads with a whole copy each: {'; '.join(why)}",
+        f"{memory.model} at context {memory.context} has no two heads with a whole copy each, be they devices or "
+        f"groups of devices; alone {'; '.join(why)}",
         hint=_hint(memory, fits, *_survey_again(candidates), "let the model be split (mode layers)"),
     )
 
@@ -216,6 +217,7 @@ def _first_layers(memory: ModelMemory, layers: int) -> ModelMemory:
         memory,
         layer_weights_bytes=memory.layer_weights_bytes[:layers],
         layer_kv_bytes=memory.layer_kv_bytes[:layers],
+        layer_kv_fixed_bytes=memory.layer_kv_fixed_bytes[:layers],
     )
 
 

@@ -1,18 +1,20 @@
 """Mode `layers`: contiguous layers over devices, one behind the other, as the groups that are worth considering. Pure.
 
-Tried are the output layer on the last device and on the head, and the first blocks on each local CPU natively (the
-head itself computes them there: repacked kernels and no link, but no overlap when a prompt is read) or through a
-loopback worker like anywhere else. For each the placement of the least time per token; and without a native stage also
-the one whose slowest stage is fastest, which reads long prompts fastest. Then the micro-batch that reads a prompt
-fastest among those whose buffers fit. Formulas: `stages`, `costs`.
+Tried are the output layer on the last device and on the head, and each way for the head to compute layers itself: the
+first blocks on a local CPU (repacked kernels and no link, but no overlap when a prompt is read), and any on the GPUs of
+a local host, which the engine takes by their names among the workers (native speed, no link, all overlap). Each of them
+is a loopback worker, too, like anywhere else. For each way the placement of the least time per token; and without a
+native first stage also the one whose slowest stage is fastest, which reads long prompts fastest. Then the micro-batch
+that reads a prompt fastest among those whose buffers fit. Formulas: `stages`, `costs`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import inf
 
 from orchestrator.plan.costs import head_share_bytes, needed_bytes, output_seconds
 from orchestrator.plan.layers import LayerSearch, Rules
-from orchestrator.plan.pools import CONTROLLER, Candidate, pool_budgets
+from orchestrator.plan.pools import CONTROLLER, Candidate, fastest_first, pools
 from orchestrator.plan.stage_tables import StageTables
 from orchestrator.plan.stages import (
     Stage,
@@ -23,18 +25,64 @@ from orchestrator.plan.stages import (
     stages_s,
 )
 from orchestrator.plan.values import Group, ModelMemory, Share, Traffic, group_key
-from orchestrator.survey.values import Speed, Survey
+from orchestrator.survey.values import Device, Link, Speed, Survey
 
 ENGINE_DEVICES = 15
 """At most this many devices take part in one split: the pinned engine's own limit."""
 
+IN_THE_HEAD = Link("", round_trip_s=0.0, up_bytes_per_s=inf, down_bytes_per_s=inf)
+"""The way from a head to a GPU of its own: copies to and from the card were timed with the GPU's native speed."""
+
 
 @dataclass(frozen=True)
 class Variant:
-    """Where the output layer is, and which device computes the first blocks natively (None: no one does)."""
+    """Where the output layer is, and what the head computes itself: the first blocks on the CPU `native` (a device's
+    name; None: none there), and layers on the GPUs of the host `gpus_of` ("": on none)."""
 
     output_on_head: bool
     native: str | None = None
+    gpus_of: str = ""
+
+    def has_gpu(self, device: Device) -> bool:
+        """Whether this device is one of the head's own GPUs."""
+        return device.host == self.gpus_of and device.kind != "cpu" and device.native.measured
+
+    def seen(self, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+        """The candidates as this head has them: its own GPUs at their native speed and without a link."""
+        if not self.gpus_of:
+            return tuple(candidates)
+        return fastest_first(
+            replace(one, device=replace(one.device, speed=one.device.native, link=IN_THE_HEAD))
+            if self.has_gpu(one.device)
+            else one
+            for one in candidates
+        )
+
+
+_Placed = tuple[Variant, tuple[Stage, ...]]
+
+
+class SplitSearch:
+    """Searches over any of these candidates for steps of so many tokens; what they have in common is worked out once.
+
+    There is one for each host whose GPUs the head may compute on itself, since devices differ by that.
+    """
+
+    def __init__(self, memory: ModelMemory, candidates: Sequence[Candidate], tokens: int) -> None:
+        self.memory, self._candidates, self._tokens = memory, candidates, tokens
+        self._made: dict[str, LayerSearch] = {}
+
+    def of(self, variant: Variant) -> LayerSearch:
+        if variant.gpus_of not in self._made:
+            tables = StageTables(self.memory, variant.seen(self._candidates), self._tokens)
+            self._made[variant.gpus_of] = LayerSearch(tables)
+        return self._made[variant.gpus_of]
+
+
+def variant_of(group: Group) -> Variant:
+    """How the head of this layer split was placed."""
+    native = next((share.device for share in group.shares if share.native and not share.gpu), None)
+    return Variant(group.output_on_head, native, group.head if any(share.gpu for share in group.shares) else "")
 
 
 def find_splits(
@@ -54,12 +102,30 @@ def find_splits(
     if split is not None:
         placements = _forced(survey, memories[0], candidates, split)
     else:
-        placements = _placements(survey, memories[0], candidates, 1 if goal == "latency" else memories[0].parallel)
-    groups = [_group(survey, memories, candidates, variant, stages) for variant, stages in placements]
-    by_key = {group_key(group): group for group in groups}
+        search = SplitSearch(memories[0], candidates, 1 if goal == "latency" else memories[0].parallel)
+        placements = _placements(survey, search, candidates, even_too=True)
+    by_key = {group_key(group): group for group in _groups(survey, memories, candidates, placements)}
     return tuple(
         sorted(by_key.values(), key=lambda one: (one.token_s if goal == "latency" else one.step_s, group_key(one)))
     )
+
+
+def fastest_split(
+    survey: Survey, memories: Sequence[ModelMemory], search: SplitSearch, candidates: Sequence[Candidate]
+) -> Group | None:
+    """The split over these of the search's candidates, or some of them, of the least time for a step of all
+    conversations; None where none fits."""
+    groups = _groups(survey, memories, candidates, _placements(survey, search, candidates, even_too=False))
+    return min(groups, key=lambda one: (one.step_s, group_key(one)), default=None)
+
+
+def split_again(
+    survey: Survey, memories: Sequence[ModelMemory], candidates: Sequence[Candidate], group: Group
+) -> Group | None:
+    """The same layers and the same head for another number of conversations, None where that does not fit."""
+    variant, split = variant_of(group), {share.device: share.layers for share in group.shares}
+    stages = _stages(survey, memories[0], candidates, variant, split)
+    return _group(survey, memories, candidates, variant, stages) if stages else None
 
 
 def head_need_bytes(memory: ModelMemory, *, output: bool) -> int:
@@ -67,41 +133,44 @@ def head_need_bytes(memory: ModelMemory, *, output: bool) -> int:
     return needed_bytes(head_share_bytes(memory, output=output).total_bytes)
 
 
-def pooled_for(
+def pools_for(
     survey: Survey, memory: ModelMemory, candidates: Sequence[Candidate], variant: Variant
-) -> tuple[Candidate, ...]:
-    """The candidates with the budgets that they have beside such a head; none when the controller does not hold it.
+) -> tuple[tuple[Candidate, ...], ...]:
+    """The candidates as such a head has them, with their budgets beside it, in every way that these may be shared out;
+    none when the controller does not hold it.
 
-    A head with a native stage is counted within that device's own budget.
+    A head with a native first stage is counted within that device's own budget.
     """
     head_bytes = 0 if variant.native else head_need_bytes(memory, output=variant.output_on_head)
-    pooled = pool_budgets(candidates, controller_bytes=survey.controller.memory_available_bytes, head_bytes=head_bytes)
-    return pooled.candidates if pooled else ()
+    available = survey.controller.memory_available_bytes
+    found = pools(variant.seen(candidates), controller_bytes=available, head_bytes=head_bytes)
+    return tuple(pooled.candidates for pooled in found)
 
 
 def _placements(
-    survey: Survey, memory: ModelMemory, candidates: Sequence[Candidate], tokens: int
-) -> Iterator[tuple[Variant, tuple[Stage, ...]]]:
-    search = LayerSearch(StageTables(memory, candidates, tokens))
+    survey: Survey, search: SplitSearch, candidates: Sequence[Candidate], *, even_too: bool
+) -> Iterator[_Placed]:
+    """For each way for the head, and to share out memory, the fastest placement, and the most even one where that is
+    wanted, too."""
     for variant in _variants(candidates):
-        pooled, rules = pooled_for(survey, memory, candidates, variant), Rules(variant.output_on_head, variant.native)
-        stages = _place_within_limit(search, pooled, rules)
-        if stages is None:
-            continue
-        yield variant, stages
-        if variant.native is None:
-            yield variant, search.most_even(_at_most(pooled, ENGINE_DEVICES), rules) or stages
+        layers, rules = search.of(variant), Rules(variant.output_on_head, variant.native)
+        for pooled in pools_for(survey, search.memory, candidates, variant):
+            stages = _place_within_limit(layers, pooled, rules)
+            if stages is None:
+                continue
+            yield variant, stages
+            if even_too and variant.native is None:
+                yield variant, layers.most_even(_at_most(pooled, ENGINE_DEVICES), rules) or stages
 
 
 def _variants(candidates: Sequence[Candidate]) -> tuple[Variant, ...]:
-    natives = [one.device.name for one in candidates if may_be_native(one)]
-    return tuple(Variant(on_head, native) for native in (None, *natives) for on_head in (False, True))
-
-
-def may_be_native(candidate: Candidate) -> bool:
-    """Whether a head on this device's host can compute the first layers on it: a CPU of the controller itself."""
-    device = candidate.device
-    return candidate.machine == CONTROLLER and device.kind == "cpu" and device.native.measured
+    """Every way for a head; a CPU and GPUs of its own are those of one host, whose engine it is."""
+    own = [one.device for one in candidates if one.machine == CONTROLLER and one.device.native.measured]
+    natives = [device for device in own if device.kind == "cpu"]
+    heads: list[tuple[str | None, str]] = [(None, ""), *((device.name, "") for device in natives)]
+    for host in dict.fromkeys(device.host for device in own if device.kind != "cpu"):
+        heads += [(native, host) for native in (None, *(one.name for one in natives if one.host == host))]
+    return tuple(Variant(on_head, native, host) for native, host in heads for on_head in (False, True))
 
 
 def _place_within_limit(search: LayerSearch, candidates: Sequence[Candidate], rules: Rules) -> tuple[Stage, ...] | None:
@@ -129,20 +198,33 @@ def _largest(candidates: Sequence[Candidate], count: int) -> tuple[Candidate, ..
 
 def _forced(
     survey: Survey, memory: ModelMemory, candidates: Sequence[Candidate], split: Mapping[str, int]
-) -> Iterator[tuple[Variant, tuple[Stage, ...]]]:
+) -> Iterator[_Placed]:
     """The split as it was given, wherever its budgets allow the output layer and the first stage."""
-    first = next(iter(split), None)
     if sum(split.values()) != memory.blocks or min(split.values()) < 1 or len(split) > ENGINE_DEVICES:
         return
+    first, *others = split
     for variant in _variants(candidates):
-        by_name = {one.device.name: one for one in pooled_for(survey, memory, candidates, variant)}
-        if not split.keys() <= by_name.keys() or (
-            variant.native is not None and (variant.native != first or len(split) == 1)
-        ):
-            continue
-        stages = _given_stages([by_name[name] for name in split], [*split.values()], variant)
-        if all(fits(memory, stage, variant) for stage in stages):
-            yield variant, stages
+        if variant.native is None or (variant.native == first and others):
+            stages = _stages(survey, memory, candidates, variant, split)
+            if stages:
+                yield variant, stages
+
+
+def _stages(
+    survey: Survey,
+    memory: ModelMemory,
+    candidates: Sequence[Candidate],
+    variant: Variant,
+    split: Mapping[str, int],
+) -> tuple[Stage, ...]:
+    """The stages of this split; none where a device is no candidate, or too small."""
+    for pooled in pools_for(survey, memory, candidates, variant):
+        by_name = {one.device.name: one for one in pooled}
+        if split.keys() <= by_name.keys():
+            stages = _given_stages([by_name[name] for name in split], [*split.values()], variant)
+            if all(fits(memory, stage, variant) for stage in stages):
+                return stages
+    return ()
 
 
 def _given_stages(candidates: Sequence[Candidate], layers: Sequence[int], variant: Variant) -> tuple[Stage, ...]:
@@ -165,6 +247,16 @@ def fits(memory: ModelMemory, stage: Stage, variant: Variant) -> bool:
     return needed <= stage.candidate.budget_bytes
 
 
+def _groups(
+    survey: Survey, memories: Sequence[ModelMemory], candidates: Sequence[Candidate], placements: Iterable[_Placed]
+) -> list[Group]:
+    return [
+        _group(survey, memories, candidates, variant, stages)
+        for variant, stages in placements
+        if len(stages) > 1 or not variant.has_gpu(stages[0].candidate.device)  # a GPU alone is mode single
+    ]
+
+
 def _group(
     survey: Survey,
     memories: Sequence[ModelMemory],
@@ -181,8 +273,8 @@ def _group(
     }
     return Group(
         mode="layers",
-        head=stages[0].candidate.device.host if variant.native else CONTROLLER,
-        shares=tuple(_share(memory, stage, variant, alone=len(stages) == 1) for stage in stages),
+        head=next((stage.candidate.device.host for stage in stages if _by_head(stage, variant)), CONTROLLER),
+        shares=tuple(_share(memory, stage, variant) for stage in stages),
         parallel=memory.parallel,
         micro_batch=memory.micro_batch,
         output_on_head=variant.output_on_head,
@@ -208,15 +300,18 @@ def _best_memory(
 ) -> ModelMemory:
     """The micro-batch that reads a prompt fastest; the first, for which stages were placed, fits by construction."""
 
-    def fitting(memory: ModelMemory) -> bool:
-        budgets = {one.device.name: one.budget_bytes for one in pooled_for(survey, memory, candidates, variant)}
+    def fitting(memory: ModelMemory, pooled: Sequence[Candidate]) -> bool:
+        budgets = {one.device.name: one.budget_bytes for one in pooled}
         return all(
             stage_needs_bytes(memory, stage, output_on_head=variant.output_on_head)
             <= budgets.get(stage.candidate.device.name, 0)
             for stage in stages
         )
 
-    allowed = [memories[0], *(memory for memory in memories[1:] if fitting(memory))]
+    def fits_somehow(memory: ModelMemory) -> bool:
+        return any(fitting(memory, pooled) for pooled in pools_for(survey, memory, candidates, variant))
+
+    allowed = [memories[0], *(memory for memory in memories[1:] if fits_somehow(memory))]
     return min(allowed, key=lambda memory: stages_prefill_s(memory, stages))
 
 
@@ -231,10 +326,8 @@ def _head_speed(survey: Survey, candidates: Sequence[Candidate], variant: Varian
     return like.speed, (note,) if variant.output_on_head else ()
 
 
-def _share(memory: ModelMemory, stage: Stage, variant: Variant, *, alone: bool) -> Share:
-    """Its buffers are those it will have; for the budgets all have the most that any device of the split could."""
+def _share(memory: ModelMemory, stage: Stage, variant: Variant) -> Share:
     held = stage_bytes(memory, stage)
-    one_copy = alone or variant.output_on_head or variant.native is not None
     return Share(
         device=stage.candidate.device.name,
         first_layer=stage.first_layer,
@@ -242,20 +335,26 @@ def _share(memory: ModelMemory, stage: Stage, variant: Variant, *, alone: bool) 
         output=stage.output,
         weights_bytes=held.weights_bytes,
         kv_bytes=held.kv_bytes,
-        compute_bytes=(one_copy and memory.compute_one_copy_bytes) or held.compute_bytes,
+        compute_bytes=held.compute_bytes,
         budget_bytes=stage.candidate.budget_bytes,
         time_s=stage_time_s(memory, stage),
-        native=stage.native,
+        native=_by_head(stage, variant),
+        gpu=stage.candidate.device.engine_name if variant.has_gpu(stage.candidate.device) else "",
+        own_memory=not stage.candidate.in_main_memory,
     )
+
+
+def _by_head(stage: Stage, variant: Variant) -> bool:
+    """Whether the head computes this stage itself, without a worker."""
+    return stage.native or variant.has_gpu(stage.candidate.device)
 
 
 def _traffic(memory: ModelMemory, stages: Sequence[Stage], variant: Variant) -> Traffic:
     """Per token and worker: the hidden state there, and back again; from the last one the logits if it makes them."""
-    workers = sum(not stage.native for stage in stages)
-    last_down = memory.hidden_bytes if variant.output_on_head else memory.logits_bytes
+    workers = [stage for stage in stages if not _by_head(stage, variant)]
     return Traffic(
-        hops=workers,
-        synchronisations=workers,
-        up_bytes=workers * memory.hidden_bytes,
-        down_bytes=(workers - 1) * memory.hidden_bytes + last_down,
+        hops=len(workers),
+        synchronisations=len(workers),
+        up_bytes=len(workers) * memory.hidden_bytes,
+        down_bytes=sum(memory.logits_bytes if stage.output else memory.hidden_bytes for stage in workers),
     )

@@ -23,7 +23,8 @@ from orchestrator.plan.values import ModelMemory
 class Stage:
     """Blocks on one device, in pipeline order; `output` if it holds the output layer too.
 
-    `native`: the head computes it itself on this device, which is then the head's own CPU, and the stage the first.
+    `native`: the head computes it itself on this device, which is then the head's own CPU, and the stage the first. A
+    GPU of the head's own is a stage like any other, of a candidate with its native speed and no link (`split.Variant`).
     """
 
     candidate: Candidate
@@ -82,7 +83,7 @@ def stage_prefill_s(memory: ModelMemory, stage: Stage, micro_batch: int, *, cont
 def stages_prefill_s(memory: ModelMemory, stages: Sequence[Stage], *, context: bool = True) -> float:
     """Seconds until a prompt of `memory.prompt_tokens` is read at `memory.micro_batch`.
 
-    A native stage ends the overlap: the engine wants all layers on devices for it.
+    A native stage ends the overlap: the engine wants all layers on devices for it, and its CPU is none.
     """
     micro_batch = min(memory.micro_batch, memory.prompt_tokens)
     each = tuple(stage_prefill_s(memory, stage, micro_batch, context=context) for stage in stages)

@@ -4,12 +4,12 @@ Where the survey timed these very devices and parts (`survey.values.TensorTime`)
 in seconds per pass of n tokens, d over the devices, each with p_d of all K parts:
 
     max over d of (p_d of K of its blocks and output layer, timed through RPC)
-    + sum over d of (2 x blocks x (round trip + n hidden states up and down) + its part of the logits down) + graphs
+    + 2 x blocks x (the longest round trip + sum over d of n hidden states up and down)
+    + sum over d of its part of the logits down
 
-The head adds up what the devices computed twice per layer, a blocking exchange with each; graphs are sent again in each
-pass, `GRAPH_BYTES` x blocks^2 per device, through `GRAPH_BYTES_PER_S` at both ends and over the links, those of other
-machines all at once: on the pinned engine two workers at 1 Gbit/s take 41 to 48 ms longer for a token than on loopback,
-where the graphs of one of them need 47 ms. Links are surveyed at the same time, too: what they share is in their rates.
+The head adds up what the devices computed twice per layer. It asks all of them for their parts at once and sends the
+sum to all, as our changes to the engine have it (`workers/rpc-ahead.patch`): one exchange takes as long as the farthest
+device's, and their bytes share the head's line. Graphs are sent with the first token of a batch only.
 Groups that were timed tell how far off the formula is for the others.
 A prompt takes one such pass per micro-batch, without overlap. A layer is cut between KV heads, of which no device has
 less than one: into K equal parts where the engine cuts every layer alike (`cut`), where it cannot, by what it does.
@@ -34,9 +34,8 @@ from orchestrator.plan.costs import (
     needed_bytes,
     output_seconds,
     prefill_bytes,
-    transfer_s,
 )
-from orchestrator.plan.cut import GRAPH_BYTES, cut, cut_bytes, layers_part, part_bytes, whole_parts
+from orchestrator.plan.cut import cut, cut_bytes, layers_part, part_bytes, whole_parts
 from orchestrator.plan.pools import Candidate, pool_budgets
 from orchestrator.plan.single import find_singles
 from orchestrator.plan.split import ENGINE_DEVICES, find_splits, head_need_bytes
@@ -46,9 +45,9 @@ from orchestrator.survey.values import Device, Speed, Survey, TensorTime
 SYNCHRONISATIONS = 2
 """Per layer and device: after attention and after the feed-forward."""
 
-GRAPH_BYTES_PER_S = 0.9e9
-"""At which head and worker write and read graphs, beside their way through the link: measured on two workers over
-loopback, 40 to 50 us per layer squared where the way alone would take 24."""
+MESSAGES_BYTES = 655
+"""Of the messages of one exchange with one device, towards it, beside hidden states: compute that graph, give that
+tensor, take this one; the engine's structures of 21, 321 and 313 bytes."""
 
 EVERY_SET = 6
 """Up to this many devices every set of them is tried; of more, the fastest, the largest and the nearest."""
@@ -65,6 +64,9 @@ leaves out makes it too fast, never too slow."""
 NOT_EQUAL = "the text need not be byte-equal to that of other modes: sums over devices are added in another order"
 NOT_TIMED = "predicted from each device's own speed and link: this very group was not timed"
 BY_OTHERS = "corrected by how far that was off for groups that were timed"
+
+Errors = Mapping[int, Sequence[tuple[float, float, float]]]
+"""By the number of devices of a group: token, step and prefill, timed, divided by those of the formula."""
 
 PassSeconds = Callable[[ModelMemory, int, int, int], float]
 """Seconds of a pass: memory, bytes of weights worked through, tokens, rows of logits."""
@@ -86,14 +88,57 @@ def find_tensors(survey: Survey, memories: Sequence[ModelMemory], candidates: Se
     """
     if survey.tensor_refused:
         return ()
-    failed = {frozenset(devices) for devices in survey.tensor_failed}
-    sets = (one for one in _device_sets(memories[0], candidates) if _names(one) not in failed)
+    sets = _device_sets(memories[0], candidates)
     groups = [group for members in sets for group in _groups(survey, memories, members)]
     timed = {(one.devices, one.parts) for one in survey.tensor}
-    groups = _corrected(survey, memories, candidates, groups)
+    errors = formula_errors(survey, memories, candidates, groups)
+    groups = [corrected(group, errors) for group in groups]
     best = {id(one): one for count in range(2, ENGINE_DEVICES + 1) for one in _best_of(groups, count)}
     kept = [one for one in groups if id(one) in best or _names_and_parts(one) in timed]
     return tuple(sorted(kept, key=lambda one: (one.token_s, len(one.shares), _names_and_parts(one))))
+
+
+def fastest_tensor(survey: Survey, memories: Sequence[ModelMemory], members: Sequence[Candidate]) -> Group | None:
+    """The group of all these devices, fastest first, with the fastest token, by the formula where it was not timed."""
+    if survey.tensor_refused or len(members) > ENGINE_DEVICES:
+        return None
+    return min(_groups(survey, memories, members), key=lambda one: (one.token_s, _names_and_parts(one)), default=None)
+
+
+def formula_errors(
+    survey: Survey, memories: Sequence[ModelMemory], candidates: Sequence[Candidate], groups: Sequence[Group]
+) -> Errors:
+    """How far off the formula is for those of the groups that were timed."""
+    untimed, by_name = replace(survey, tensor=()), {one.device.name: one for one in candidates}
+    errors: dict[int, list[tuple[float, float, float]]] = {}
+    for group in groups:
+        if NOT_TIMED in group.notes:
+            continue
+        members = [by_name[share.device] for share in group.shares]
+        formula = tensor_group(untimed, memories, members, group.tensor_split)
+        if formula:
+            errors.setdefault(len(members), []).append(_by(group, formula))
+    return errors
+
+
+def corrected(group: Group, errors: Errors) -> Group:
+    """What was not timed is taken to be off the formula by as much as the timed groups, of as many devices if any are.
+
+    Otherwise the formula's error alone would put an untimed group before timed ones. All others are left as they are.
+    """
+    known = errors.get(len(group.shares), [one for some in errors.values() for one in some])
+    if NOT_TIMED not in group.notes or not known:
+        return group
+    token, step, prefill = (statistics.median(column) for column in zip(*known, strict=True))
+    return replace(
+        group,
+        shares=tuple(replace(share, time_s=share.time_s * token) for share in group.shares),
+        token_s=group.token_s * token,
+        step_s=group.step_s * step,
+        prefill_s=group.prefill_s * prefill,
+        context_s=group.context_s * prefill,
+        notes=(*group.notes, BY_OTHERS),
+    )
 
 
 def finalists(
@@ -161,13 +206,6 @@ def most_parts(memory: ModelMemory, candidate: Candidate, whole: int) -> int:
     )
 
 
-def graphs_s(devices: Sequence[Device], blocks: int) -> float:
-    """Seconds per pass for the graphs of all these devices, which grow with the square of the blocks."""
-    near = sum(1 / one.link.up_bytes_per_s for one in devices if one.link.kind == "loopback")
-    far = max((1 / one.link.up_bytes_per_s for one in devices if one.link.kind != "loopback"), default=0.0)
-    return GRAPH_BYTES * blocks**2 * (len(devices) / GRAPH_BYTES_PER_S + near + far)
-
-
 def _hand_out(paces: Seconds, per_part_s: Sequence[float], allowed: Sequence[int]) -> list[int]:
     """One part each, and every other one where its link costs least; among those, where it is done first."""
     parts = [1] * len(allowed)
@@ -196,8 +234,11 @@ def _device_sets(memory: ModelMemory, candidates: Sequence[Candidate]) -> Iterat
 
 
 def _groups(survey: Survey, memories: Sequence[ModelMemory], members: Sequence[Candidate]) -> Iterator[Group]:
-    """These devices as they were timed, where that fits, else with the parts that the formula finds best."""
+    """These devices as they were timed, where that fits, else with the parts that the formula finds best; none where
+    that failed when it was tried."""
     names = _names(members)
+    if any(names == frozenset(devices) for devices in survey.tensor_failed):
+        return
     sums = {whole_parts(memories[0], len(members)), memories[0].kv_heads, len(members)}
     timed = [one for one in survey.tensor if set(one.devices) == names and sum(one.parts) in sums]
     by_name = {one.device.name: one for one in members}
@@ -250,42 +291,6 @@ def _paces(memory: ModelMemory, speed: Speed, whole: int) -> Seconds:
     return rising
 
 
-def _corrected(
-    survey: Survey, memories: Sequence[ModelMemory], candidates: Sequence[Candidate], groups: Sequence[Group]
-) -> list[Group]:
-    """What was not timed is taken to be off the formula by as much as the timed groups, of as many devices if any are.
-
-    Otherwise the formula's error alone would put an untimed group before timed ones.
-    """
-    untimed, by_name = replace(survey, tensor=()), {one.device.name: one for one in candidates}
-    errors: dict[int, list[tuple[float, float, float]]] = {}
-    for group in groups:
-        if NOT_TIMED in group.notes:
-            continue
-        members = [by_name[share.device] for share in group.shares]
-        formula = tensor_group(untimed, memories, members, group.tensor_split)
-        if formula:
-            errors.setdefault(len(members), []).append(_by(group, formula))
-    every = [one for some in errors.values() for one in some]
-
-    def corrected(group: Group) -> Group:
-        known = errors.get(len(group.shares), every)
-        if NOT_TIMED not in group.notes or not known:
-            return group
-        token, step, prefill = (statistics.median(column) for column in zip(*known, strict=True))
-        return replace(
-            group,
-            shares=tuple(replace(share, time_s=share.time_s * token) for share in group.shares),
-            token_s=group.token_s * token,
-            step_s=group.step_s * step,
-            prefill_s=group.prefill_s * prefill,
-            context_s=group.context_s * prefill,
-            notes=(*group.notes, BY_OTHERS),
-        )
-
-    return [corrected(group) for group in groups]
-
-
 def _by(timed: Group, formula: Group) -> tuple[float, float, float]:
     """Token, step and prefill of one group, timed, divided by the formula's."""
     return timed.token_s / formula.token_s, timed.step_s / formula.step_s, timed.prefill_s / formula.prefill_s
@@ -315,10 +320,10 @@ def _timed(survey: Survey, members: Sequence[Candidate], parts: Sequence[int]) -
 
 
 def _as_timed(timed: TensorTime) -> PassSeconds:
-    speed = Speed(passes=timed.passes, output_s=timed.output_s, spread=timed.spread)
+    speed = Speed(passes=timed.passes, output_s=timed.output_s)
 
     def pass_s(memory: ModelMemory, weights: int, tokens: int, rows: int) -> float:
-        seconds = layers_seconds(speed, weights, tokens) + timed.quadratic_s * memory.blocks**2
+        seconds = layers_seconds(speed, weights, tokens)
         return seconds + (output_seconds(speed, memory.output_bytes, rows) if rows else 0.0)
 
     return pass_s
@@ -336,25 +341,28 @@ def _by_formula(members: Sequence[Candidate], parts: Sequence[int]) -> PassSecon
             return seconds + (output_seconds(speed, memory.output_bytes, rows) * share if rows else 0.0)
 
         slowest_s = [max(computing_s(*one) for one in enumerate(row)) for row in made.heads]
-        links_s = sum(
-            _exchanges_s(memory, device, tokens)
-            + memory.logits_bytes * rows * made.share(number) / device.link.down_bytes_per_s
+        logits_s = sum(
+            memory.logits_bytes * rows * made.share(number) / device.link.down_bytes_per_s
             for number, device in enumerate(devices)
         )
-        return sum(slowest_s) / len(slowest_s) + links_s + graphs_s(devices, memory.blocks)
+        return sum(slowest_s) / len(slowest_s) + _exchanges_s(memory, devices, tokens) + logits_s
 
     return pass_s
 
 
 def _alone_s(memory: ModelMemory, device: Device) -> float:
     """What its link would cost if it were the only one."""
-    return _exchanges_s(memory, device, 1) + graphs_s([device], memory.blocks)
+    return _exchanges_s(memory, [device], 1)
 
 
-def _exchanges_s(memory: ModelMemory, device: Device, tokens: int) -> float:
-    """Seconds of the blocking exchanges with one device per pass."""
+def _exchanges_s(memory: ModelMemory, devices: Sequence[Device], tokens: int) -> float:
+    """Seconds of the exchanges of one pass, each with all devices at once."""
     hidden = memory.hidden_bytes * tokens
-    return SYNCHRONISATIONS * memory.blocks * transfer_s(device.link, hidden, hidden)
+    round_trip_s = max(one.link.round_trip_s for one in devices)
+    bytes_s = sum(
+        (hidden + MESSAGES_BYTES) / one.link.up_bytes_per_s + hidden / one.link.down_bytes_per_s for one in devices
+    )
+    return SYNCHRONISATIONS * memory.blocks * (round_trip_s + bytes_s)
 
 
 def _prefill_s(memory: ModelMemory, members: Sequence[Candidate], parts: Sequence[int], pass_s: PassSeconds) -> float:
@@ -411,6 +419,7 @@ def _share(memory: ModelMemory, candidate: Candidate, part: int, held: ShareByte
         budget_bytes=candidate.budget_bytes,
         time_s=token_s,
         part=part,
+        own_memory=not candidate.in_main_memory,
     )
 
 
@@ -421,7 +430,7 @@ def _traffic(memory: ModelMemory, devices: int) -> Traffic:
     return Traffic(
         hops=1,
         synchronisations=synchronisations,
-        up_bytes=hidden + devices * GRAPH_BYTES * memory.blocks**2,
+        up_bytes=hidden + synchronisations * MESSAGES_BYTES,
         down_bytes=hidden + memory.logits_bytes,
     )
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from workers.engine_commands import CacheType, FlashAttention
+
 GroupMode = Literal["single", "layers", "tensor"]
 PlanMode = Literal["single", "layers", "tensor", "replicas"]
 Known = Literal["predicted", "corrected", "measured"]
@@ -16,13 +18,14 @@ PROMPT_TOKENS = 1024
 
 @dataclass(frozen=True)
 class ModelMemory:
-    """What a model takes at one context, parallel and micro-batch, counted by the engine; all in bytes.
+    """What a model takes at one context, parallel, micro-batch, cache type and flash attention, counted by the engine;
+    all in bytes.
 
-    `layer_weights_bytes[i]` and `layer_kv_bytes[i]` belong to block i. `output_bytes` is the output layer as a device
-    holds it (a copy of the token embedding where the two are tied). `input_bytes` stays on the head. The compute
-    buffers are those of a device that is not last, of one that is last and makes logits, and of the head itself;
-    `compute_one_copy_bytes` are those of a device that is alone, or whose head has the output layer or the first
-    layers: the engine then keeps one copy of what a stage is given, not four (0: not counted).
+    `layer_weights_bytes[i]` and `layer_kv_bytes[i]` belong to block i; `layer_kv_fixed_bytes[i]` is what of the latter
+    a shorter context leaves as it is: windows, recurrent states (empty: nothing anywhere). `output_bytes` is the output
+    layer as a device holds it (a copy of the token embedding where the two are tied). `input_bytes` stays on the head.
+    The compute buffers are those of a device that is not last, of one that is last and makes logits, and of the head
+    itself.
     `logits_bytes` cross the link per token when the output layer is remote; `hidden_bytes` per token at each stage.
     `kv_heads` is the smallest number of KV heads of any layer that has attention: mode `tensor` cuts no finer. How much
     coarser it cuts follows from `head_groups`, of layers that differ in it: query elements per KV head, and those in a
@@ -54,7 +57,9 @@ class ModelMemory:
     attention_bytes: int = 0
     mirrored_bytes: int = 0
     cut_compute_bytes: int = 0
-    compute_one_copy_bytes: int = 0
+    cache_type: CacheType = "f16"
+    layer_kv_fixed_bytes: tuple[int, ...] = ()
+    flash_attention: FlashAttention = "auto"
 
     @property
     def total_bytes(self) -> int:
@@ -77,8 +82,10 @@ class Share:
 
     Modes `single` and `layers`: `layers` blocks from `first_layer` on, and the output layer if `output`. Mode
     `tensor`: `part` of the sum of all parts of every layer; `first_layer` is 0 and `layers` all of them. `native`: the
-    head computes it itself, without a worker. `time_s` is this device's part of the predicted time per token, link
-    included (mode `tensor`: all devices work at the same time, each has the time of the group).
+    head computes it itself, without a worker; in a layer split on a GPU of its own host where `gpu` has the engine's
+    name for that, such as "CUDA0", and else on its CPU. `own_memory`: the budget is a card's, not its machine's main
+    memory. `time_s` is this device's part of the predicted time per token,
+    link included (mode `tensor`: all devices work at the same time, each has the time of the group).
     """
 
     device: str
@@ -92,6 +99,8 @@ class Share:
     time_s: float
     part: int = 0
     native: bool = False
+    gpu: str = ""
+    own_memory: bool = False
 
     @property
     def total_bytes(self) -> int:
@@ -117,7 +126,8 @@ class Group:
     """One head and all that computes for it; `head` is its host's name, "" for the controller.
 
     mode "single": the head runs everything natively; `shares` has that one device, `native`.
-    mode "layers": one RPC worker per share in pipeline order; only the first may be `native` (the head's own CPU).
+    mode "layers": one RPC worker per share in pipeline order, but for those that are `native`: the head's own CPU,
+    which is the first one then, and GPUs of its own host.
     mode "tensor": one RPC worker per share, each layer cut across all of them.
     `output_on_head` keeps the output layer in the head's own memory (`head_bytes` counts it) and off the wire.
     `head_compute_bytes` is the part of `head_bytes` that is compute buffers; `head_time_s` the head's own computing per
@@ -171,16 +181,23 @@ class Group:
         return tuple(share for share in self.shares if not share.native)
 
     @property
+    def placed(self) -> tuple[Share, ...]:
+        """The shares that the engine is told a device for, in its order: workers, and GPUs of the head of a split."""
+        return tuple(share for share in self.shares if share.gpu or not share.native)
+
+    @property
     def head_layers(self) -> int:
-        """The first layers, computed by the head of a layer split itself."""
-        return sum(share.layers for share in self.shares if share.native) if self.mode == "layers" else 0
+        """The first layers, computed by the head of a layer split itself on its CPU."""
+        own = (share.layers for share in self.shares if share.native and not share.gpu)
+        return sum(own) if self.mode == "layers" else 0
 
     @property
     def tensor_split(self) -> tuple[int, ...]:
-        """For `--tensor-split`, one integer per worker: its part, or its layers and one more for the output layer."""
+        """For `--tensor-split`, an integer per device that the engine is told: its part, or its layers and one more for
+        the output layer."""
         if self.mode == "tensor":
             return tuple(share.part for share in self.shares)
-        counts = [share.layers for share in self.workers]
+        counts = [share.layers for share in self.placed]
         if counts:
             counts[-1] += 1
         return tuple(counts)
@@ -198,6 +215,8 @@ class LeftOut:
 class Plan:
     """How the model will run: one group, or several of them behind the gateway (mode "replicas").
 
+    `cache_type` is what all of them keep keys and values as, `flash_attention` what was asked for.
+
     `fallbacks` are kept for the loss of each host, where the inventory asks for that.
     """
 
@@ -210,6 +229,8 @@ class Plan:
     left_out: tuple[LeftOut, ...] = ()
     reasons: tuple[str, ...] = ()
     fallbacks: tuple["Fallback", ...] = ()
+    cache_type: CacheType = "f16"
+    flash_attention: FlashAttention = "auto"
 
     @property
     def shares(self) -> tuple[Share, ...]:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from orchestrator.errors import CommandError, DeadlineError, TransferError
+from orchestrator.errors import CommandError, DeadlineError, RefusedError, TransferError
 from orchestrator.shell.protocol import Finished, Process, Progress, Span, Words
 from orchestrator.shell.resume import Resumable, resume_at, resumed_name
 from orchestrator.shell.streams import Tail, split_lines, tail_of
@@ -239,7 +239,7 @@ def copy_error(host: str, what: str, error: OSError, size_bytes: int) -> Transfe
     """A file operation of this machine that failed."""
     if error.errno == errno.ENOSPC:
         message = f"{what} ({size_bytes} bytes) does not fit: the disk is full"
-        return TransferError(host, message, hint="free some space there and try again")
+        return RefusedError(host, message, hint="free some space there and try again")
     return TransferError(host, f"{what} cannot be copied: {error.strerror or error}")
 
 
@@ -251,11 +251,10 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
 
 async def _write_span(source: Path, span: Span, path: Path, done_bytes: int, progress: Progress | None) -> None:
     with source.open("rb") as reader, path.open("r+b" if done_bytes else "wb") as writer:
-        reader.seek(span.offset + done_bytes)
         writer.seek(done_bytes)
         while done_bytes < span.size_bytes:
             size = min(_COPY_BYTES, span.size_bytes - done_bytes)
-            done_bytes += writer.write(await asyncio.to_thread(read_piece, reader, size))
+            done_bytes += writer.write(await asyncio.to_thread(read_span, reader, span, done_bytes, size))
             if progress is not None:
                 progress(done_bytes, span.size_bytes)
 
@@ -272,12 +271,20 @@ def _copy_some(reader: BinaryIO, writer: BinaryIO) -> int:
     return writer.write(reader.read(_COPY_BYTES))
 
 
-def read_piece(reader: BinaryIO, size: int) -> bytes:
-    """The next bytes of a file that should have them; OSError when it has not."""
-    data = reader.read(size)
-    if len(data) < size:
+def read_span(reader: BinaryIO, span: Span, start: int, size: int) -> bytes:
+    """Bytes of a span of a file from `start` of it on; OSError when the file has not so many."""
+    run = span.run_bytes or span.size_bytes
+    first, skipped = divmod(start, run)
+    runs = -(-(skipped + size) // run)
+    reader.seek(span.offset + first * span.stride_bytes + (skipped if runs == 1 else 0))
+    wanted = size if runs == 1 else (runs - 1) * span.stride_bytes + run
+    data = reader.read(wanted)
+    if len(data) < wanted:
         raise OSError(errno.EIO, "the file has become shorter while it was read")
-    return data
+    if runs == 1:
+        return data
+    joined = b"".join(data[at : at + run] for at in range(0, wanted, span.stride_bytes))
+    return joined[skipped : skipped + size]
 
 
 async def _end_group(process: asyncio.subprocess.Process) -> None:

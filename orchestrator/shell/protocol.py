@@ -16,10 +16,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Span:
-    """A part of a file."""
+    """A part of a file; where it does not lie there in one, in runs of `run_bytes`, each `stride_bytes` after the one
+    before."""
 
     offset: int
     size_bytes: int
+    run_bytes: int = 0
+    stride_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import socket
 
 import asyncssh
 
-from orchestrator.errors import CommandError, ConnectError, HostError, TransferError
+from orchestrator.errors import CommandError, ConnectError, HostError, RefusedError, TransferError
 from orchestrator.shell.protocol import Words
 from orchestrator.shell.ssh_config import SshTarget
 from orchestrator.shell.words import shown
@@ -86,11 +86,13 @@ def transfer_error(host: str, what: str, error: Exception, free_bytes: int | Non
         return disk_full(host, what, free_bytes or 0, size_bytes)
     match error:
         case asyncssh.SFTPNoSuchFile():
-            return TransferError(host, f"{what}: no such file")
+            return RefusedError(host, f"{what}: no such file")
         case asyncssh.SFTPPermissionDenied():
-            return TransferError(host, f"{what}: permission denied")
+            return RefusedError(host, f"{what}: permission denied")
         case asyncssh.SFTPConnectionLost() | asyncssh.SFTPNoConnection() | asyncssh.ConnectionLost():
             return TransferError(host, f"{what}: the connection was lost", hint="check the network and try again")
+        case asyncssh.SFTPError():
+            return RefusedError(host, f"{what}: {error.reason or type(error).__name__}")
         case asyncssh.Error():
             return TransferError(host, f"{what}: {error.reason or type(error).__name__}")
         case OSError():
@@ -107,7 +109,7 @@ def is_full(error: Exception, free_bytes: int | None, size_bytes: int) -> bool:
 
 def disk_full(host: str, what: str, free_bytes: int, size_bytes: int) -> TransferError:
     """The file is larger than the free space where it should go."""
-    return TransferError(
+    return RefusedError(
         host,
         f"{what} does not fit: {bytes_text(size_bytes)} needed, {bytes_text(free_bytes)} free",
         hint="free some space on that host's disk and try again",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import asyncssh
 
-from orchestrator.shell.local import not_whole, partial_beside, read_piece, remove_partial
+from orchestrator.shell.local import not_whole, partial_beside, read_span, remove_partial
 from orchestrator.shell.protocol import Progress, Span
 from orchestrator.shell.resume import CHUNK_BYTES, Resumable, resume_at, resumed_name
 from orchestrator.shell.ssh_errors import FOREIGN, disk_full, is_full, transfer_error
@@ -105,11 +105,10 @@ class SftpFiles:
     ) -> None:
         """A chunk is sent as many requests at once; the next one waits until all are answered."""
         with source.open("rb") as reader:
-            reader.seek(span.offset + done_bytes)
             async with self.sftp.open(path, "r+b" if done_bytes else "wb") as writer:
                 for start in range(done_bytes, span.size_bytes, CHUNK_BYTES):
                     size = min(CHUNK_BYTES, span.size_bytes - start)
-                    await writer.write(await asyncio.to_thread(read_piece, reader, size), start)
+                    await writer.write(await asyncio.to_thread(read_span, reader, span, start, size), start)
                     if progress is not None:
                         progress(start + size, span.size_bytes)
 

@@ -1,22 +1,25 @@
 """Gather a survey: devices and budgets from facts, then links and speeds measured on every host."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from orchestrator.errors import EngineError, UsageError
+from orchestrator.errors import BringUpError, DeadlineError, EngineError
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.host_agent import LOOPBACK, start_link_server
 from orchestrator.hosts import OpenHost
-from orchestrator.processes import open_link, start_worker
+from orchestrator.processes import ended_by_itself, open_link, start_worker
 from orchestrator.report import Report
-from orchestrator.survey.links import measure_link
+from orchestrator.survey.links import Line, measure_link
 from orchestrator.survey.slices import Slice, Slices
 from orchestrator.survey.speeds import (
     CONTEXT_TOKENS,
     DECODE,
+    HURRIED_REPETITIONS,
     SHORT_PROMPT,
+    VERY_SLOW_S,
     calmer,
     context_cost,
     is_noisy,
@@ -29,20 +32,26 @@ from orchestrator.survey.speeds import (
     rpc_speed_without_output,
     short_passes,
     speed_key,
+    with_guessed_passes,
     with_long_passes,
 )
-from orchestrator.survey.timing import Measuring, stopping, time_passes
-from orchestrator.survey.values import NOT_MEASURED, Device, HostSurvey, Link, Speed, Survey
+from orchestrator.survey.timing import Measuring, Placed, Timing, always, stopping, time_passes
+from orchestrator.survey.values import NOT_MEASURED, Device, DeviceSpec, HostSurvey, Link, Speed, Survey
 from orchestrator.view.sizes import bytes_text
-from workers.budget import MIB, Budget, budget
-from workers.engine_commands import Placement
+from workers.budget import GPU_RESERVE_BYTES, MIB, RESERVE_BYTES, Budget, budget
+from workers.devices import EngineGpu
+from workers.engine_commands import OnGpu, Placement, Where
 from workers.facts import HostFacts
 from workers.pass_bench import REPETITIONS, Timed
 
 LINKS_AT_ONCE = 2
+PROBE_OF_GPU = 2
+LONGEST_PASS = 512
+"""The largest micro-batch that is planned with."""
+
 BESIDE_MODEL_BYTES = 32 * MIB
 """A device whose budget is less than the weights and this cannot hold the whole model: it is not timed natively, unless
-it is the controller's own, on which a head may compute the first layers of a split."""
+it is the controller's own, on which the head of a split may compute layers itself."""
 
 
 async def gather_survey(measuring: Measuring, report: Report, now: datetime) -> Survey:
@@ -51,7 +60,8 @@ async def gather_survey(measuring: Measuring, report: Report, now: datetime) -> 
     controller, opened = measuring.hosts.controller, measuring.hosts.by_name
     local = asyncio.Lock()
     report.step("Measuring links", "preparing")
-    asked = {name: _link_of(measuring, host, local) for name, host in opened.items()}
+    line = Line()
+    asked = {name: _link_of(measuring, host, local, line) for name, host in opened.items()}
     links = all_or_raise(await each_host(asked, limit=LINKS_AT_ONCE))
     report.step("Measuring speeds", "preparing")
     if measuring.recalibrate:
@@ -71,6 +81,8 @@ async def gather_survey(measuring: Measuring, report: Report, now: datetime) -> 
         model=measuring.model,
         controller_speed=head,
         shape=measuring.slices.digest,
+        cache_type=measuring.cache_type,
+        flash_attention=measuring.flash_attention,
     )
 
 
@@ -80,13 +92,48 @@ def default_threads(facts: HostFacts) -> int:
     return max(1, min(facts.cores_physical, allowed))
 
 
-def check_backend(host: OpenHost) -> None:
-    """UsageError for a backend this version cannot run yet."""
-    if host.host.backend not in ("auto", "cpu"):
-        raise UsageError(
-            f"{host.name}: backend {host.host.backend} cannot be run by this version",
-            hint="set `backend: cpu` (or leave it out) in inventory.yaml; GPU engines come with a later version",
-        )
+@dataclass(frozen=True)
+class Target:
+    """A device that is about to be measured; `available_bytes` is what slices may take of its memory, `where` what the
+    engine is told to compute on it natively."""
+
+    spec: DeviceSpec
+    kind: str
+    description: str
+    budget: Budget
+    available_bytes: int
+    where: OnGpu | None = None
+    shares_memory: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+
+def targets_of(host: OpenHost, gpus: Sequence[EngineGpu]) -> tuple[Target, ...]:
+    """The host's CPU and its GPUs. The cap of the inventory goes for the memory of each."""
+    facts = host.facts
+    threads, available = host.host.threads or default_threads(facts), facts.memory_available_bytes
+    cpu = DeviceSpec(f"{host.name}/cpu", threads)
+    on_cpu = Target(cpu, "cpu", facts.cpu_name, budget(host.host.memory, available), available)
+    return (on_cpu, *(_gpu_target(host, gpu, threads) for gpu in gpus))
+
+
+def _gpu_target(host: OpenHost, gpu: EngineGpu, threads: int) -> Target:
+    facts = host.facts
+    alike = [one for one in facts.gpus if one.kind == gpu.kind]
+    named = [one for one in alike if one.name == gpu.description]  # drivers may call it otherwise
+    shares = gpu.in_software or (bool(alike) and all(one.shares_memory for one in named or alike))
+    free = min(gpu.memory_free_bytes, facts.memory_available_bytes) if shares else gpu.memory_free_bytes
+    return Target(
+        spec=DeviceSpec(f"{host.name}/{gpu.kind}{gpu.number}", threads, gpu.name, gpu.environment),
+        kind=gpu.kind,
+        description=gpu.description,
+        budget=budget(host.host.memory, free, RESERVE_BYTES if shares else GPU_RESERVE_BYTES),
+        available_bytes=free,
+        where=OnGpu(gpu.name),
+        shares_memory=shares,
+    )
 
 
 @dataclass(frozen=True)
@@ -105,165 +152,245 @@ async def _controller_speed(measuring: Measuring, report: Report) -> Speed:
     if slices is None:
         report.warn("the controller has too little memory to be timed: its output layer is predicted as on a device")
         return NOT_MEASURED
-    threads = default_threads(controller.facts)
+    if slices.why_synthetic:
+        report.warn(f"slices of this model cannot be timed, others of like shapes are: {slices.why_synthetic}")
     try:
-        return await _native(measuring, controller, threads, slices, report)
+        return await _native(measuring, controller, targets_of(controller, ())[0], slices, report)
     except EngineError as error:
-        if "synthetic" in (slices.shallow.source, slices.deep.source):
+        if slices.why_synthetic or not error.logged:
             raise
-        report.warn(f"the engine refuses slices of this model, others of like shapes are timed: {error.engine_words}")
-        await asyncio.to_thread(measuring.slices.use_synthetic)
+        await asyncio.to_thread(measuring.slices.use_synthetic, error.logged)
         return await _controller_speed(measuring, report)
 
 
 async def _survey_host(
     measuring: Measuring, host: OpenHost, link: Link, head: Speed, local: asyncio.Lock, report: Report
 ) -> HostSurvey:
-    threads = host.host.threads or default_threads(host.facts)
-    budgeted = budget(host.host.memory, host.facts.memory_available_bytes)
-    if host.is_local:
-        async with local:
-            measured = await _measure(measuring, host, link, threads, budgeted, head, report)
-    else:
-        measured = await _measure(measuring, host, link, threads, budgeted, head, report)
-    device = Device(
-        name=f"{host.name}/cpu",
+    devices = []
+    for target in targets_of(host, measuring.gpus.get(host.name, ())):
+        if host.is_local:
+            async with local:
+                measured = await _measured(measuring, host, target, link, head, report)
+        else:
+            measured = await _measured(measuring, host, target, link, head, report)
+        devices.append(_device(host, target, link, measured))
+    return HostSurvey(host.name, host.is_local, host.facts, tuple(devices))
+
+
+def _device(host: OpenHost, target: Target, link: Link, measured: _Paths) -> Device:
+    return Device(
+        name=target.name,
         host=host.name,
-        kind="cpu",
-        description=host.facts.cpu_name,
-        threads=threads,
-        budget=budgeted,
+        kind=target.kind,
+        description=target.description,
+        threads=target.spec.threads,
+        budget=target.budget,
         link=link,
         speed=measured.speed,
         native=measured.native,
         note=measured.note,
+        engine_name=target.spec.engine_name,
+        environment=target.spec.environment,
+        shares_memory=target.shares_memory,
     )
-    return HostSurvey(host.name, host.is_local, host.facts, (device,))
+
+
+async def _measured(
+    measuring: Measuring, host: OpenHost, target: Target, link: Link, head: Speed, report: Report
+) -> _Paths:
+    """Speeds; a GPU that fails is left out of the plan, with the reason: its host has others."""
+    try:
+        return await _measure(measuring, host, target, link, head, report)
+    except (EngineError, BringUpError, DeadlineError) as error:
+        if target.kind == "cpu":
+            raise
+        report.warn(f"{target.name} is not used: {error}")
+        return _Paths(NOT_MEASURED, NOT_MEASURED, f"it failed when its speed was measured: {error}")
 
 
 async def _measure(
-    measuring: Measuring, host: OpenHost, link: Link, threads: int, budgeted: Budget, head: Speed, report: Report
+    measuring: Measuring, host: OpenHost, target: Target, link: Link, head: Speed, report: Report
 ) -> _Paths:
     """Speeds; none, and the reason, for a device that could not hold the smallest slices."""
-    available = host.facts.memory_available_bytes
+    available = target.available_bytes
     slices = await asyncio.to_thread(measuring.slices.slices, available)
     if slices is None:
         needed = bytes_text(measuring.slices.needed_bytes())
         note = f"{bytes_text(available)} of memory available, {needed} needed to measure its speed"
-        report.warn(f"{host.name}: {note}")
+        report.warn(f"{target.name}: {note}")
         return _Paths(NOT_MEASURED, NOT_MEASURED, note)
-    speed = await _through_rpc(measuring, host, threads, slices, head, link, report)
+    speed = await _through_rpc(measuring, host, target, slices, head, link, report)
     native = NOT_MEASURED
-    holds_all = budgeted.usable_bytes >= measuring.model_bytes + BESIDE_MODEL_BYTES
-    if slices.output_fits and (holds_all or host.is_local):
-        native = await _native(measuring, host, threads, slices, report)
+    if slices.output_fits and may_be_of_head(target, measuring.model_bytes, local=host.is_local):
+        native = await _native(measuring, host, target, slices, report)
     return _Paths(speed, native, "")
 
 
-async def _native(measuring: Measuring, host: OpenHost, threads: int, slices: Slices, report: Report) -> Speed:
-    passes = passes_for(measuring.parallel)
-    key = speed_key(host, "native", threads, measuring.engine.manifest.engine, slices, passes)
+def may_be_of_head(target: Target, model_bytes: int, *, local: bool) -> bool:
+    """Whether a head may compute on this device itself: all of the model, or, on the controller, layers of a split."""
+    return local or target.budget.usable_bytes >= model_bytes + BESIDE_MODEL_BYTES
+
+
+async def _native(measuring: Measuring, host: OpenHost, target: Target, slices: Slices, report: Report) -> Speed:
+    passes = _passes(measuring, target)
+    key = _key(measuring, host, target, "native", slices, passes)
     if not measuring.recalibrate and (kept := kept_speed(measuring.kept, key)):
         return kept
-    report.say(f"{host.name}: timing {slices.shallow.layers} and {slices.deep.layers} layers natively")
-    shallow, deep = await _at_both_depths(measuring, host, slices, passes, threads, None, host.name)
-    in_context = await _in_context(measuring, host, slices, shallow, threads, None, host.name)
-    speed = replace(native_speed(slices, shallow, deep), context_s=context_cost(slices, shallow, in_context))
+    report.say(f"{target.name}: timing {slices.shallow.layers} and {slices.deep.layers} layers natively")
+    at = Timing(measuring, host, target.spec.threads, always(target.where), target.name, target.spec.environment)
+    hurried = target.kind != "cpu" and await _is_very_slow(at, slices)
+    shallow, deep = await _at_both_depths(at, slices, passes, hurried)
+    speed = native_speed(slices, shallow, deep)
+    if not hurried:
+        speed = await _with_context(at, slices, shallow, speed)
     keep_speed(measuring.kept, key, speed)
     return speed
 
 
 async def _through_rpc(
-    measuring: Measuring, host: OpenHost, threads: int, slices: Slices, head: Speed, link: Link, report: Report
+    measuring: Measuring, host: OpenHost, target: Target, slices: Slices, head: Speed, link: Link, report: Report
 ) -> Speed:
-    passes = passes_for(measuring.parallel)
+    passes = _passes(measuring, target)
     if not slices.output_fits:
         passes = short_passes(passes)
-    key = speed_key(host, f"rpc {link.kind}", threads, measuring.engine.manifest.engine, slices, passes)
+    key = _key(measuring, host, target, f"rpc {link.kind}", slices, passes)
     if not measuring.recalibrate and (kept := kept_speed(measuring.kept, key)):
-        report.say(f"{host.name}: speed known from an earlier calibration")
+        report.say(f"{target.name}: speed known from an earlier calibration")
         return kept
-    report.say(f"{host.name}: timing {slices.shallow.layers} and {slices.deep.layers} layers through RPC")
-    controller, engine = measuring.hosts.controller, measuring.engine_folders[host.name]
-    async with stopping() as started:
-        worker = await start_worker(started, measuring.hosts, measuring.logs, f"{host.name}/cpu", host, engine, threads)
-        one = Placement((worker.endpoint,), (1,), output_on_head=False, output_tied=slices.output_tied)
-        on_head = Placement((worker.endpoint,), (1,), output_on_head=True, output_tied=slices.output_tied)
+    report.say(f"{target.name}: timing {slices.shallow.layers} and {slices.deep.layers} layers through RPC")
+    controller = measuring.hosts.controller
+    async with workers_of(measuring, host, target) as worker:
         own = default_threads(controller.facts)
-        placed = one if slices.output_fits else on_head
-        shallow, deep = await _at_both_depths(measuring, controller, slices, passes, own, placed, host.name)
+        placed = on_worker(worker, slices.output_tied, output_on_head=not slices.output_fits)
+        at = Timing(measuring, controller, own, placed, target.name, one_by_one=target.kind != "cpu")
+        hurried = target.kind != "cpu" and await _is_very_slow(at, slices)
+        shallow, deep = await _at_both_depths(at, slices, passes, hurried)
         if slices.output_fits:
-            apart = await time_passes(measuring, controller, slices.shallow, (DECODE,), own, on_head, host.name)
+            repetitions = HURRIED_REPETITIONS if hurried else REPETITIONS
+            on_head = replace(at, placed=on_worker(worker, slices.output_tied, output_on_head=True))
+            apart = await time_passes(on_head, slices.shallow, (DECODE,), repetitions)
             speed = rpc_speed(slices, shallow, deep, apart[DECODE], head, link)
-            in_context = await _in_context(measuring, controller, slices, shallow, own, placed, host.name)
-            speed = replace(speed, context_s=context_cost(slices, shallow, in_context))
+            if not hurried:
+                speed = await _with_context(at, slices, shallow, speed)
         else:
             speed = rpc_speed_without_output(slices, shallow, deep, head, link)
     keep_speed(measuring.kept, key, speed)
     return speed
 
 
-async def _at_both_depths(
-    measuring: Measuring,
-    host: OpenHost,
-    slices: Slices,
-    passes: Sequence[int],
-    threads: int,
-    placement: Placement | None,
-    name: str,
-) -> tuple[Mapping[int, Timed], Mapping[int, Timed]]:
-    """The shallow and the deep slice; of the latter the long passes are worked out.
+Workers = Callable[[], AbstractAsyncContextManager[str]]
+"""Gives the endpoint of a worker for one bench."""
 
-    Only a device with room to spare is timed again: a worker does not give back all that it has freed.
+
+@asynccontextmanager
+async def workers_of(measuring: Measuring, host: OpenHost, target: Target) -> AsyncIterator[Workers]:
+    """The same worker for every bench of a CPU; for a GPU, as when a cluster starts, a fresh one for every load.
+
+    A worker's Vulkan backend outlives what heads load: with Mesa's software driver it crashes at the third load.
     """
-    timing = _calmly if slices.output_fits else time_passes
-    shallow = await timing(measuring, host, slices.shallow, passes, threads, placement, name)
-    repetitions = repetitions_for(shallow)
-    deep = await timing(measuring, host, slices.deep, short_passes(passes), threads, placement, name, repetitions)
-    return shallow, with_long_passes(deep, shallow)
+
+    @asynccontextmanager
+    async def fresh() -> AsyncIterator[str]:
+        async with stopping() as started:
+            engine = measuring.engine_folders[host.name]
+            worker = await start_worker(started, measuring.hosts, measuring.logs, target.spec, host, engine)
+            try:
+                yield worker.endpoint
+            except EngineError as error:
+                if all(process.running for process in worker.processes):
+                    raise
+                raise await ended_by_itself(worker.processes, "while its speed was measured") from error
+
+    if target.kind != "cpu":
+        yield fresh
+        return
+    async with fresh() as endpoint:
+
+        @asynccontextmanager
+        async def same() -> AsyncIterator[str]:
+            yield endpoint
+
+        yield same
 
 
-async def _calmly(
-    measuring: Measuring,
-    host: OpenHost,
-    one: Slice,
-    passes: Sequence[int],
-    threads: int,
-    placement: Placement | None,
-    name: str,
-    repetitions: int = REPETITIONS,
-) -> Mapping[int, Timed]:
-    """Once more where the repetitions are far apart."""
-    timed = await time_passes(measuring, host, one, passes, threads, placement, name, repetitions)
-    if not is_noisy(timed):
-        return timed
-    return calmer(timed, await time_passes(measuring, host, one, passes, threads, placement, name, repetitions))
+def on_worker(worker: Workers, output_tied: bool, *, output_on_head: bool) -> Placed:
+    """All layers on that worker, and the output layer too or on the head."""
+
+    @asynccontextmanager
+    async def placed() -> AsyncIterator[Where]:
+        async with worker() as endpoint:
+            yield Placement((endpoint,), (1,), output_on_head, output_tied)
+
+    return placed
 
 
-async def _in_context(
-    measuring: Measuring,
-    host: OpenHost,
-    slices: Slices,
-    shallow: Mapping[int, Timed],
-    threads: int,
-    placement: Placement | None,
-    name: str,
-) -> Mapping[int, Timed]:
-    passes, repetitions = (SHORT_PROMPT,), repetitions_for(shallow)
-    return await time_passes(
-        measuring, host, slices.shallow, passes, threads, placement, name, repetitions, CONTEXT_TOKENS
+def _key(measuring: Measuring, host: OpenHost, target: Target, path: str, slices: Slices, passes: Sequence[int]) -> str:
+    gpu = () if target.where is None else (target.where.name, target.description)
+    engine = measuring.engine_name(host)
+    return speed_key(
+        *(host, target.spec.threads, path, engine, slices, passes, gpu),
+        cache_type=measuring.cache_type,
+        flash_attention=measuring.flash_attention,
     )
 
 
-async def _link_of(measuring: Measuring, host: OpenHost, local: asyncio.Lock) -> Link:
-    check_backend(host)
+def _passes(measuring: Measuring, target: Target) -> tuple[int, ...]:
+    """Those to time; a GPU gains by larger micro-batches than a CPU does."""
+    passes = passes_for(measuring.parallel)
+    return passes if target.kind == "cpu" else (*passes, LONGEST_PASS)
+
+
+async def _is_very_slow(at: Timing, slices: Slices) -> bool:
+    """By one short prompt, after another: GPUs first compile what they run.
+
+    A CPU is not asked: each load leaves less of a small host's memory to the next, a worker does not give all back.
+    """
+    probe = await time_passes(at, slices.shallow, (SHORT_PROMPT,), PROBE_OF_GPU)
+    return probe[SHORT_PROMPT].seconds > VERY_SLOW_S
+
+
+async def _at_both_depths(
+    at: Timing, slices: Slices, passes: Sequence[int], hurried: bool
+) -> tuple[Mapping[int, Timed], Mapping[int, Timed]]:
+    """The shallow and the deep slice; of the latter the long passes are worked out, of a `hurried` one all of them.
+
+    Only a device with room to spare is timed again: a worker does not give back all that it has freed.
+    """
+    if hurried:
+        short = short_passes(passes)
+        first, second = [
+            await time_passes(at, one, short, HURRIED_REPETITIONS) for one in (slices.shallow, slices.deep)
+        ]
+        return with_guessed_passes(first, passes), with_guessed_passes(second, passes)
+    timing = _calmly if slices.output_fits else time_passes
+    shallow = await timing(at, slices.shallow, passes)
+    deep = await timing(at, slices.deep, short_passes(passes), repetitions_for(shallow))
+    return shallow, with_long_passes(deep, shallow)
+
+
+async def _calmly(at: Timing, one: Slice, passes: Sequence[int], repetitions: int = REPETITIONS) -> Mapping[int, Timed]:
+    """Once more where the repetitions are far apart."""
+    timed = await time_passes(at, one, passes, repetitions)
+    if not is_noisy(timed):
+        return timed
+    return calmer(timed, await time_passes(at, one, passes, repetitions))
+
+
+async def _with_context(at: Timing, slices: Slices, shallow: Mapping[int, Timed], speed: Speed) -> Speed:
+    """With what a context costs."""
+    repetitions = repetitions_for(shallow)
+    in_context = await time_passes(at, slices.shallow, (SHORT_PROMPT,), repetitions, CONTEXT_TOKENS)
+    return replace(speed, context_s=context_cost(slices, shallow, in_context))
+
+
+async def _link_of(measuring: Measuring, host: OpenHost, local: asyncio.Lock, line: Line) -> Link:
     if not host.is_local:
-        return await _measured_link(measuring, host)
+        return await _measured_link(measuring, host, line)
     async with local:
-        return await _measured_link(measuring, host)
+        return await _measured_link(measuring, host, line)
 
 
-async def _measured_link(measuring: Measuring, host: OpenHost) -> Link:
+async def _measured_link(measuring: Measuring, host: OpenHost, line: Line) -> Link:
     """On the very path that carries the tensors: a tunnel, the network itself, or plain loopback on this machine."""
     address, door = host.worker_address, host.new_socket() if host.is_private else ""
     async with stopping() as started:
@@ -273,12 +400,13 @@ async def _measured_link(measuring: Measuring, host: OpenHost) -> Link:
             server = await start_link_server(host.shell, host.agent, address=address, socket=door)
             try:
                 if host.is_local:
-                    return await measure_link(host.name, "loopback", (LOOPBACK, server.port))
+                    return await measure_link(host.name, "loopback", (LOOPBACK, server.port), line=line)
+                medium = host.facts.medium
                 if not host.is_linked:
-                    return await measure_link(host.name, "direct", (address, server.port), medium=host.facts.medium)
+                    return await measure_link(host.name, "direct", (address, server.port), line=line, medium=medium)
                 far = f"{LOOPBACK}:{server.port}"
                 link = await (opening or open_link(started, measuring.hosts, measuring.logs, host, far))
-                return await measure_link(host.name, "tunnel", link.near, medium=host.facts.medium)
+                return await measure_link(host.name, "tunnel", link.near, line=line, medium=medium)
             finally:
                 await server.close()
         finally:

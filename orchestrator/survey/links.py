@@ -9,11 +9,15 @@ import asyncio
 import socket
 import statistics
 import struct
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from time import perf_counter
+from typing import TypeVar
 
 from orchestrator.errors import ConnectError
 from orchestrator.survey.values import Link
+
+T = TypeVar("T")
 
 ROUND_TRIP_BYTES = 16 * 1024
 ROUND_TRIPS = 20
@@ -29,13 +33,60 @@ Place = tuple[str, int] | str
 """An address and a port, or the path of a socket."""
 
 
-async def measure_link(host: str, kind: str, place: Place, *, medium: str = "", deadline_s: float = 30) -> Link:
+class Line:
+    """What links share near this machine, its own network card say.
+
+    Round trips of one link have it to themselves, for a few KiB behind another link's bulk would wait in its queue;
+    bulk of several goes side by side.
+    """
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Condition()
+        self._waiting, self._moving, self._is_taken = 0, 0, False
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """Nothing else moves; those who want this go before those who move bulk."""
+        self._waiting += 1
+        try:
+            async with self._changed:
+                await self._changed.wait_for(lambda: not self._is_taken and self._moving == 0)
+                self._is_taken = True
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._is_taken = False
+            await self._tell()
+
+    @asynccontextmanager
+    async def shared(self) -> AsyncIterator[None]:
+        """Nobody is alone, or waits to be."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._is_taken and self._waiting == 0)
+            self._moving += 1
+        try:
+            yield
+        finally:
+            self._moving -= 1
+            await self._tell()
+
+    async def _tell(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+
+async def measure_link(
+    host: str, kind: str, place: Place, *, line: Line | None = None, medium: str = "", deadline_s: float = 30
+) -> Link:
     """Measure through `place`; ConnectError when the far end does not answer.
 
-    `medium` is what the host says of its interface (`HostFacts.medium`).
+    `line` is shared with links that are measured at the same time. `medium` is what the host says of its interface
+    (`HostFacts.medium`).
     """
     try:
-        return await asyncio.wait_for(asyncio.to_thread(_measure, kind, medium, place, deadline_s), deadline_s + 5)
+        return await _measured(line or Line(), kind, place, medium, deadline_s)
     except (OSError, EOFError, TimeoutError) as error:
         raise ConnectError(
             host,
@@ -57,18 +108,31 @@ def _what_happened(error: Exception) -> str:
     """A far end that closes shows as the end of the stream, a reset or a broken pipe, whichever comes first."""
     if isinstance(error, EOFError | ConnectionResetError | BrokenPipeError):
         return "the far end closed the connection"
-    return str(getattr(error, "strerror", None) or error)
+    return str(getattr(error, "strerror", None) or error) or "nothing came back in time"
 
 
-def _measure(kind: str, medium: str, place: Place, deadline_s: float) -> Link:
-    with _connected(place, deadline_s) as connection:
-        return Link(
-            kind=kind,
-            round_trip_s=_round_trip(connection),
-            up_bytes_per_s=_bulk(connection, _send_to_sink),
-            down_bytes_per_s=_bulk(connection, _fetch_from_source),
-            medium=medium,
-        )
+async def _measured(line: Line, kind: str, place: Place, medium: str, deadline_s: float) -> Link:
+    """Blocking sockets in threads; each part ends within its own time, so that nobody waits for a line for ever."""
+    async with line.alone():
+        connection = await _in_thread(deadline_s, lambda: _connected(place, deadline_s))
+        try:
+            round_trip_s = await _in_thread(deadline_s, lambda: _round_trip(connection))
+        except BaseException:
+            connection.close()
+            raise
+    with connection:
+        async with line.shared():
+            return Link(
+                kind=kind,
+                round_trip_s=round_trip_s,
+                up_bytes_per_s=await _in_thread(deadline_s, lambda: _bulk(connection, _send_to_sink)),
+                down_bytes_per_s=await _in_thread(deadline_s, lambda: _bulk(connection, _fetch_from_source)),
+                medium=medium,
+            )
+
+
+async def _in_thread(deadline_s: float, blocking: Callable[[], T]) -> T:
+    return await asyncio.wait_for(asyncio.to_thread(blocking), deadline_s + 5)
 
 
 def _connected(place: Place, deadline_s: float) -> socket.socket:

@@ -2,15 +2,15 @@
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 
 from quant.errors import SliceError
 from quant.gguf_file import read_model
 from quant.model import Model, hidden_bytes, layer_bytes, logits_bytes, output_bytes
-from quant.slice import shape_digest, slice_depths, write_slice
-from quant.synthetic import like_shape, write_random_model
+from quant.slice import SHALLOW, shape_digest, slice_depths, write_slice
+from quant.synthetic import ONE_BILLION, Shape, like_shape, type_bytes, write_random_model
 from workers.agent import Recorded, mark_of, read_record, sha256_of, touch, write_record
 from workers.budget import MIB
 
@@ -20,13 +20,20 @@ BESIDE_LAYERS_BYTES = 28 * MIB
 KEPT_S = 24 * 3600.0
 """A slice that nobody asked for in this time is deleted when another is written; writing it again takes seconds."""
 
+KERNEL_WEIGHTS = 250_000_000
+"""A model that compares tensor types has so many: 140 MB as Q4_0, more than most processors' last-level caches. None
+has more layers than the model itself: what stays in a cache there shall stay in it here."""
+
+KERNEL_VOCABULARY = 256
+
 LEAST_LAYERS = 4
 """A device that holds fewer layers beside the output layer is timed with that on the head, and short prompts only."""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """A model file of the first layers. `source` is "slice", "model" (all layers) or "synthetic"."""
+    """A model file of the first layers. `source` is "slice", "model" (all layers), "made up" (a slice with weights at
+    random) or "synthetic"."""
 
     path: Path
     layers: int
@@ -39,8 +46,24 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class KernelModel:
+    """A model of this shape, all of one type, to compare types by."""
+
+    slice: Slice
+    shape: Shape
+    type: str
+
+    @property
+    def weights(self) -> int:
+        return self.shape.layers * self.shape.layer_weights
+
+
+@dataclass(frozen=True)
 class Slices:
-    """A shallow and a deep slice, and what of the model counts beside its layers; bytes per token where not said."""
+    """A shallow and a deep slice, and what of the model counts beside its layers; bytes per token where not said.
+
+    `why_synthetic`: why models of like shapes stand in for slices; "" where they do not.
+    """
 
     shallow: Slice
     deep: Slice
@@ -50,17 +73,20 @@ class Slices:
     logits_bytes: int
     digest: str
     output_fits: bool = True
+    why_synthetic: str = ""
 
 
 class SliceStore:
     """Writes slices of one model into a folder, each once; the deepest may be the model's own file.
 
-    Hosts are timed at once and ask from threads of their own: one writes, the others wait for it.
+    `made_up`: of the model only the header is here, so its slices get weights at random, and what is timed on them
+    counts for no model. Hosts are timed at once and ask from threads of their own: one writes, the others wait for it.
     """
 
-    def __init__(self, model: Model, folder: Path) -> None:
+    def __init__(self, model: Model, folder: Path, *, made_up: bool = False) -> None:
         self._model = model
         self._folder = folder
+        self.made_up = made_up
         self._digest = shape_digest(model)
         self._writing = Lock()
         self._refused = folder / f"{self._digest}.refused"
@@ -83,23 +109,46 @@ class SliceStore:
         if shallow == deep or (room is not None and sum(layer_bytes(model)[:deep]) > room):
             return None
         with self._writing:
-            pair = self._pair(shallow, deep)
+            first, second, why = self._pair(shallow, deep)
         return Slices(
-            shallow=pair[0],
-            deep=pair[1],
-            output_bytes=output_bytes(read_model(pair[1].path)) if pair[1].source == "synthetic" else output,
+            shallow=first,
+            deep=second,
+            output_bytes=output_bytes(read_model(second.path)) if why else output,
             output_tied=model.output_tied,
             hidden_bytes=hidden_bytes(model),
             logits_bytes=logits_bytes(model),
             digest=self._digest,
             output_fits=output_fits,
+            why_synthetic=why,
         )
 
-    def use_synthetic(self) -> None:
-        """From now on, also in later runs until `try_again`: the engine does not load slices of this model."""
+    def of_type(self, kind: str, available_bytes: int) -> KernelModel | None:
+        """A model of like shapes whose weights are all of this type, to be written first (`write`); None where a device
+        with this much memory does not hold two layers of it. ValueError for a type that there is none of."""
+        shape = kernel_shape(self._model)
+        layer_bytes_each = type_bytes(kind, shape.layer_weights)
+        most = (available_bytes - BESIDE_LAYERS_BYTES) // layer_bytes_each
+        if most < SHALLOW:
+            return None
+        shape = replace(shape, layers=min(shape.layers, most))
+        path = self._folder / f"kernel-{kind}-{'-'.join(map(str, shape.widths))}-{shape.layers}.gguf"
+        return KernelModel(Slice(path, shape.layers, (layer_bytes_each,) * shape.layers, "synthetic"), shape, kind)
+
+    def write(self, one: KernelModel) -> None:
+        """Where it is not there yet."""
+        path = one.slice.path
         with self._writing:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._refused.touch()
+            if not _is_whole(path):
+                self._delete_old()
+                write_random_model(path, one.shape, one.type)
+                _record(path)
+
+    def use_synthetic(self, why: str) -> None:
+        """From now on, also in later runs until `try_again`: the engine does not load slices of this model, and why."""
+        with self._writing:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._refused.write_text(why)
 
     def try_again(self) -> None:
         """Slices shall be loaded again, whatever the engine made of them before."""
@@ -109,24 +158,28 @@ class SliceStore:
         """What a device must have for the smallest pair of slices."""
         return sum(layer_bytes(self._model)[:2]) + BESIDE_LAYERS_BYTES
 
-    def _pair(self, shallow: int, deep: int) -> tuple[Slice, Slice]:
-        """Both of one kind: a line through a slice and a synthetic model would mean nothing."""
+    def _pair(self, shallow: int, deep: int) -> tuple[Slice, Slice, str]:
+        """Both of one kind, since a line through a slice and a synthetic model would mean nothing; and why they are no
+        slices, if so."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        if not self._refused.exists():
-            with suppress(SliceError, ValueError):
-                return self._slice(shallow), self._slice(deep)
-        return self._synthetic(shallow), self._synthetic(deep)
+        why = self._refused.read_text() if self._refused.exists() else ""
+        if not why:
+            try:
+                return self._slice(shallow), self._slice(deep), ""
+            except (SliceError, ValueError) as error:
+                why = str(error)
+        return self._synthetic(shallow), self._synthetic(deep), why
 
     def _slice(self, layers: int) -> Slice:
-        model = self._model
-        if layers == model.block_count and len(model.shards) == 1:
+        model, made_up = self._model, self.made_up
+        if layers == model.block_count and len(model.shards) == 1 and not made_up:
             return Slice(model.path, layers, layer_bytes(model), "model")
-        path = self._folder / f"{self._digest}-{layers}.gguf"
+        path = self._folder / f"{self._digest}-{layers}{'-made-up' if made_up else ''}.gguf"
         if not _is_whole(path):
             self._delete_old()
-            write_slice(model, layers, path)
+            write_slice(model, layers, path, made_up=made_up)
             _record(path)
-        return Slice(path, layers, layer_bytes(model)[:layers], "slice")
+        return Slice(path, layers, layer_bytes(model)[:layers], "made up" if made_up else "slice")
 
     def _synthetic(self, layers: int) -> Slice:
         path = self._folder / f"{self._digest}-{layers}-synthetic.gguf"
@@ -143,6 +196,18 @@ class SliceStore:
                 if time.time() - max(one.stat().st_mtime for one in (path, mark) if one.exists()) > KEPT_S:
                     path.unlink()
                     mark.unlink(missing_ok=True)
+
+
+def kernel_shape(model: Model) -> Shape:
+    """What tensor types are compared at: the model's widths up to those of a model of a billion weights, from which on
+    kernels are as fast as in any; and layers enough to leave a cache, if the model has them. One word instead of a
+    vocabulary: the output layer is no part of it."""
+    shape = like_shape(model, model.block_count)
+    if shape.embedding > ONE_BILLION.embedding:
+        shape = replace(ONE_BILLION, layers=model.block_count)
+    shape = replace(shape, feed_forward=min(shape.feed_forward, ONE_BILLION.feed_forward), vocabulary=KERNEL_VOCABULARY)
+    enough = -(-KERNEL_WEIGHTS // shape.layer_weights)
+    return replace(shape, layers=max(SHALLOW, min(model.block_count, enough)))
 
 
 def _is_whole(path: Path) -> bool:

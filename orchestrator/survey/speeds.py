@@ -16,7 +16,8 @@ from orchestrator.hosts import OpenHost
 from orchestrator.plan.costs import LAST_BLOCK_PREFILL, transfer_s
 from orchestrator.state import write_private
 from orchestrator.survey.slices import Slice, Slices
-from orchestrator.survey.values import Link, PassTime, Speed
+from orchestrator.survey.values import Link, PassTime, Speed, kept_as
+from workers.engine_commands import CacheType, FlashAttention
 from workers.pass_bench import REPETITIONS, Timed
 
 DECODE = 1
@@ -31,13 +32,19 @@ seconds is disturbed less than one of milliseconds, and calibration shall not ta
 
 FEW_REPETITIONS = 3
 
+VERY_SLOW_S = 1.0
+"""A device that takes longer for that is timed as briefly as can be: `HURRIED_REPETITIONS` of short passes, of which
+the first warms up; longer ones are taken to grow with their tokens, and what a context costs to be little."""
+
+HURRIED_REPETITIONS = 2
+
 NOISY = 0.15
 """Repetitions further apart than this part of their median are no good measurement."""
 LEAST_OUTPUT, MOST_OUTPUT = 0.3, 3.0
 """The output layer per byte against the layers per byte: beyond these limits a measured difference is noise."""
 
 _SPEED = TypeAdapter(Speed)
-FORMAT = "passes 5"
+FORMAT = "passes 6"
 """Part of what measurements are kept under: raised when they are worked out in another way."""
 
 
@@ -61,6 +68,13 @@ def with_long_passes(deep: Mapping[int, Timed], shallow: Mapping[int, Timed]) ->
     """The deep slice's times with those of the passes that only the shallow one was timed on."""
     ratio = deep[SHORT_PROMPT].seconds / shallow[SHORT_PROMPT].seconds
     return {tokens: deep.get(tokens) or Timed(timed.seconds * ratio, timed.spread) for tokens, timed in shallow.items()}
+
+
+def with_guessed_passes(timed: Mapping[int, Timed], passes: Sequence[int]) -> dict[int, Timed]:
+    """With the passes that were left out, which take as much longer than the short prompt as they have more tokens."""
+    short = timed[SHORT_PROMPT]
+    guessed = {tokens: Timed(short.seconds * tokens / SHORT_PROMPT, short.spread) for tokens in passes}
+    return {tokens: timed.get(tokens) or guessed[tokens] for tokens in passes}
 
 
 def is_noisy(timed: Mapping[int, Timed]) -> bool:
@@ -103,7 +117,7 @@ def native_speed(slices: Slices, shallow: Mapping[int, Timed], deep: Mapping[int
     decode = _Line(slices, shallow, deep, DECODE)
     output_s = _plausible_output(slices, decode, decode.at_zero_s)
     passes = tuple(_pass_time(slices, shallow, deep, tokens, output_s, 0.0) for tokens in sorted(shallow))
-    return _speed(slices, passes, output_s, shallow, deep)
+    return _speed(slices, passes, output_s)
 
 
 def rpc_speed(
@@ -131,7 +145,7 @@ def rpc_speed(
         return transfer_s(link, slices.hidden_bytes * tokens, slices.logits_bytes)
 
     passes = tuple(_pass_time(slices, shallow, deep, tokens, output_s, link_s(tokens)) for tokens in sorted(shallow))
-    return _speed(slices, passes, output_s, shallow, deep)
+    return _speed(slices, passes, output_s)
 
 
 def rpc_speed_without_output(
@@ -146,7 +160,7 @@ def rpc_speed_without_output(
 
     passes = tuple(_pass_time(slices, shallow, deep, tokens, head_s, beside_s(tokens)) for tokens in sorted(shallow))
     output_s = _Line(slices, shallow, deep, DECODE).slope_s * slices.output_bytes
-    return _speed(slices, passes, output_s, shallow, deep)
+    return _speed(slices, passes, output_s)
 
 
 def last_block(shallow: Mapping[int, Timed], deep: Mapping[int, Timed], tokens: int) -> float:
@@ -202,23 +216,29 @@ def _pass_time(
         shallow_s = deep_s * line.at_bytes[0] / line.at_bytes[1]
     slope_s = (deep_s - shallow_s) / (line.at_bytes[1] - line.at_bytes[0])
     fixed_s = max(0.0, shallow_s - slope_s * line.at_bytes[0])
-    return PassTime(tokens, fixed_s, line.at_bytes, (shallow_s, deep_s))
+    spread = max(shallow[tokens].spread, deep[tokens].spread)
+    return PassTime(tokens, fixed_s, line.at_bytes, (shallow_s, deep_s), spread)
 
 
-def _speed(
-    slices: Slices,
-    passes: tuple[PassTime, ...],
-    output_s: float,
-    shallow: Mapping[int, Timed],
-    deep: Mapping[int, Timed],
-) -> Speed:
-    spread = max(timed.spread for timed in (shallow[DECODE], deep[DECODE]))
+def _speed(slices: Slices, passes: tuple[PassTime, ...], output_s: float) -> Speed:
     depths = (slices.shallow.layers, slices.deep.layers)
-    return Speed(passes, output_s, slices.output_bytes, spread, slices.deep.source, depths)
+    return Speed(passes, output_s, slices.output_bytes, slices.deep.source, depths)
 
 
-def speed_key(host: OpenHost, path: str, threads: int, engine_id: str, slices: Slices, passes: Sequence[int]) -> str:
-    """What a kept speed is good for: this processor and its limits, engine, tensor types and shapes, path, passes."""
+def speed_key(
+    host: OpenHost,
+    threads: int,
+    path: str,
+    engine_id: str,
+    slices: Slices,
+    passes: Sequence[int],
+    gpu: Sequence[str] = (),
+    *,
+    cache_type: CacheType = "f16",
+    flash_attention: FlashAttention = "auto",
+) -> str:
+    """What a kept speed is good for: this processor and its limits or that GPU, engine, tensor types and shapes, path,
+    passes, what keys and values are kept as, and how they are read."""
     facts = host.facts
     depths: tuple[Slice, ...] = (slices.shallow, slices.deep)
     parts = (
@@ -227,6 +247,8 @@ def speed_key(host: OpenHost, path: str, threads: int, engine_id: str, slices: S
         *("|", path, str(threads), engine_id, slices.digest),
         *(f"{one.layers} {one.source}" for one in depths),
         str(tuple(passes)),
+        *gpu,
+        *kept_as(cache_type, flash_attention),
     )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 

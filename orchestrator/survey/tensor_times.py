@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from orchestrator.errors import EngineError, MeshctlError
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.hosts import OpenHost
-from orchestrator.plan.tensor import TensorSet, graphs_s
+from orchestrator.plan.tensor import TensorSet
 from orchestrator.processes import Worker, start_worker
 from orchestrator.report import Report
 from orchestrator.state import write_private
@@ -29,8 +29,8 @@ from orchestrator.survey.speeds import (
     short_passes,
     with_long_passes,
 )
-from orchestrator.survey.timing import Measuring, stopping, time_passes
-from orchestrator.survey.values import Device, Link, PassTime, Survey, TensorTime
+from orchestrator.survey.timing import Measuring, Timing, always, stopping, time_passes
+from orchestrator.survey.values import Device, DeviceSpec, Link, PassTime, Survey, TensorTime, kept_as
 from workers.engine_commands import Placement
 from workers.pass_bench import REPETITIONS, Timed
 
@@ -63,16 +63,18 @@ def with_kept(measuring: Measuring, survey: Survey, sets: Sequence[TensorSet]) -
 async def _refusal(measuring: Measuring) -> str:
     """Why the engine cannot cut this model's layers, asked over two workers of the controller; "" when it can.
 
-    A bench over other devices may fail for reasons of theirs, such as their memory.
+    A bench over other devices may fail for reasons of theirs, such as their memory. One that is killed here leaves no
+    word of the engine's.
     """
     controller = measuring.hosts.controller
     slices = await asyncio.to_thread(measuring.slices.slices, controller.facts.memory_available_bytes // 2)
     if slices is None:
         return ""
     try:
-        await _time_over(measuring, [(name, controller, 1) for name in ("a/cpu", "b/cpu")], (1, 1), slices.shallow)
+        two = [(DeviceSpec(name, 1), controller) for name in ("a/cpu", "b/cpu")]
+        await _time_over(measuring, two, (1, 1), slices.shallow)
     except EngineError as error:
-        return error.engine_words
+        return error.logged
     return ""
 
 
@@ -105,18 +107,33 @@ def _devices(survey: Survey, one: TensorSet) -> list[Device]:
 
 
 def _key(measuring: Measuring, devices: Sequence[Device], parts: tuple[int, ...]) -> str:
-    """What a time is good for: these processors, their parts and threads, links, engine, model and passes.
+    """What a time is good for: these processors, their parts and threads, links, engine, model, passes and cache type;
+    those of weights that are made up are told apart.
 
     Links count to a factor of about four, and not at all within this machine, where all are alike;
     devices in any order.
     """
     engine_id, passes = measuring.engine.manifest.engine, passes_for(measuring.parallel)
-    facts = [FORMAT, "output apart", engine_id, measuring.slices.digest, str(passes)]
+    slices = measuring.slices
+    kept = kept_as(measuring.cache_type, measuring.flash_attention)
+    facts = [FORMAT, "output apart", engine_id, slices.digest, str(passes), *kept]
+    facts += ["made up"] if slices.made_up else []
     for device, part in sorted(zip(devices, parts, strict=True), key=lambda one: one[0].name):
         host = measuring.hosts.by_name[device.host]
-        facts += [device.name, str(part), host.facts.hostname, host.facts.cpu_name, str(host.facts.cpu_quota)]
+        facts += [
+            device.name,
+            str(part),
+            *_gpu(device),
+            host.facts.hostname,
+            host.facts.cpu_name,
+            str(host.facts.cpu_quota),
+        ]
         facts += [str(device.threads), *host.host.own_words, device.link.kind, *_link_facts(device.link)]
     return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
+
+
+def _gpu(device: Device) -> tuple[str, ...]:
+    return () if device.kind == "cpu" else (device.engine_name, device.description)
 
 
 def _link_facts(link: Link) -> tuple[str, ...]:
@@ -127,56 +144,52 @@ def _link_facts(link: Link) -> tuple[str, ...]:
 
 
 async def _measure_set(measuring: Measuring, devices: Sequence[Device], one: TensorSet) -> TensorTime:
-    room = min(measuring.hosts.by_name[device.host].facts.memory_available_bytes for device in devices)
+    room = min(device.budget.free_bytes for device in devices)
     slices = await asyncio.to_thread(measuring.slices.slices, room)
     if slices is None or not slices.output_fits:
         raise MeshctlError("its devices have too little memory for slices of the model")
     passes = passes_for(measuring.parallel)
-    hosts = [(device.name, measuring.hosts.by_name[device.host], device.threads) for device in devices]
+    hosts = [(device.spec, measuring.hosts.by_name[device.host]) for device in devices]
     shallow = await _time_over(measuring, hosts, one.parts, slices.shallow, passes)
     repetitions = repetitions_for(shallow)
     deep = await _time_over(measuring, hosts, one.parts, slices.deep, short_passes(passes), repetitions)
     deep = with_long_passes(deep, shallow)
-    return tensor_time(one, slices, shallow, deep, graphs_s(devices, 1))
+    return tensor_time(one, slices, shallow, deep)
 
 
-def tensor_time(
-    one: TensorSet, slices: Slices, shallow: Mapping[int, Timed], deep: Mapping[int, Timed], quadratic_s: float
-) -> TensorTime:
+def tensor_time(one: TensorSet, slices: Slices, shallow: Mapping[int, Timed], deep: Mapping[int, Timed]) -> TensorTime:
     """What the timings of both slices say of these devices."""
     shallow, deep = rising(shallow), rising(deep)
-    output_s = _output_s(slices, _pass_time(slices, shallow, deep, DECODE, quadratic_s, 0.0))
+    output_s = _output_s(slices, _pass_time(slices, shallow, deep, DECODE, 0.0))
     return TensorTime(
         devices=one.devices,
         parts=one.parts,
-        passes=tuple(_pass_time(slices, shallow, deep, tokens, quadratic_s, output_s) for tokens in sorted(shallow)),
+        passes=tuple(_pass_time(slices, shallow, deep, tokens, output_s) for tokens in sorted(shallow)),
         output_s=output_s,
-        spread=max(shallow[DECODE].spread, deep[DECODE].spread),
-        quadratic_s=quadratic_s,
     )
 
 
 async def _time_over(
     measuring: Measuring,
-    workers: Sequence[tuple[str, OpenHost, int]],
+    workers: Sequence[tuple[DeviceSpec, OpenHost]],
     parts: tuple[int, ...],
     one: Slice,
     passes: Sequence[int] = (DECODE,),
     repetitions: int = REPETITIONS,
 ) -> Mapping[int, Timed]:
-    """Over workers, each a device's name, its host and threads; fresh ones: a used one may read what nobody wrote."""
+    """Over workers, each a device and its host; fresh ones: a used one may read what nobody wrote."""
     controller = measuring.hosts.controller
     async with stopping() as started:
 
-        async def start(name: str, host: OpenHost, threads: int) -> Worker:
-            engine = measuring.engine_on(host)
-            return await start_worker(started, measuring.hosts, measuring.logs, name, host, engine, threads)
+        async def start(device: DeviceSpec, host: OpenHost) -> Worker:
+            return await start_worker(started, measuring.hosts, measuring.logs, device, host, measuring.engine_on(host))
 
-        running = all_or_raise(await each_host({worker[0]: start(*worker) for worker in workers}))
-        endpoints = tuple(running[name].endpoint for name, _, _ in workers)
+        running = all_or_raise(await each_host({device.name: start(device, host) for device, host in workers}))
+        endpoints = tuple(running[device.name].endpoint for device, _ in workers)
         placement = Placement(endpoints, parts, output_on_head=False, output_tied=False, mode="tensor")
         threads = default_threads(controller.facts)
-        return await time_passes(measuring, controller, one, passes, threads, placement, "tensor", repetitions)
+        at = Timing(measuring, controller, threads, always(placement), "tensor")
+        return await time_passes(at, one, passes, repetitions)
 
 
 def _output_s(slices: Slices, decode: PassTime) -> float:
@@ -190,16 +203,14 @@ def _pass_time(
     shallow: Mapping[int, Timed],
     deep: Mapping[int, Timed],
     tokens: int,
-    quadratic_s: float,
     output_s: float,
 ) -> PassTime:
-    """The line through both depths, graphs' bytes and one row of the output layer taken off."""
+    """The line through both depths, one row of the output layer taken off."""
     pairs = ((slices.shallow, shallow), (slices.deep, deep))
     at_bytes = tuple(one.pass_bytes(last_block(shallow, deep, tokens)) for one, _ in pairs)
-    at_s = tuple(
-        max(0.1 * t[tokens].seconds, t[tokens].seconds - quadratic_s * one.layers**2 - output_s) for one, t in pairs
-    )
+    at_s = tuple(max(0.1 * t[tokens].seconds, t[tokens].seconds - output_s) for one, t in pairs)
     if at_s[1] <= at_s[0]:
         at_s = (at_s[1] * at_bytes[0] / at_bytes[1], at_s[1])
     slope_s = (at_s[1] - at_s[0]) / (at_bytes[1] - at_bytes[0])
-    return PassTime(tokens, max(0.0, at_s[0] - slope_s * at_bytes[0]), at_bytes, at_s)
+    spread = max(shallow[tokens].spread, deep[tokens].spread)
+    return PassTime(tokens, max(0.0, at_s[0] - slope_s * at_bytes[0]), at_bytes, at_s, spread)

@@ -1,6 +1,6 @@
 """A survey: what was measured on every host, frozen, and its JSON form (`meshctl survey --json`, `plan --survey`)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.errors import UsageError
 from workers.budget import Budget
+from workers.engine_commands import CacheType, FlashAttention
 from workers.facts import HostFacts
 
 
@@ -34,12 +35,28 @@ class PassTime:
 
     `layers_s[i]` is the time of layers whose weights are `layers_bytes[i]` (ascending), `fixed_s` that of no layer at
     all (the cost of one more stage). Between them time is linear in the bytes; beyond the last, its slope goes on.
+    `spread` is (slowest - fastest) / median of the repetitions, of the slice with the larger one: what is worked out
+    from this pass, the fixed cost and the output layer too, is no better known than that.
     """
 
     tokens: int
     fixed_s: float
     layers_bytes: tuple[int, ...]
     layers_s: tuple[float, ...]
+    spread: float = 0.0
+
+
+@dataclass(frozen=True)
+class KernelRate:
+    """How fast a device multiplies by weights of one ggml type (such as "Q4_K") on one path.
+
+    `weight_s[i]` is the time of a pass of `tokens[i]` tokens (ascending) per weight of the layers, all that a layer
+    does beside multiplying and the link's own time included. Good for comparing types with one another only.
+    """
+
+    type: str
+    tokens: tuple[int, ...]
+    weight_s: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -48,20 +65,21 @@ class Speed:
 
     `passes` by ascending number of tokens; the first has one token and is decoding, those of 64 and more are prefill,
     those between are decode steps of as many conversations at once. Empty: not measured. `output_s` is the output layer
-    for one row of logits, whose weights are `output_bytes`. `spread` is (slowest - fastest) / median of the repetitions
-    of decoding, of the slice with the larger one. `source` says what was timed: "slice" of the model, the whole "model"
-    (too small for its slices to leave the processor's cache) or a "synthetic" one of like shapes. `layers` are the
-    depths of the two slices; empty where none were timed (what-ifs). `context_s`: what one token of a prompt takes
-    longer in one layer for each token that stands before its pass, since attention reads them all.
+    for one row of logits, whose weights are `output_bytes`. `source` says what was timed: "slice" of the model, the
+    whole "model" (too small for its slices to leave the processor's cache), a slice with weights "made up" (where only
+    the model's header is here) or a "synthetic" one of like shapes. `layers` are the depths of the two slices; empty
+    where none were timed (what-ifs). `context_s`: what one token of a prompt takes longer in one layer for each token
+    that stands before its pass, since attention reads them all. `rates`: what the same model would take with its
+    weights in other types, where that was measured (`survey.rates`).
     """
 
     passes: tuple[PassTime, ...] = ()
     output_s: float = 0.0
     output_bytes: int = 0
-    spread: float = 0.0
     source: str = ""
     layers: tuple[int, ...] = ()
     context_s: float = 0.0
+    rates: tuple[KernelRate, ...] = ()
 
     @property
     def measured(self) -> bool:
@@ -70,13 +88,29 @@ class Speed:
 
 NOT_MEASURED = Speed()
 
+MAIN_MEMORY_KINDS = ("cpu", "metal")
+"""Kinds of devices that always work in their machine's main memory."""
+
+
+@dataclass(frozen=True)
+class DeviceSpec:
+    """What a worker is told of the device it serves: our name for it ("HOST/cpu"), the engine's, and for a CPU the
+    threads. `environment`: variables without which the engine does not see the device."""
+
+    name: str
+    threads: int
+    engine_name: str = "CPU"
+    environment: tuple[tuple[str, str], ...] = ()
+
 
 @dataclass(frozen=True)
 class Device:
     """One thing that computes on a host: its CPU or one GPU. `name` is "HOST/cpu" or "HOST/cuda0".
 
     `speed` is as a worker, through RPC (its link taken off), `native` as a head on the host itself; the latter is
-    measured where the whole model may fit. `note` says why a device was not measured.
+    measured where the whole model may fit, and on the controller. `note` says why a device was not measured.
+    `engine_name` is what the engine calls it, `environment` what programs need to see it; `shares_memory`: a GPU
+    without memory of its own.
     """
 
     name: str
@@ -89,6 +123,17 @@ class Device:
     speed: Speed
     native: Speed = NOT_MEASURED
     note: str = ""
+    engine_name: str = "CPU"
+    environment: tuple[tuple[str, str], ...] = ()
+    shares_memory: bool = False
+
+    @property
+    def spec(self) -> DeviceSpec:
+        return DeviceSpec(self.name, self.threads, self.engine_name, self.environment)
+
+    @property
+    def in_main_memory(self) -> bool:
+        return self.kind in MAIN_MEMORY_KINDS or self.shares_memory
 
 
 @dataclass(frozen=True)
@@ -96,16 +141,13 @@ class TensorTime:
     """Layers cut across these very devices, timed on slices over the real links, which are therefore in it.
 
     `devices` in the order of `parts` (the integers of `--tensor-split`). The passes and `output_s` are those of the
-    whole group. The bytes that each token sends again grow with the square of the layers: `quadratic_s` times that
-    square comes on top of the passes.
+    whole group.
     """
 
     devices: tuple[str, ...]
     parts: tuple[int, ...]
     passes: tuple[PassTime, ...]
     output_s: float
-    spread: float
-    quadratic_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -123,9 +165,10 @@ class Survey:
     """Everything a plan is made from; `controller` are the facts of the machine where heads of splits run.
 
     `model` names what speeds were timed on, `shape` tells it by its tensors' names, types and shapes (`quant.slice`;
-    "": not known). `controller_speed` is the controller's CPU natively (the head computes there what is not placed on
-    devices). `tensor` holds the groups timed in mode `tensor`; `tensor_refused` is the engine's reason when it cannot
-    cut this model's layers at all, `tensor_failed` the sets of devices with which that failed when it was tried.
+    "": not known), with keys and values kept as `cache_type` and `flash_attention` as it was asked for.
+    `controller_speed` is the controller's CPU natively (the head computes there what is not placed on devices).
+    `tensor` holds the groups timed in mode `tensor`; `tensor_refused` is the engine's reason when it cannot cut this
+    model's layers at all, `tensor_failed` the sets of devices with which that failed when it was tried.
     """
 
     cluster: str
@@ -139,11 +182,44 @@ class Survey:
     tensor_refused: str = ""
     tensor_failed: tuple[tuple[str, ...], ...] = ()
     shape: str = ""
+    cache_type: CacheType = "f16"
+    flash_attention: FlashAttention = "auto"
 
     @property
     def devices(self) -> tuple[Device, ...]:
         """All devices in the order of the inventory."""
         return tuple(device for host in self.hosts for device in host.devices)
+
+    @property
+    def made_up(self) -> bool:
+        """Whether what was timed had weights at random, since only the model's header was here."""
+        return any(device.speed.source == "made up" for device in self.devices)
+
+
+def kept_as(cache_type: CacheType, flash_attention: FlashAttention) -> tuple[str, ...]:
+    """A part of what measurements are kept under, which those with f16, and with whatever attention the devices have,
+    do without: they have always been so."""
+    kept = () if cache_type == "f16" else (f"cache {cache_type}",)
+    return kept if flash_attention == "auto" else (*kept, f"flash attention {flash_attention}")
+
+
+def doubts(
+    survey: Survey, path: str, cache_types: Iterable[CacheType], flash_attention: FlashAttention, engine: str
+) -> Iterator[str]:
+    """What is to be said of planning from this saved survey, for these cache types and attention on this engine."""
+    others = [kind for kind in cache_types if kind != survey.cache_type]
+    if others:
+        yield (
+            f"{path} was measured with keys and values as {survey.cache_type}, this is for {', '.join(others)}: "
+            "prompts may be read at another speed"
+        )
+    if survey.flash_attention != flash_attention:
+        yield (
+            f"{path} was measured with flash attention {survey.flash_attention}, this is for {flash_attention}: "
+            "prompts may be read at another speed"
+        )
+    if survey.engine != engine:
+        yield f"{path} was measured with engine {survey.engine}, the one here is {engine}"
 
 
 _SURVEY = TypeAdapter(Survey)
@@ -175,16 +251,36 @@ def read_survey(path: Path) -> Survey:
     for place, passes in _all_passes(survey):
         if problem := _problem(passes):
             raise UsageError(f"{path}: {place}.passes: {problem}", hint=again)
+    for place, rates in _all_rates(survey):
+        if problem := _rates_problem(rates):
+            raise UsageError(f"{path}: {place}.rates: {problem}", hint=again)
     return survey
 
 
 def _all_passes(survey: Survey) -> Iterator[tuple[str, tuple[PassTime, ...]]]:
     """What was timed, under its place in the file; what was not measured has none."""
-    named = [("controller_speed", survey.controller_speed)]
-    for device in survey.devices:
-        named += [(f"{device.name} speed", device.speed), (f"{device.name} native", device.native)]
-    yield from ((place, speed.passes) for place, speed in named if speed.measured)
+    yield from ((place, speed.passes) for place, speed in _all_speeds(survey) if speed.measured)
     yield from ((f"tensor.{number}", time.passes) for number, time in enumerate(survey.tensor))
+
+
+def _all_speeds(survey: Survey) -> Iterator[tuple[str, Speed]]:
+    yield "controller_speed", survey.controller_speed
+    for device in survey.devices:
+        yield f"{device.name} speed", device.speed
+        yield f"{device.name} native", device.native
+
+
+def _all_rates(survey: Survey) -> Iterator[tuple[str, tuple[KernelRate, ...]]]:
+    yield from ((place, speed.rates) for place, speed in _all_speeds(survey))
+
+
+def _rates_problem(rates: tuple[KernelRate, ...]) -> str:
+    for rate in rates:
+        if not rate.tokens or list(rate.tokens) != sorted(set(rate.tokens)) or len(rate.tokens) != len(rate.weight_s):
+            return f"that of {rate.type} needs ascending tokens and as many weight_s"
+        if not all(0 < seconds < inf for seconds in rate.weight_s):
+            return f"that of {rate.type} has a time that is none"
+    return ""
 
 
 def _problem(passes: tuple[PassTime, ...]) -> str:

@@ -57,8 +57,19 @@ def count_text(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def cache_type_text(plan: Plan) -> str:
+    """What keys and values are kept as, where that is not the usual one."""
+    return "" if plan.cache_type == "f16" else f" in {plan.cache_type}"
+
+
+def attention_text(plan: Plan) -> str:
+    """What was asked for of flash attention, where that was not left to the engine."""
+    return "" if plan.flash_attention == "auto" else f", flash attention {plan.flash_attention}"
+
+
 def _what_runs(plan: Plan) -> str:
-    conversations = f"{count_text(plan.parallel, 'conversation')} of {plan.context} tokens"
+    kept = f"{cache_type_text(plan)}{attention_text(plan)}"
+    conversations = f"{count_text(plan.parallel, 'conversation')} of {plan.context} tokens{kept}"
     if plan.mode == "replicas":
         return f"replicas, {count_text(len(plan.groups), 'head')} for {conversations}"
     return f"{_mode_text(plan.groups[0])}, {conversations}"
@@ -187,7 +198,7 @@ def _memory_text(plan: Plan) -> str:
     heads = sum(group.head_bytes for group in plan.groups)
     kinds = {
         "weights": weights,
-        "KV": sum(share.kv_bytes for share in plan.shares),
+        f"KV{cache_type_text(plan)}": sum(share.kv_bytes for share in plan.shares),
         "buffers": sum(share.compute_bytes for share in plan.shares),
         "in heads": heads,
     }

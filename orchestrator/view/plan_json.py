@@ -6,6 +6,7 @@ from orchestrator.plan.costs import margin_bytes
 from orchestrator.plan.values import Fallback, Group, Plan, Ranking, Share, plan_key
 from orchestrator.survey.values import Link, Survey
 from orchestrator.view.ranking import worse_by
+from workers.engine_commands import flash_attention_told
 
 
 def ranking_json(ranking: Ranking, survey: Survey) -> str:
@@ -19,6 +20,7 @@ def ranking_json(ranking: Ranking, survey: Survey) -> str:
             "model": chosen.model,
             "context": chosen.context,
             "parallel": chosen.parallel,
+            "cache_type": chosen.cache_type,
             "plans": [_plan_json(plan, chosen, links) for plan in ranking.plans],
         },
         indent=2,
@@ -38,7 +40,7 @@ def _plan_json(plan: Plan, chosen: Plan, links: dict[str, Link]) -> dict[str, ob
             "first_token_s": plan.first_token_s,
             "aggregate_tokens_per_s": plan.aggregate_tokens_per_s,
         },
-        "groups": [_group_json(group, links) for group in plan.groups],
+        "groups": [_group_json(group, plan, links) for group in plan.groups],
         "left_out": [{"device": one.device, "reason": one.reason} for one in plan.left_out],
         "reasons": list(plan.reasons),
         "fallbacks": [_fallback_json(one) for one in plan.fallbacks],
@@ -57,12 +59,14 @@ def _fallback_json(fallback: Fallback) -> dict[str, object]:
     }
 
 
-def _group_json(group: Group, links: dict[str, Link]) -> dict[str, object]:
+def _group_json(group: Group, plan: Plan, links: dict[str, Link]) -> dict[str, object]:
+    cut = group.mode == "tensor"
     return {
         "mode": group.mode,
         "known": group.known,
         "parallel": group.parallel,
         "micro_batch": group.micro_batch,
+        "flash_attention": flash_attention_told(plan.cache_type, plan.flash_attention, cut=cut),
         "tensor_split": None if group.mode == "single" else list(group.tensor_split),
         "prediction": {
             "token_s": group.token_s,

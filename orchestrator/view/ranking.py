@@ -26,7 +26,7 @@ def ranking_view(ranking: Ranking, survey: Survey) -> RenderableType:
 
 def plan_text(plan: Plan) -> str:
     """Which devices do what, where the output layer is, and the micro-batch."""
-    return f"{_plan_name(plan)} ({_details(plan)})"
+    return f"{plan_name(plan)} ({_details(plan)})"
 
 
 def worse_by(plan: Plan, chosen: Plan) -> float:
@@ -69,13 +69,14 @@ def _number(tokens_per_s: float) -> str:
 
 def _told_apart(plans: Sequence[Plan]) -> list[str]:
     """Mode and devices of each plan, and what else it takes to tell those apart that have the same of both."""
-    names = [_plan_name(plan) for plan in plans]
+    names = [plan_name(plan) for plan in plans]
     return [
         f"{name}, {_details(plan)}" if names.count(name) > 1 else name for name, plan in zip(names, plans, strict=True)
     ]
 
 
-def _plan_name(plan: Plan) -> str:
+def plan_name(plan: Plan) -> str:
+    """Such as "single desktop/cpu" or "layers left/cpu 14, right/cpu 16"."""
     return " + ".join(f"{group.mode} {_devices_text(group)}" for group in plan.groups)
 
 

@@ -12,6 +12,7 @@ from orchestrator.host_state import HeadState, HostState, StepState, StepTime
 from orchestrator.plan.values import Group, Plan
 from orchestrator.state import SERVING, ClusterState, GroupSpeed
 from orchestrator.view.events import time_text
+from orchestrator.view.plan import attention_text, cache_type_text
 from orchestrator.view.sizes import age_text, bytes_text, of_text
 
 FELT_S = 0.1
@@ -35,6 +36,7 @@ def status_view(state: ClusterState, now: datetime) -> RenderableType:
         parts.extend([Text(), _hosts(state.hosts), *_remarks(state.hosts, now)])
     if state.speeds:
         parts.extend([Text(), _speeds(state.speeds, {head.name: head for head in state.heads})])
+        parts.extend(_earlier(state.speeds))
     if state.processes:
         parts.extend([Text(), _processes(state)])
     return Lines(*parts)
@@ -90,9 +92,11 @@ def _step_text(step: StepState) -> str:
 
 def _plan_texts(plan: Plan) -> tuple[str, ...]:
     """What runs where: one line, and for a plan of several groups one for each."""
+    kept = f"; contexts{text}" if (text := cache_type_text(plan)) else ""
+    kept += attention_text(plan)
     if len(plan.groups) == 1:
-        return (_group_text(plan.groups[0]),)
-    return (f"{plan.mode}:", *(f"  {_group_text(group)}" for group in plan.groups))
+        return (f"{_group_text(plan.groups[0])}{kept}",)
+    return (f"{plan.mode}{kept}:", *(f"  {_group_text(group)}" for group in plan.groups))
 
 
 def _group_text(group: Group) -> str:
@@ -117,15 +121,19 @@ def _hosts(hosts: Iterable[HostState]) -> Table:
     """Figures of what runs there; a dash where nothing does."""
     table = _table(("host", False), ("used/budget", True), ("left", True), ("cores", True), ("tokens/s", True))
     for host in hosts:
-        works = host.budget_bytes > 0
+        works = host.budget_bytes > 0 or host.used_bytes > 0  # on a card alone, of whose memory nothing is seen
         table.add_row(
             Text(host.name, "yellow" if host.aside or host.missing else ""),
-            of_text(host.used_bytes, host.budget_bytes) if works else "-",
+            _used_text(host) if works else "-",
             "-" if host.available_bytes is None else bytes_text(host.available_bytes),
             _cores_text(host),
             f"{host.tokens_per_s:.1f}" if works else "-",
         )
     return table
+
+
+def _used_text(host: HostState) -> str:
+    return of_text(host.used_bytes, host.budget_bytes) if host.budget_bytes else bytes_text(host.used_bytes)
 
 
 def _cores_text(host: HostState) -> str:
@@ -158,6 +166,13 @@ def _speeds(speeds: Iterable[GroupSpeed], heads: Mapping[str, HeadState]) -> Tab
         for number, row in enumerate(rows):
             table.add_row(Text(names[number] if number < len(names) else ""), *row)
     return table
+
+
+def _earlier(speeds: Sequence[GroupSpeed]) -> Iterator[Text]:
+    """Which figures are not of this start."""
+    for speed in speeds:
+        if speed.earlier:
+            yield Text(f"{speed.host} ({speed.mode}): measured at an earlier start")
 
 
 def _measured_rows(speed: GroupSpeed) -> Iterator[Sequence[str]]:

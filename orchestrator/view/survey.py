@@ -15,7 +15,8 @@ from workers.budget import Budget
 def survey_view(survey: Survey) -> RenderableType:
     """A head line, the controller's memory, and one row of a few lines per device.
 
-    Speeds are the time of one layer for one token, of the slices that were timed.
+    Speeds are the time of one layer for one token, of the slices that were timed; the spread is how far
+    repetitions were apart.
     """
     facts = survey.controller
     available = f"{bytes_text(facts.memory_available_bytes)} of {bytes_text(facts.memory_total_bytes)} available"
@@ -30,7 +31,7 @@ def _table(survey: Survey) -> Table:
     """Four columns of up to three lines each, so that it fits a terminal of 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("device", overflow="fold")
-    for title in ("budget", "link", "speed"):
+    for title in ("budget", "link", "speed (spread)"):
         table.add_column(title, no_wrap=True)
     for host in survey.hosts:
         for row in _host_rows(host):
@@ -75,21 +76,24 @@ def _link_text(link: Link) -> str:
     )
 
 
+_TIMED_ON = {"synthetic": "a synthetic model", "made up": "made-up weights"}
+
+
 def _speed_text(device: Device) -> str:
     """Both paths; what was timed is named where it is not the model itself."""
     lines = [*_path_lines("RPC", device.speed), *_path_lines("native", device.native)]
-    if device.speed.source == "synthetic":
-        lines.append("on a synthetic model")
+    if device.speed.source in _TIMED_ON:
+        lines.append(f"on {_TIMED_ON[device.speed.source]}")
     return "\n".join(lines) or device.note or "not measured"
 
 
 def _path_lines(path: str, speed: Speed) -> Iterator[str]:
-    """Such as "RPC 2.69 ms a layer" and "in prompts 1.24 ms, spread 3%": both for one token."""
+    """Such as "RPC 2.69 ms a layer (2%)" and "in prompts 1.24 ms (3%)": both for one token, each with its spread."""
     if not speed.layers:
         return
     decode, prompt = speed.passes[0], speed.passes[-1]
-    yield f"{path} {duration_text(_layer_s(speed, decode))} a layer"
-    yield f"in prompts {duration_text(_layer_s(speed, prompt) / prompt.tokens)}, spread {speed.spread:.0%}"
+    yield f"{path} {duration_text(_layer_s(speed, decode))} a layer ({decode.spread:.0%})"
+    yield f"in prompts {duration_text(_layer_s(speed, prompt) / prompt.tokens)} ({prompt.spread:.0%})"
 
 
 def _layer_s(speed: Speed, one: PassTime) -> float:

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.plan.experience import as_predicted
 from orchestrator.plan.values import Plan, plan_key
 from orchestrator.tune import Trial, TuneResult, threads_text
 from orchestrator.view.ranking import plan_text
@@ -32,9 +33,11 @@ def winner_text(result: TuneResult) -> str:
     valid = result.tuned.valid
     mode = f" --mode {valid.mode}" if valid.mode else ""
     devices = f" --devices {','.join(valid.devices)}" if valid.devices else ""
+    cache_type = f" --cache-type {valid.cache_type}" if valid.cache_type != "f16" else ""
+    options = f"{mode}{devices}{cache_type}"
     return (
         f"Kept: {plan_text(result.best.plan)}, threads {threads_text(result.tuned.threads)}: for goal {valid.goal}, "
-        f"as long as inventory, model and engine stay as they are, to be used by `meshctl up{mode}{devices}`. "
+        f"as long as inventory, model and engine stay as they are, to be used by `meshctl up{options}`. "
         f"Drop it: `meshctl tune --forget`."
     )
 
@@ -60,7 +63,7 @@ def _cells(result: TuneResult, trial: Trial) -> tuple[str, ...]:
     threads = ", ".join(str(count) for count in trial.threads.values())
     if trial.measured is None:
         return (f"{name} ({trial.note})", threads, *("-" for _ in _titles(result)))
-    pairs = zip(_rates(trial.measured), _rates(trial.plan), strict=True)
+    pairs = zip(_rates(trial.measured), _rates(_predicted(trial.plan)), strict=True)
     cells = [f"{real:.1f} ({real / hoped - 1:+.0%})" for real, hoped in pairs]
     if trial.plan.parallel == 1:
         del cells[1]
@@ -73,6 +76,11 @@ def _varied_to(trial: Trial) -> str:
     return str(trial.plan.groups[0].micro_batch)
 
 
+def _predicted(plan: Plan) -> Plan:
+    """Also of a plan that ran before, which has its own figures."""
+    return replace(plan, groups=tuple(as_predicted(group) for group in plan.groups))
+
+
 def _rates(plan: Plan) -> tuple[float, float, float]:
     return plan.decode_tokens_per_s, plan.aggregate_tokens_per_s, plan.prefill_tokens_per_s
 
@@ -82,7 +90,7 @@ def _trial(result: TuneResult, trial: Trial) -> dict[str, object]:
         "varied": trial.varied,
         "plan": plan_key(trial.plan),
         "threads": dict(trial.threads),
-        "predicted": _named_rates(trial.plan),
+        "predicted": _named_rates(_predicted(trial.plan)),
         "measured": None if trial.measured is None else _named_rates(trial.measured),
         "note": trial.note,
         "best": trial is result.best,

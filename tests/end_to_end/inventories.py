@@ -30,7 +30,7 @@ def write_local(path: Path, *, hosts: int = 2, memory: str = HOST_MEMORY, **chan
         "context": 4096,
         "gateway": {"port": free_port()},
         "hosts": [
-            {"name": f"part{number}", "connection": "local", "memory": memory, "threads": 1}
+            {"name": f"part{number}", "connection": "local", "backend": "cpu", "memory": memory, "threads": 1}
             for number in range(1, hosts + 1)
         ],
         **changes,

@@ -10,6 +10,7 @@ import pytest
 from lab_folder import LabHost
 from orchestrator.engine.store import Engine
 from orchestrator.survey.values import survey_json
+from quant.catalogue import CATALOGUE
 from tests.end_to_end.inventories import free_port, write_local
 from tests.end_to_end.refusals import assert_nothing_left, error_of, files_of
 from tests.lab_fixture import MakeLab
@@ -18,19 +19,20 @@ from tests.program import Meshctl
 
 pytestmark = pytest.mark.engine
 
+PATH = "check the path; one in an inventory is relative to the inventory"
 AGAIN = "fetch the file again, and compare its size or checksum with what its publisher states"
+OTHERS = "a path to a .gguf file, a link to one, or hf:OWNER/REPOSITORY"
 FORMAT = "meshctl runs models in the GGUF format (.gguf)"
 CUTS = (0, 2, 20, 1000, 1_000_000, 50_000_000)
 SIZE = 98_362_432
 
 REFUSALS = {
-    "missing.gguf": ("the model file {folder}/missing.gguf does not exist", "check the path in `model`"),
-    "missing": ("there is no model missing", "choose one of smollm2-135m, or name a path to a .gguf file"),
-    "smolm2-135m": ("there is no model smolm2-135m", "did you mean smollm2-135m? Or name a path to a .gguf file"),
-    "hf:owner/repo:Q4_K_M": (
-        "hf:owner/repo:Q4_K_M: models from Hugging Face come with a later version of meshctl",
-        "download the .gguf file yourself and name its path",
+    "missing.gguf": (
+        "the model file {folder}/missing.gguf does not exist",
+        PATH,
     ),
+    "missing": ("there is no model missing", f"choose one of {', '.join(CATALOGUE)}, or name {OTHERS}"),
+    "smolm2-135m": ("there is no model smolm2-135m", f"did you mean smollm2-135m? Or name {OTHERS}"),
     "folder": ("{folder}/folder is a folder, not a GGUF file", "name the .gguf file itself"),
     "page.gguf": ("{folder}/page.gguf is not a GGUF file; it seems to be an HTML page", FORMAT),
     "archive.gguf": (

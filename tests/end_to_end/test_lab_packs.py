@@ -17,12 +17,14 @@ from lab_running import RunningHost
 from orchestrator.engine.store import Engine
 from quant.gguf_file import read_model
 from quant.model import device_tensors
-from quant.pack import engine_name, read_tensor
+from quant.pack import engine_name, read_piece
+from quant.piece import whole
 from tests.end_to_end.answers import answers, plain_head
 from tests.end_to_end.inventories import free_port
+from tests.end_to_end.test_tensor_pieces import foreseen
 from tests.lab_fixture import MakeLab
 from tests.program import Meshctl
-from workers.engine import HASHED_ABOVE_BYTES
+from workers.source_edits import HASHED_ABOVE_BYTES
 
 pytestmark = [pytest.mark.engine, pytest.mark.lab]
 
@@ -46,7 +48,7 @@ def weights_on(host: RunningHost) -> dict[str, bytes]:
 def wanted_on(demo_model: Path, first: int) -> dict[str, bytes]:
     model = read_model(demo_model)
     tensors = device_tensors(model, first, 15, output=False)
-    larger = [read_tensor(model, one) for one in tensors if one.size_bytes > HASHED_ABOVE_BYTES]
+    larger = [read_piece(model, whole(one)) for one in tensors if one.size_bytes > HASHED_ABOVE_BYTES]
     return {engine_name(data): data for data in larger}
 
 
@@ -70,6 +72,56 @@ def test_weights_cross_the_network_once(make_lab: MakeLab, meshctl: Meshctl, eng
         size = sum(map(len, there.values()))
         assert carried[0][number] > size
         assert carried[0][number] - carried[1][number] > 0.95 * size
+
+
+def test_in_mode_tensor_workers_get_the_pieces_that_they_are_asked_for(
+    make_lab: MakeLab, meshctl: Meshctl, demo_model: Path
+) -> None:
+    lab, inventory = two_hosts(make_lab, meshctl, "1gbit")
+    meshctl.ok("up", inventory, "--detach", "--mode", "tensor")
+    (group,) = meshctl.ok("status", "--json").json["plan"]["groups"]
+    shares = group["shares"]
+    by_name = {host.name: host for host in lab.hosts}
+    assert {share["device"] for share in shares} == {f"{name}/cpu" for name in by_name}
+    for number, share in enumerate(shares):
+        there = weights_on(by_name[share["device"].removesuffix("/cpu")])
+        assert there == foreseen(read_model(demo_model), [share["part"] for share in shares], number)
+        assert sum(map(len, there.values())) > 10 * 1024 * 1024
+    meshctl.ok("down")
+
+
+def test_weights_come_from_a_host_that_has_them_where_the_controllers_own_link_is_slow(
+    make_lab: MakeLab, meshctl: Meshctl, demo_model: Path
+) -> None:
+    """The hosts' links are fast: only what the controller itself sends goes slowly.
+
+    Besides weights it sends 10 to 13 MB, most of them in the ten seconds in which the speed is measured.
+    """
+    lab, inventory = two_hosts(make_lab, meshctl, "1gbit")
+    with Path(inventory).open("a") as file:
+        file.write("weights_from: nearest\n")
+    meshctl.ok("plan", inventory, "--split", SPLIT)
+    meshctl.ok("up", inventory, "--detach", "--split", "host1/cpu=30")
+    meshctl.ok("down")
+    listening = [host.listening() for host in lab.hosts]
+    bridge = lab.hosts[0].names.bridge
+    tbf = ("tbf", "rate", "10mbit", "burst", "32kb", "latency", "100ms")
+    subprocess.run(("tc", "qdisc", "replace", "dev", bridge, "root", *tbf), check=True)
+    carried, sent = lab.hosts[1].carried_bytes(), sent_bytes(bridge)
+    said = meshctl.ok("up", inventory, "--detach", "--split", SPLIT).stderr
+    there = weights_on(lab.hosts[1])
+    assert there == wanted_on(demo_model, 15)
+    size = sum(map(len, there.values()))
+    assert " of weights from host1 (" in said
+    assert lab.hosts[1].carried_bytes() - carried > size
+    assert sent_bytes(bridge) - sent < 2 * size / 3
+    meshctl.ok("down")
+    assert [host.listening() for host in lab.hosts] == listening
+
+
+def sent_bytes(bridge: str) -> int:
+    """What this machine itself has sent into the lab's network."""
+    return int(Path(f"/sys/class/net/{bridge}/statistics/tx_bytes").read_text())
 
 
 def test_damage_is_found_before_a_start_and_only_that_is_sent_again(

@@ -42,6 +42,7 @@ def test_a_model_that_fits_no_single_device_answers_as_on_one_machine(
     assert "API key (shown once" in up.stderr
     state = meshctl.ok("status", "--json").json
     assert (state["phase"], state["plan"]["mode"]) == ("ready", "layers")
+    assert Path(state["model_path"]).name == demo_model.name
     assert {share["device"] for share in state["plan"]["groups"][0]["shares"]} == {"part1/cpu", "part2/cpu"}
     assert all(share["total"] <= share["budget_bytes"] for share in _totals(state["plan"]["groups"][0]["shares"]))
     url = state["gateway"].removesuffix("/v1")

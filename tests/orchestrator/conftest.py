@@ -1,4 +1,7 @@
-"""What tests of several packages share: a closed port; an SSH server, a key that it lets in, and our ssh files."""
+"""What tests of several packages share.
+
+A closed port; folders with the real engine; an SSH server, a key that it lets in, and our ssh files.
+"""
 
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -6,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.engine.store import Engine
+from orchestrator.folders import Folders
 from orchestrator.shell.host_keys import add_lines, key_line
 from orchestrator.shell.ssh import SshShell, open_ssh_shell
 from orchestrator.shell.ssh_config import SshFiles
@@ -18,6 +23,15 @@ def closed_port() -> Iterator[int]:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         yield holder.getsockname()[1]
+
+
+@pytest.fixture
+def folders(tmp_path: Path, engine: Engine) -> Folders:
+    """With the real engine."""
+    found = Folders(tmp_path / "cache" / "meshctl", tmp_path / "state")
+    found.cache.mkdir(parents=True)
+    (found.cache / "engines").symlink_to(engine.folder.parent)
+    return found
 
 
 @pytest.fixture

@@ -5,11 +5,18 @@ from workers.budget import MIB
 
 
 def make_share(
-    device: str, layers: int = 10, *, first_layer: int = 0, part: int = 0, native: bool = False, mib: int = 100
+    device: str,
+    layers: int = 10,
+    *,
+    first_layer: int = 0,
+    part: int = 0,
+    native: bool = False,
+    gpu: str = "",
+    mib: int = 100,
 ) -> Share:
     """`mib` MiB of weights, a tenth as much of KV cache and as much again of buffers, in a budget of ten times that."""
     sizes = (mib * MIB, mib * MIB // 10, mib * MIB // 10, 10 * mib * MIB)
-    return Share(device, first_layer, layers, False, *sizes, 0.1, part=part, native=native)
+    return Share(device, first_layer, layers, False, *sizes, 0.1, part=part, native=native or bool(gpu), gpu=gpu)
 
 
 def make_group(

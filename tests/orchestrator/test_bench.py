@@ -11,6 +11,8 @@ import pytest
 from orchestrator.bench import QUICK, Comparison, Measured, how_text, other_plans
 from orchestrator.errors import UsageError
 from orchestrator.group_bench import Predicted, Rate, Rates, predicted_of
+from orchestrator.plan.experience import Experience, record_of
+from orchestrator.plan.experience import Measured as Ran
 from orchestrator.plan.values import Ranking
 from orchestrator.view.bench import bench_csv, bench_json, bench_markdown, bench_view, check_chart, write_chart
 from tests.orchestrator.groups import make_group, make_plan_of, make_share
@@ -141,6 +143,13 @@ def test_a_shorter_prompt_is_predicted_from_the_long_one() -> None:
     assert predicted_of([group], 64) == Predicted(prefill=64 / 2, decode=10.0, aggregate=10.0)
     slow = replace(group, token_s=0.2)
     assert predicted_of([slow, group], 4096) == Predicted(prefill=1024 / 17, decode=10.0, aggregate=20.0)
+
+
+def test_a_plan_that_ran_before_was_predicted_all_the_same() -> None:
+    group = make_group(make_share("a/cpu"), make_share("b/cpu"), parallel=4)
+    before = Experience((record_of(group, Ran(0.2, 0.3, 1.0)),)).correct(group)
+    told = predicted_of([before], 4096)
+    assert (told.prefill, told.decode, told.aggregate) == pytest.approx((512.0, 10.0, 20.0))
 
 
 def test_csv_has_a_line_per_measurement() -> None:

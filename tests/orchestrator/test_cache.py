@@ -1,13 +1,13 @@
 """`meshctl cache` on this machine's own folder: what is damaged, what goes, and what never does."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from orchestrator.cache import Checked, Cleaned, InUse, check_caches, clean_caches, in_use, list_caches, may_be_cleaned
 from orchestrator.engine.build import local_platform
-from orchestrator.engine.store import engines_of
 from orchestrator.errors import ConnectError
 from orchestrator.folders import Folders
 from orchestrator.host_cache import Item
@@ -18,6 +18,7 @@ from quant.gguf_file import read_model
 from quant.slice import shape_digest
 from quant.synthetic import Shape, write_random_model
 from workers.agent import Recorded, hold_item, write_record
+from workers.engine import RECIPES, engine_id, recipe_of
 
 INVENTORY = """\
 cluster: demo
@@ -100,7 +101,7 @@ async def test_of_damaged_weights_only_those_are_removed(inventory: Inventory, f
 
 
 async def test_only_what_can_be_had_again_quickly_is_cleaned(inventory: Inventory, folders: Folders) -> None:
-    kept = [*(f"{engine}/manifest.json" for engine in engines_of(local_platform())[:1])]
+    kept = [f"engines/{engine_id(recipe, local_platform())}/manifest.json" for recipe in RECIPES.values()]
     kept += ["models/fetched.gguf", "calibration/a.json"]
     going = [
         "engines/older/manifest.json",
@@ -125,6 +126,23 @@ async def test_only_what_can_be_had_again_quickly_is_cleaned(inventory: Inventor
     assert [name[:6] for name in left] == ["agent-"]
 
 
+async def test_an_engine_for_whatever_cards_is_kept_while_it_is_of_this_version(
+    inventory: Inventory, folders: Folders
+) -> None:
+    """Which cards it is for, its manifest tells, and its name whether that is so."""
+    of_now = engine_id(recipe_of("cuda", ("8.6", "12.0")), "linux-aarch64")
+    put(folders, f"engines/{of_now}/manifest.json", '{"capabilities": ["8.6", "12.0"]}')
+    for name, manifest in (("cuda-linux-x86_64-0123", '{"capabilities": ["8.6"]}'), ("cuda-x", "[1]"), ("hip-x", "{")):
+        put(folders, f"engines/{name}/manifest.json", manifest)
+    done = (await clean_caches(inventory, folders, ignore, dry_run=False, everything=False))["controller"]
+    assert isinstance(done, Cleaned)
+    assert [item.name for item in done.removed] == ["cuda-linux-x86_64-0123", "cuda-x", "hip-x"]
+    (engine,) = [item for item in done.left if item.kind == "engines"]
+    assert (engine.name, engine.capabilities) == (of_now, ("8.6", "12.0"))
+    assert not may_be_cleaned(engine, InUse(frozenset(), frozenset(), engines=True), everything=True)
+    assert may_be_cleaned(engine, InUse(frozenset(), frozenset()), everything=True)
+
+
 async def test_what_a_cluster_that_runs_uses_is_known_by_its_inventory(inventory: Inventory, folders: Folders) -> None:
     """Between two lives of a cluster no process of it holds anything."""
     assert in_use(folders) == InUse(frozenset(), frozenset())
@@ -133,8 +151,10 @@ async def test_what_a_cluster_that_runs_uses_is_known_by_its_inventory(inventory
     with hold(folder):
         write_state(folder, ClusterState("demo", str(inventory.path), 1, "recovering", "", ""))
         used = in_use(folders)
-    assert used.shapes == {shape}
-    assert {place.partition("/")[0] for place in used.places} == {"engines", "logs", "models", "packs"}
+    assert used == replace(used, shapes=frozenset({shape}), engines=True)
+    places = used.places - {inventory.model}
+    assert len(places) == len(used.places) - 1
+    assert {place.partition("/")[0] for place in places} == {"logs", "models", "packs"}
     (copy,) = [place for place in used.places if place.startswith("models/") and not place.endswith(".gguf")]
 
     def may_go(place: str) -> bool:

@@ -12,6 +12,7 @@ from orchestrator.cluster import RunningGroup, compare_memory, compare_speed, is
 from orchestrator.head_checks import Answer, HeadSpeed
 from orchestrator.leash import Leashed
 from orchestrator.model_copies import remote_model_folder
+from orchestrator.plan.experience import Experience, Measured, record_of
 from orchestrator.plan.values import Group, Known
 from orchestrator.processes import Head, Worker
 from orchestrator.report import Event, Remark, Report
@@ -56,6 +57,18 @@ def test_a_measured_speed_far_below_the_prediction_is_a_warning_with_the_causes(
     assert ("--recalibrate" in remark.text) == (level == "warning")
 
 
+def test_what_is_measured_again_is_compared_with_the_prediction_not_with_the_last_time() -> None:
+    told: list[Event] = []
+    before = Experience((record_of(GROUP, Measured(0.2, 0.2, 2.0)),)).correct(GROUP)
+    speed = HeadSpeed(token_s=0.125, step_s=0.125, prefill_s=1.0)
+    compare_speed(RunningGroup(before, "head", make_head(), (), Answer("text", 16, 8.0), speed), Report(told.append))
+    (remark,) = told
+    assert isinstance(remark, Remark)
+    assert remark.text == (
+        "head on desk: decode 8.0 tokens/s measured, 10.0 predicted; prefill 1024.0 tokens/s measured, 1024.0 predicted"
+    )
+
+
 @pytest.mark.parametrize(
     ("known", "decode", "expected"),
     [
@@ -75,13 +88,26 @@ def buffers(device: str, mib: int) -> str:
 
 
 LAYERS = make_group(make_share("desk/cpu", native=True), make_share("a/cpu"), make_share("b/cpu"))
-TENSOR = make_group(make_share("a/cpu", part=1), make_share("b/cpu", part=1), mode="tensor")
+CARDS = make_group(make_share("a/cpu"), make_share("desk/cuda1", gpu="CUDA1"), make_share("b/cpu"))
+TENSOR = make_group(make_share("a/cpu", part=1, mib=50), make_share("b/cpu", part=4, mib=200), mode="tensor")
 WORKERS = (make_worker("a/cpu", 21), make_worker("b/cpu", 22))
 
 
 @pytest.mark.parametrize(
     ("group", "log", "said"),
     [
+        (
+            CARDS,
+            buffers("RPC0[127.0.0.1:21]", 119)
+            + buffers("CUDA0", 150)
+            + buffers("CUDA_Host", 500)
+            + buffers("RPC0[127.0.0.1:22]", 100),
+            [
+                ("info", "a/cpu: engine reports 119 MiB, planned 120 MiB"),
+                ("info", "b/cpu: engine reports 100 MiB, planned 120 MiB"),
+                ("warning", "desk/cuda1: engine reports 150 MiB, planned 120 MiB: more than planned"),
+            ],
+        ),
         (
             LAYERS,
             buffers("RPC0[127.0.0.1:21]", 119) + buffers("RPC0[127.0.0.1:22]", 140),
@@ -92,10 +118,10 @@ WORKERS = (make_worker("a/cpu", 21), make_worker("b/cpu", 22))
         ),
         (
             TENSOR,
-            buffers("Meta()", 241),
-            [("info", "a/cpu and b/cpu: engine reports 241 MiB, planned 240 MiB")],
+            buffers("Meta()", 239),
+            [("info", "the fullest of a/cpu and b/cpu: engine reports 239 MiB, planned 240 MiB")],
         ),
-        (TENSOR, "", [("warning", "a/cpu and b/cpu: the engine has not said what it holds there")]),
+        (TENSOR, "", [("warning", "the fullest of a/cpu and b/cpu: the engine has not said what it holds there")]),
     ],
 )
 async def test_what_the_engine_allocated_stands_beside_the_plan(
@@ -103,7 +129,8 @@ async def test_what_the_engine_allocated_stands_beside_the_plan(
 ) -> None:
     """Where layers are cut, the engine knows the sum of all devices only."""
     told: list[Event] = []
-    await compare_memory(group, make_head(log), WORKERS, Report(told.append))
+    own = dict(zip(["CUDA0"], (share for share in group.shares if share.gpu), strict=False))
+    await compare_memory(group, make_head(log), WORKERS, own, Report(told.append))
     assert [(event.level, event.text) for event in told if isinstance(event, Remark)] == said
 
 

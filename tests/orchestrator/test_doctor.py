@@ -1,17 +1,23 @@
 """What the facts of a host tell the doctor."""
 
+import os
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from orchestrator.doctor import Check, Examined, examine_facts, examine_others, unbuilt
+from orchestrator.doctor import Check, Examined, examine_all, examine_facts, examine_others, unbuilt
+from orchestrator.engine import stock
+from orchestrator.folders import Folders
 from orchestrator.host_agent import Others
 from orchestrator.inventory import Host
+from orchestrator.inventory_file import load_inventory
 from orchestrator.view.doctor import doctor_view
-from tests.orchestrator.plan.examples import FACTS
+from tests.orchestrator.plan.examples import FACTS, GIB
 from tests.orchestrator.view.rendering import rendered
-from workers.facts import HostFacts
+from workers.facts import Gpu, HostFacts
 
 HOST = Host("desk", "ssh", address="192.0.2.1")
 WELL = replace(FACTS, disk_free_bytes=10**10, memory_available_bytes=2**33, clock_s=1000.0, compiler="c++ 12")
@@ -79,3 +85,47 @@ def test_who_else_is_on_a_host_is_a_note(
 ) -> None:
     host = Host("nuc", "ssh", address="nuc", link=link)
     assert examine_others(others, host, refused) == Check("others", True, text)
+
+
+def test_every_gpu_is_named_with_how_it_is_reached_and_its_memory() -> None:
+    card = Gpu("cuda", 0, "NVIDIA GeForce RTX 4090", 24 * GIB, 22 * GIB, "8.9")
+    chip = Gpu("metal", 0, "Apple M2 Pro", 21 * GIB, 9 * GIB, shares_memory=True)
+    checks = examine_facts(HOST, replace(FACTS, gpus=(card, chip)), FACTS.clock_s)
+    assert [check.text for check in checks if check.title == "gpu"] == [
+        "NVIDIA GeForce RTX 4090 by cuda, 24.0 GiB, 22.0 GiB free",
+        "Apple M2 Pro by metal, 21.0 GiB",
+    ]
+
+
+def test_a_host_without_a_gpu_is_told_so_unless_it_is_to_use_none() -> None:
+    facts = replace(FACTS, gpus=())
+    (none,) = [check for check in examine_facts(HOST, facts, FACTS.clock_s) if check.title == "gpu"]
+    assert none == Check("gpu", True, "none that nvidia-smi or a Vulkan driver shows")
+    on_cpu = examine_facts(replace(HOST, backend="cpu"), facts, FACTS.clock_s)
+    assert [check for check in on_cpu if check.title == "gpu"] == []
+
+
+@pytest.mark.parametrize(
+    ("missing", "text"),
+    [
+        ((), r"^not built yet; compiler .+; then cuda-\S+ will be built here$"),
+        (
+            ("no CUDA toolkit (nvcc)",),
+            r"^not built yet; compiler .+; its GPU will not be used by cuda: there is no cuda engine on this machine: "
+            r"no CUDA toolkit \(nvcc\)",
+        ),
+    ],
+)
+async def test_before_the_first_engine_is_there_the_backend_is_foreseen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...], text: str
+) -> None:
+    monkeypatch.setattr(stock, "lacking_here", lambda recipe: missing)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho '24564, 23011, 0, 8.9, NVIDIA GeForce RTX 4090'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    (tmp_path / "inventory.yaml").write_text("cluster: a\nmodel: m.gguf\nhosts:\n  - {name: here, connection: local}\n")
+    inventory = load_inventory(tmp_path / "inventory.yaml")
+    (examined,) = await examine_all(inventory, Folders(tmp_path / "cache", tmp_path / "state"))
+    texts = {check.title: check.text for check in examined.checks}
+    assert texts["gpu"] == "NVIDIA GeForce RTX 4090 by cuda, 24.0 GiB, 22.5 GiB free"
+    assert re.match(text, texts["engine"])

@@ -52,6 +52,8 @@ def test_the_prediction_kept_is_the_uncorrected_one(folders: Folders) -> None:
         replace(HERE, machines={**HERE.machines, "b/cpu": "another machine"}),
         replace(HERE, machines={**HERE.machines, "": "another controller"}),
         replace(HERE, machines={"": "c", "a/cpu": "1"}),
+        replace(HERE, cache_type="q8_0"),
+        replace(HERE, flash_attention="off"),
     ],
 )
 def test_other_circumstances_know_nothing_of_it(folders: Folders, other: Circumstances) -> None:

@@ -22,6 +22,7 @@ from orchestrator.host_cache import (
 )
 from orchestrator.shell.local import LocalShell
 from workers.budget import MemoryCap
+from workers.engine import RECIPES, engine_id
 
 NOW_S = 10_000_000.0
 MIB = 1024**2
@@ -70,6 +71,7 @@ def test_what_was_used_longest_ago_goes_first_and_no_more_than_needed(
         item("models/fetched.gguf", 10, is_folder=False),
         item("calibration", 10),
         item("engines/this", 10),
+        item(f"engines/{engine_id(RECIPES['vulkan'], 'linux-riscv64')}", 10),
     ],
 )
 def test_what_is_used_or_dear_stays_whatever_the_quota(stays: Item) -> None:
@@ -137,3 +139,21 @@ async def test_what_no_disk_could_hold_is_refused_with_the_sizes(shell: LocalShe
     with pytest.raises(TransferError, match=r"^desk: 1024 TiB are needed in /.*/root, .* are free$") as caught:
         await make_room(shell, agent, None, lambda text: None, 2**50)
     assert caught.value.hint == "free some space on that host's disk and try again"
+
+
+async def test_files_with_holes_take_what_they_take_of_the_disk(shell: LocalShell) -> None:
+    """Headers of models that are not here are of the models' full size."""
+    agent = await ensure_agent(shell)
+    header, old = Path(shell.root, "headers", "c0ffee", "a.gguf"), Path(shell.root, "models", "old", "a.gguf")
+    for path in (header, old):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"GGUF" * 1024)
+    os.truncate(header, 10**12)
+    for one in (old, old.parent):
+        os.utime(one, (time.time() - 9 * FRESH_S,) * 2)
+    told: list[str] = []
+    await make_room(shell, agent, MemoryCap(limit_bytes=3 * MIB), told.append)
+    sizes = {one.place: one.size_bytes for one in (await ask_cache(shell, agent)).items}
+    assert told == []
+    assert sizes["models/old"] == 4096
+    assert sizes["headers"] <= 64 * 1024

@@ -1,6 +1,6 @@
 """What hosts and heads do now, from the plan, the leashes, the life cycle and the gateway's counters."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
@@ -70,6 +70,14 @@ def test_a_native_head_runs_on_the_host_of_its_device() -> None:
     plan = make_plan_of(single, layers)
     assert [(head.host, head.hosts) for head in head_states(plan, Counters())] == [("c", ("c",)), ("a", ("a", "b"))]
     assert list(budgets_of(plan)) == ["c", "controller", "a", "b"]
+
+
+def test_what_is_budgeted_of_a_card_is_no_memory_of_its_host() -> None:
+    """What its processes take is of main memory."""
+    card = replace(make_share("a/cuda0"), own_memory=True)
+    plan = make_plan_of(make_group(make_share("a/cpu"), card, make_share("b/vulkan0")))
+    budgets = budgets_of(plan)
+    assert budgets["a"] == budgets["b"] == card.budget_bytes
 
 
 def test_faults_are_told_with_their_time_and_hosts_set_aside_until_that_is_over(tmp_path: Path) -> None:

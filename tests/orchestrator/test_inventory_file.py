@@ -9,6 +9,7 @@ import pytest
 from orchestrator.errors import InventoryError
 from orchestrator.inventory import GatewaySettings, Host, Inventory, TlsFiles
 from orchestrator.inventory_file import inventory_reference_keys, load_inventory
+from quant.source import HUB_FORM
 from tests.orchestrator.certificate_files import write_locked_key, write_pair
 from workers.budget import MIB, MemoryCap
 
@@ -43,6 +44,10 @@ def in_host(line: str, host: str = LOCAL) -> str:
     return f"{TOP}hosts:\n{host}    {line}\n"
 
 
+TWO_CACHE_TYPES = (
+    "cache_type: keys and values of different types are not known to be safe over RPC, and CUDA has no kernels of its"
+    " own for them; write one type for both, f16, q8_0 or q4_0"
+)
 BAD: list[tuple[str, str, list[str]]] = [
     ("empty", "", ['the file is empty; begin with "cluster: NAME", "model: NAME" and "hosts:"']),
     ("comment only", "# x\n", ['the file is empty; begin with "cluster: NAME", "model: NAME" and "hosts:"']),
@@ -111,16 +116,16 @@ BAD: list[tuple[str, str, list[str]]] = [
         "unknown at the top",
         f"{WHOLE}zzz: 1\n",
         [
-            "zzz: unknown key; the keys here are cluster, model, context, parallel, minimum_context, goal, survive,"
-            " gateway, cache, hosts"
+            "zzz: unknown key; the keys here are cluster, model, context, parallel, cache_type, flash_attention,"
+            " minimum_context, goal, survive, gateway, weights_from, cache, hosts"
         ],
     ),
     (
         "a number as key",
         f"{WHOLE}7: 1\n",
         [
-            "7: unknown key; the keys here are cluster, model, context, parallel, minimum_context, goal, survive,"
-            " gateway, cache, hosts"
+            "7: unknown key; the keys here are cluster, model, context, parallel, cache_type, flash_attention,"
+            " minimum_context, goal, survive, gateway, weights_from, cache, hosts"
         ],
     ),
     ("unknown in gateway", f"{WHOLE}gateway:\n  prt: 80\n", ['gateway.prt: unknown key; did you mean "port"?']),
@@ -193,6 +198,62 @@ BAD: list[tuple[str, str, list[str]]] = [
         ["hosts[0].backend: the truth value true is not possible here; write auto, cpu, cuda, metal or vulkan"],
     ),
     ("goal", f"{WHOLE}goal: speed\n", ['goal: "speed" is not possible here; write latency or throughput']),
+    (
+        "weights from",
+        f"{WHOLE}weights_from: anywhere\n",
+        ['weights_from: "anywhere" is not possible here; write controller or nearest'],
+    ),
+    (
+        "keys and values of two types",
+        f"{WHOLE}cache_type: q8_0/q4_0\n",
+        [TWO_CACHE_TYPES],
+    ),
+    ("keys and values of two types as a list", f"{WHOLE}cache_type: [f16, q8_0]\n", [TWO_CACHE_TYPES]),
+    ("keys and values of two types as keys", f"{WHOLE}cache_type: {{k: f16, v: q8_0}}\n", [TWO_CACHE_TYPES]),
+    (
+        "cache type without kernels",
+        f"{WHOLE}cache_type: Q5_0\n",
+        [
+            'cache_type: "Q5_0" is not known to be safe over RPC, and CUDA has no kernels of its own for it;'
+            " write f16, q8_0 or q4_0"
+        ],
+    ),
+    (
+        "cache type without kernels, non-linear",
+        f"{WHOLE}cache_type: iq4_nl\n",
+        [
+            'cache_type: "iq4_nl" is not known to be safe over RPC, and CUDA has no kernels of its own for it;'
+            " write f16, q8_0 or q4_0"
+        ],
+    ),
+    (
+        "cache type twice as large",
+        f"{WHOLE}cache_type: f32\n",
+        ['cache_type: "f32" takes twice the memory of f16; write f16, q8_0 or q4_0'],
+    ),
+    (
+        "cache type misspelt",
+        f"{WHOLE}cache_type: q8\n",
+        ['cache_type: "q8" is not possible here; did you mean "q8_0"?'],
+    ),
+    (
+        "cache type a number",
+        f"{WHOLE}cache_type: 8\n",
+        ["cache_type: the number 8 is not possible here; write f16, q8_0 or q4_0"],
+    ),
+    (
+        "flash attention true",
+        f"{WHOLE}flash_attention: true\n",
+        ["flash_attention: the truth value true is not possible here; write auto, on or off"],
+    ),
+    (
+        "quantised keys and values without flash attention",
+        f"{WHOLE}cache_type: q8_0\nflash_attention: off\n",
+        [
+            'flash_attention: off does not go with "cache_type: q8_0": the engine reads such keys and values by flash'
+            ' attention only; write "auto", or "cache_type: f16"'
+        ],
+    ),
     (
         "ssh without address",
         f"{TOP}hosts:\n  - name: a\n    connection: ssh\n",
@@ -279,7 +340,7 @@ BAD: list[tuple[str, str, list[str]]] = [
     (
         "model hf",
         WHOLE.replace("smollm2-135m", "hf:owner"),
-        ['model: "hf:owner" is incomplete; write "hf:OWNER/REPOSITORY:QUANTISATION"'],
+        [f"model: hf:owner has no owner and repository; {HUB_FORM}"],
     ),
     ("context yes", f"{WHOLE}context: yes\n", [f'context: is the text "yes", not a whole number; {NUMBER_OF_CONTEXT}']),
     (
@@ -600,8 +661,11 @@ def test_a_full_inventory_is_read_whole(tmp_path: Path) -> None:
 model: models/a.gguf
 context: 0512
 parallel: 256
+cache_type: q8_0
+flash_attention: on
 goal: throughput
 gateway: {{host: 0.0.0.0, port: 9000}}
+weights_from: nearest
 hosts:
   - &first
     name: no
@@ -664,8 +728,11 @@ hosts:
         hosts=(first, second),
         context=512,
         parallel=256,
+        cache_type="q8_0",
+        flash_attention="on",
         goal="throughput",
         gateway=GatewaySettings("0.0.0.0", 9000),
+        weights_from="nearest",
     )
 
 
@@ -758,6 +825,8 @@ def test_every_wrong_thing_about_a_certificate_is_one_clear_line(
     ("written", "read"),
     [
         ("hf:owner/repo-GGUF:Q4_K_M", "hf:owner/repo-GGUF:Q4_K_M"),
+        ("hf:owner/repo-GGUF:sub/m.gguf", "hf:owner/repo-GGUF:sub/m.gguf"),
+        ("https://example.org/m.gguf", "https://example.org/m.gguf"),
         ("~/a.gguf", str(Path.home() / "a.gguf")),
         ("a.gguf", "{folder}/a.gguf"),
         ("/models/a", "/models/a"),
@@ -774,7 +843,7 @@ def test_a_model_is_a_name_a_repository_or_a_path_beside_the_file(tmp_path: Path
     "second",
     [
         "  - {name: c, connection: local, memory: 50%}\n",
-        "  - {name: c, connection: local, backend: cuda}\n",
+        "  - {name: c, connection: local, backend: cuda, memory: 50%}\n",
         "  - {name: c, connection: ssh, address: 10.0.0.2}\n",
     ],
 )

@@ -20,13 +20,16 @@ from orchestrator.group_bench import Bench, Rate, Rates
 from orchestrator.inventory import Host, Inventory
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.choose import rank_plans
+from orchestrator.plan.conversations import with_kv
 from orchestrator.plan.experience import NO_EXPERIENCE, Measured
-from orchestrator.plan.values import Group, Ranking, group_key, plan_key
+from orchestrator.plan.robust import rank_within
+from orchestrator.plan.values import Group, ModelMemory, Ranking, group_key, plan_key
 from orchestrator.prepare import Prepared
 from orchestrator.processes import Started
 from orchestrator.report import silent
 from orchestrator.state import measuring
-from orchestrator.tune import TuneResult, measured_of, thread_profiles
+from orchestrator.survey.values import Survey
+from orchestrator.tune import NO_ROOM, TuneResult, measured_of, thread_profiles
 from orchestrator.view.ranking import plan_text
 from orchestrator.view.tune import tune_json, tune_view
 from orchestrator.wishes import Wishes
@@ -51,6 +54,7 @@ class Tuning:
     speed_of: Speeds
     stopped: int = 0
     ranking: Ranking = RANKING
+    survey: Survey = SURVEY
     runs: list[tuple[Group, ...]] = field(default_factory=list)
 
     def run(self, top: int = 2, wishes: Wishes | None = None) -> TuneResult:
@@ -91,11 +95,11 @@ def make_tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Sp
         async def stop(started: Started) -> None:
             made.stopped += 1
 
-        async def memory_at(micro_batch: int, *others: object) -> object:
-            return replace(MEMORIES[0], micro_batch=micro_batch)
+        async def memory_at(micro_batch: int, like: ModelMemory, *others: object) -> ModelMemory:
+            return replace(with_kv(MEMORIES[0], like.context, like.parallel), micro_batch=micro_batch)
 
         async def ranked(*others: object) -> object:
-            return prepared, made.ranking
+            return replace(prepared, survey=made.survey), made.ranking
 
         monkeypatch.setattr(tuning, "open_hosts", _no_hosts)
         monkeypatch.setattr(tuning, "prepare_ranking", ranked)
@@ -142,6 +146,19 @@ def test_threads_and_micro_batch_of_the_best_are_varied_and_what_is_faster_is_ke
     assert {trial.plan.groups[0].micro_batch for trial in result.trials[3:]} <= {32, 64, 128, 256}
     assert set(made.kept["threads"].values()) == {7}
     assert made.kept["micro_batch"] == 128
+
+
+def test_micro_batches_are_tried_at_the_context_of_the_plan(make_tuning: Callable[[Speeds], Tuning]) -> None:
+    """At the inventory's none of them would fit: `minimum_context` has allowed less."""
+    made = make_tuning(lambda bench, group: 1.0)
+    made.survey = make_survey([make_device("a/cpu", 1311)])
+    made.ranking = rank_within(made.survey, MEMORIES, Asked("latency", mode="single", minimum_context=256))
+    assert made.ranking.chosen.context == 2048
+    result = made.run(top=1, wishes=Wishes(mode="single"))
+    tried = [trial for trial in result.trials if trial.varied == "micro-batch"]
+    assert [trial.plan.groups[0].micro_batch for trial in tried] == [32, 128, 256]
+    assert NO_ROOM not in {trial.note for trial in tried}
+    assert {trial.plan.context for trial in tried} == {made.kept["context"]} == {2048}
 
 
 def test_the_best_of_one_mode_is_not_kept_as_the_best_of_all(make_tuning: Callable[[Speeds], Tuning]) -> None:

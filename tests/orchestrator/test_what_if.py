@@ -79,6 +79,13 @@ def test_a_machine_may_take_the_place_of_the_one_it_is_like() -> None:
     assert exchanged.devices[-1].speed == make_speed(32)
 
 
+def test_groups_that_failed_in_mode_tensor_are_those_of_the_devices_that_are_left() -> None:
+    """A machine that takes the place of another, by its name, has not failed yet."""
+    failed = replace(SURVEY, tensor_failed=(("desk/cpu", "nuc/cpu"),))
+    assert what_if(failed, MEMORY, [], [parse_addition("new=16GiB,desk,gigabit")]).tensor_failed == failed.tensor_failed
+    assert what_if(failed, MEMORY, ["nuc"], [parse_addition("nuc=16GiB,desk,gigabit")]).tensor_failed == ()
+
+
 @pytest.mark.parametrize(
     ("without", "adds", "message"),
     [

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from quant.errors import ModelFileError
+from quant import gguf_header
+from quant.errors import ModelFileError, UnfinishedHeaderError
 from quant.gguf_header import Array, TensorInfo, read_header
 from tests.quant.gguf_bytes import ARRAY, LLAMA, STRING, fact, gguf, number, tensor, words
 
@@ -23,6 +24,25 @@ def test_metadata_and_tensors_are_read(tmp_path: Path) -> None:
     header = read_header(path)
     assert header.facts == {"name": "x", "few": Array(3, (7, 8, 9)), "many": Array(5000, ()), "names": Array(2, ())}
     assert header.tensors == (TensorInfo("a.weight", "F32", (8, 4), 128, path.stat().st_size),)
+
+
+@pytest.mark.parametrize("piece_bytes", [8, 9, 31, 100, 1024])
+def test_words_are_skipped_wherever_pieces_end(
+    tmp_path: Path, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_header, "_SKIP_PIECE_BYTES", piece_bytes)
+    words_ = b"".join(struct.pack("<Q", length) + b"x" * length for length in (0, 1, 7, 8, 9, 40, 0, 0, 200, 3))
+    listed = fact("words", ARRAY, struct.pack("<IQ", STRING, 10) + words_)
+    path = tmp_path / "model.gguf"
+    path.write_bytes(gguf((listed, number("after", 7)), (F32_TENSOR,), data_bytes=128))
+    header = read_header(path)
+    assert header.facts == {"words": Array(10, ()), "after": 7}
+    assert header.places["after"] == (24 + len(listed), 24 + len(listed) + len(number("after", 7)))
+    for length in range(60, 24 + len(listed)):
+        os.truncate(path, length)
+        with pytest.raises(ModelFileError, match=r"end within the metadata$"):
+            read_header(path)
+        path.write_bytes(gguf((listed, number("after", 7)), (F32_TENSOR,), data_bytes=128))
 
 
 BAD = {
@@ -82,8 +102,15 @@ BAD = {
     "unknown value type": (gguf((fact("a", 77, b""),)), "is damaged: it has a value of the unknown type 77"),
     "key twice": (gguf((number("a", 1), number("a", 2))), "is damaged: a is there twice"),
     "tensor twice": (gguf((), (F32_TENSOR, F32_TENSOR), data_bytes=128), "is damaged: two tensors have the same name"),
-    "alignment": (gguf((number("general.alignment", 33),)), "is damaged: general.alignment is 33, not a power of two"),
+    "alignment": (
+        gguf((number("general.alignment", 33),)),
+        "is damaged: general.alignment is 33, not a power of two up to 1,048,576",
+    ),
     "nine dimensions": (gguf((), (tensor("a", (1,) * 9),)), "is damaged: tensor a has 9 dimensions"),
+    "long name of a tensor": (
+        gguf((), (tensor("n" * 64, (8, 4)),), data_bytes=128),
+        "is damaged: a tensor has a name of 64 bytes; 63 are possible",
+    ),
     "no elements": (gguf((), (tensor("a", (0, 4)),)), "is damaged: tensor a has the impossible shape 0x4 for F32"),
     "huge shape": (
         gguf((), (tensor("a", (2**40, 2**40)),)),
@@ -109,6 +136,23 @@ def test_bad_file_is_named_with_what_is_wrong(tmp_path: Path, data: bytes, messa
     separator = "" if message.startswith(":") else " "
     assert str(caught.value) == f"{path}{separator}{message}"
     assert caught.value.hint
+
+
+def test_a_header_that_is_still_coming_is_told_from_one_that_is_wrong(tmp_path: Path) -> None:
+    """A file of the full size with a hole for what has not come."""
+    whole = gguf(LLAMA, (F32_TENSOR,), data_bytes=128)
+    header_bytes = 24 + len(b"".join((*LLAMA, F32_TENSOR)))
+    path = tmp_path / "model.gguf"
+    for come in range(4, header_bytes):
+        path.write_bytes(whole[:come] + bytes(len(whole) - come))
+        with pytest.raises(UnfinishedHeaderError):
+            read_header(path, come)
+    for come in range(header_bytes, len(whole) + 1):
+        path.write_bytes(whole[:come] + bytes(len(whole) - come))
+        assert len(read_header(path, come).tensors) == 1
+    path.write_bytes(b"none" + whole[4:])
+    with pytest.raises(ModelFileError, match=r"is not a GGUF file$"):
+        read_header(path, 100)
 
 
 def test_every_truncation_of_a_good_file_is_reported(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """Bytes of a model's parts."""
 
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from quant.model import (
     Model,
@@ -63,6 +66,12 @@ def test_tied_output_is_a_copy_of_the_embedding() -> None:
 
 def test_kv_counts_the_heads_of_each_layer() -> None:
     assert kv_bytes_per_token(model()) == (2 * 24 * 2, 24 * 2)
+
+
+@pytest.mark.parametrize(("cache_type", "of_32"), [("f16", 64), ("q8_0", 34), ("q4_0", 18)])
+def test_kv_is_counted_in_blocks_of_its_type(cache_type: str, of_32: int) -> None:
+    wide = replace(model(), key_length=64, value_length=32)
+    assert kv_bytes_per_token(wide, cache_type) == (2 * 3 * of_32, 3 * of_32)
 
 
 def test_what_is_cut_by_heads_what_by_rows_and_what_is_everywhere() -> None:

@@ -8,7 +8,8 @@ import pytest
 from quant.errors import ModelFileError
 from quant.gguf_file import read_model
 from quant.model import Model, device_tensors
-from quant.pack import DigestBook, Digests, blake2b_digest, check_unchanged, engine_name, pack_name, read_tensor
+from quant.pack import DigestBook, Digests, blake2b_digest, check_unchanged, engine_name, pack_name, read_piece
+from quant.piece import whole
 from quant.synthetic import Shape, write_random_model
 from quant.whole_file import files_digest
 
@@ -37,18 +38,18 @@ def test_a_tensor_is_called_by_its_fnv_1a_hash(data: bytes, name: str) -> None:
 
 
 def test_a_tensor_is_read_from_where_it_lies(model: Model) -> None:
-    whole = model.path.read_bytes()
+    content = model.path.read_bytes()
     for tensor in model.tensors:
-        data = read_tensor(model, tensor)
+        data = read_piece(model, whole(tensor))
         assert len(data) == tensor.size_bytes
-        assert whole[tensor.offset :].startswith(data)
-    assert model.tensors[-1].offset + model.tensors[-1].size_bytes <= len(whole)
+        assert content[tensor.offset :].startswith(data)
+    assert model.tensors[-1].offset + model.tensors[-1].size_bytes <= len(content)
 
 
 def test_a_file_that_has_become_shorter_is_named(model: Model) -> None:
     model.path.write_bytes(model.path.read_bytes()[:-40000])
     with pytest.raises(ModelFileError, match=r"Some model\.v2\.gguf has become shorter while it was read"):
-        read_tensor(model, model.tensors[-1])
+        read_piece(model, whole(model.tensors[-1]))
 
 
 def test_a_pack_has_a_readable_name_of_its_own_for_each_state_of_the_files(model: Model) -> None:
@@ -73,7 +74,7 @@ def test_a_device_is_sent_its_layers_and_the_output_layer_if_it_has_it(model: Mo
 
 def test_what_is_known_of_tensors_is_kept_while_the_files_stay_as_they_are(model: Model, tmp_path: Path) -> None:
     book, other = (DigestBook(model, tmp_path / "digests") for _ in range(2))
-    first, second = model.tensors[:2]
+    first, second = map(whole, model.tensors[:2])
     book.add(first, Digests("0f", "1f"))
     other.add(second, Digests("2f", "3f"))
     book.save()
@@ -88,7 +89,8 @@ def test_a_book_that_cannot_be_read_is_begun_anew(model: Model, tmp_path: Path) 
     tmp_path.joinpath("digests").mkdir()
     tmp_path.joinpath("digests", f"{files_digest(model.shards)}.json").write_text("{")
     book = DigestBook(model, tmp_path / "digests")
-    assert book.of(model.tensors[0]) is None
-    book.add(model.tensors[0], Digests("0f", "1f"))
+    first = whole(model.tensors[0])
+    assert book.of(first) is None
+    book.add(first, Digests("0f", "1f"))
     book.save()
-    assert DigestBook(model, tmp_path / "digests").of(model.tensors[0]) == Digests("0f", "1f")
+    assert DigestBook(model, tmp_path / "digests").of(first) == Digests("0f", "1f")

@@ -13,9 +13,11 @@ from gguf import GGUFReader, GGUFWriter
 from orchestrator.engine.store import Engine
 from quant.errors import ModelFileError, SliceError
 from quant.gguf_file import read_model
+from quant.gguf_header import read_header
 from quant.model import Model, Tensor
 from quant.slice import MIB, shape_digest, slice_depths, write_slice
 from quant.synthetic import Shape, write_random_model
+from tests.quant.architectures import EXPERTS, KINDS
 
 SHAPE = Shape(layers=6, embedding=256, feed_forward=512, heads=4, kv_heads=2, vocabulary=128)
 
@@ -200,4 +202,33 @@ def test_slices_of_one_file_and_of_shards_are_what_the_engine_itself_cuts(
     for name in ("cut.gguf", "cut_of_parts.gguf"):
         assert tensors_of(tmp_path / name) == expected
         done = run(engine, "llama-bench", "--model", tmp_path / name, *BENCH)
+        assert [row["n_gen"] for row in json.loads(done)] == [0, 4]
+
+
+def header_only(path: Path) -> Model:
+    """As a model is kept that is not here: whole in its size, with a hole for its weights."""
+    first, size = read_header(path).tensors[0], path.stat().st_size
+    os.truncate(path, first.end - first.size_bytes)
+    os.truncate(path, size)
+    return read_model(path)
+
+
+def test_of_a_model_that_is_not_here_the_weights_are_made_up_so_that_tokens_take_different_experts(
+    tmp_path: Path,
+) -> None:
+    model = header_only(KINDS["experts"].write(tmp_path / "experts.gguf"))
+    write_slice(model, 2, tmp_path / "cut.gguf", made_up=True)
+    assert read_model(tmp_path / "cut.gguf").block_count == 2
+    tensors = {tensor.name: tensor.data for tensor in GGUFReader(tmp_path / "cut.gguf").tensors}
+    assert (tensors["blk.0.attn_norm.weight"] == 1).all()
+    for layer in range(2):
+        wanted = tensors["token_embd.weight"] @ tensors[f"blk.{layer}.ffn_gate_inp.weight"].T
+        assert set(wanted.argmax(axis=1)) == set(range(EXPERTS))
+
+
+@pytest.mark.engine
+def test_the_engine_runs_slices_with_made_up_weights(engine: Engine, demo_model: Path, tmp_path: Path) -> None:
+    for path in (KINDS["experts"].write(tmp_path / "experts.gguf"), demo_model):
+        write_slice(read_model(path), 2, tmp_path / "cut.gguf", made_up=True)
+        done = run(engine, "llama-bench", "--model", tmp_path / "cut.gguf", *BENCH)
         assert [row["n_gen"] for row in json.loads(done)] == [0, 4]

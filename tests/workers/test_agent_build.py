@@ -1,6 +1,8 @@
 """What the agent does for engines: locks, tools, making a folder of a build, and ending what nobody holds."""
 
 import argparse
+import ctypes
+import glob
 import hashlib
 import json
 import os
@@ -8,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from ctypes.util import find_library
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +76,22 @@ def tools_on(path: Path) -> dict[str, Any]:
     return tools
 
 
+def but_for_gpus(tools: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in tools.items() if name not in GPU_TOOLS}
+
+
+GPU_TOOLS = (
+    "nvcc",
+    "nvcc_version",
+    "nvcc_knows",
+    "cublas",
+    "glslc",
+    "vulkan_headers",
+    "vulkan_loader",
+    "spirv_headers",
+)
+
+
 def script(path: Path, text: str) -> str:
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
@@ -81,7 +100,7 @@ def script(path: Path, text: str) -> str:
 
 def test_a_host_without_tools_has_none(tmp_path: Path) -> None:
     script(tmp_path / "apk", "exit 0")
-    assert tools_on(tmp_path) == {
+    assert but_for_gpus(tools_on(tmp_path)) == {
         **dict.fromkeys(("cmake", "cmake_version", "ninja", "make", "c_compiler", "cxx_compiler"), ""),
         **dict.fromkeys(("compiler_kind", "compiler_version"), ""),
         "package_manager": "apk",
@@ -93,7 +112,7 @@ def test_tools_are_found_with_their_versions(tmp_path: Path) -> None:
     ninja = script(tmp_path / "ninja-build", "exit 0")
     c_compiler = script(tmp_path / "gcc", "exit 0")
     cxx = script(tmp_path / "g++", "echo '#define __GNUC_MINOR__ 2'; echo '#define __GNUC__ 10'")
-    assert tools_on(tmp_path) == {
+    assert but_for_gpus(tools_on(tmp_path)) == {
         "cmake": cmake,
         "cmake_version": "3.18.4",
         "ninja": ninja,
@@ -195,3 +214,47 @@ def test_the_newest_glibc_that_is_asked_for_is_the_oldest_that_will_do(tmp_path:
     (tmp_path / "b").write_bytes(b"\0GLIBC_2.9\0")
     assert agent.oldest_libc([str(tmp_path / "a"), str(tmp_path / "b")]) == "glibc 2.31"
     assert agent.oldest_libc([]) == ""
+
+
+def test_what_gpus_need_is_found_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sdk, cuda = tmp_path / "sdk", tmp_path / "cuda"
+    for place in (
+        *("sdk/bin/glslc", "sdk/include/vulkan/vulkan.hpp", "sdk/lib/x86_64-linux-gnu/libvulkan.so"),
+        *("sdk/share/cmake/SPIRV-Headers/SPIRV-HeadersConfig.cmake", "cuda/lib64/libcublas.so.13"),
+    ):
+        path = tmp_path / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (cuda / "bin").mkdir()
+    nvcc = script(
+        cuda / "bin" / "nvcc",
+        f"""case $1 in
+--version) echo 'Cuda compilation tools, release 13.0, V13.0.88' ;;
+--list-gpu-arch) echo compute_86; echo compute_120 ;;
+*) echo '#$ TOP={cuda}/bin/..' >&2 ;;
+esac""",
+    )
+    monkeypatch.setenv("VULKAN_SDK", str(sdk))
+    monkeypatch.setenv("PATH", str(cuda / "bin"))
+    assert agent.gpu_tools() == {
+        "nvcc": nvcc,
+        "nvcc_version": "13.0",
+        "nvcc_knows": "8.6 12.0",
+        "cublas": f"{cuda}/lib64/libcublas.so.13",
+        "glslc": f"{sdk}/bin/glslc",
+        "vulkan_headers": f"{sdk}/include/vulkan/vulkan.hpp",
+        "vulkan_loader": f"{sdk}/lib/x86_64-linux-gnu/libvulkan.so",
+        "spirv_headers": f"{sdk}/share/cmake/SPIRV-Headers/SPIRV-HeadersConfig.cmake",
+    }
+
+
+@pytest.mark.skipif(not find_library("vulkan"), reason="no Vulkan on this machine")
+def test_real_drivers_are_asked_for_their_devices() -> None:
+    """Mesa's software driver is the one that every machine can have; as a GPU it does not count."""
+    vulkan = ctypes.CDLL("libvulkan.so.1")
+    every = agent.ask_vulkan(vulkan, (0, 1, 2, 3, 4))
+    assert all(one["kind"] == "vulkan" and one["name"] and one["memory_total_bytes"] > 2**20 for one in every)
+    assert [one["index"] for one in every] == list(range(len(every)))
+    in_software = [one for one in every if one["name"].startswith("llvmpipe")]
+    assert in_software or not glob.glob("/usr/share/vulkan/icd.d/lvp_icd*")
+    assert not [one for one in agent.ask_vulkan(vulkan, agent.VULKAN_GPUS) if one["name"].startswith("llvmpipe")]

@@ -188,14 +188,24 @@ MEMORY = agent.Memory(16 * GIB, 9 * GIB, "")
 
 def test_nvidia_cards_are_listed_with_total_and_free_memory() -> None:
     assert agent.read_nvidia(recorded("nvidia_two_cards.csv"), MEMORY) == [
-        agent.gpu("cuda", 0, "NVIDIA GeForce RTX 4090", 24564 * MIB, 23011 * MIB),
-        agent.gpu("cuda", 1, "NVIDIA GeForce GTX 1080 Ti", 11264 * MIB, 11169 * MIB),
+        card(0, "NVIDIA GeForce RTX 4090", 24564 * MIB, 23011 * MIB, "8.9"),
+        card(1, "NVIDIA GeForce GTX 1080 Ti", 11264 * MIB, 11169 * MIB, "6.1"),
     ]
+
+
+def card(index: int, name: str, total: int, free: int, capability: str, *, shares: bool = False) -> dict[str, object]:
+    found = agent.gpu("cuda", index, name, total, free)
+    return {**found, "compute_capability": capability, "shares_memory": shares}
+
+
+def test_a_driver_too_old_to_tell_the_compute_capability_still_lists_its_card() -> None:
+    text = "24564, 23011, 0, 0, NVIDIA GeForce RTX 4090\n"
+    assert agent.read_nvidia(text, MEMORY) == [card(0, "NVIDIA GeForce RTX 4090", 24564 * MIB, 23011 * MIB, "")]
 
 
 def test_a_chip_that_shares_the_hosts_memory_has_the_hosts_figures() -> None:
     found = agent.read_nvidia(recorded("nvidia_shared_memory.csv"), MEMORY)
-    assert found == [agent.gpu("cuda", 0, "NVIDIA GB10", 16 * GIB, 9 * GIB)]
+    assert found == [card(0, "NVIDIA GB10", 16 * GIB, 9 * GIB, "12.1", shares=True)]
 
 
 def test_a_driver_that_does_not_answer_means_no_card() -> None:
@@ -205,7 +215,8 @@ def test_a_driver_that_does_not_answer_means_no_card() -> None:
 def test_an_apple_chip_offers_what_macos_lets_its_gpu_hold() -> None:
     text = recorded("displays_apple_m2_pro.json")
     two_thirds = 16 * GIB * 2 // 3
-    assert agent.read_displays(text, MEMORY, 0) == [agent.gpu("metal", 0, "Apple M2 Pro", two_thirds, 9 * GIB)]
+    chip = {**agent.gpu("metal", 0, "Apple M2 Pro", two_thirds, 9 * GIB), "shares_memory": True}
+    assert agent.read_displays(text, MEMORY, 0) == [chip]
     assert agent.read_displays(text, MEMORY, 14 * GIB)[0]["memory_total_bytes"] == 14 * GIB
 
 

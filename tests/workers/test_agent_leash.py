@@ -174,6 +174,13 @@ def test_the_program_ignores_sigpipe_dumps_no_core_and_reads_nothing(hold: Hold)
     assert int(ignored.split()[1], 16) & 1 << (signal.SIGPIPE - 1)
 
 
+@pytest.mark.parametrize(("shown", "given", "seen"), [("2,GPU-ab", "1", "GPU-ab"), ("2", "0,1", "2"), ("2", "", "")])
+def test_cards_are_numbered_among_those_that_the_host_shows(shown: str, given: str, seen: str) -> None:
+    variables = agent.with_variables({"HOME": "/", agent.VISIBLE_CARDS: shown}, {agent.VISIBLE_CARDS: given, "A": "b"})
+    assert variables == {"HOME": "/", agent.VISIBLE_CARDS: seen, "A": "b"}
+    assert agent.with_variables({}, {agent.VISIBLE_CARDS: given}) == {agent.VISIBLE_CARDS: given}
+
+
 def test_the_program_gets_its_environment(hold: Hold) -> None:
     held = hold("sh", "-c", 'echo "$A,$B"', options=("--env", "A=1=2", "--env", "B=x y"))
     assert held.wait_for("exit")["tail"] == "1=2,x y"
@@ -282,7 +289,9 @@ def test_stdout_is_captured_apart_from_the_log(hold: Hold, tmp_path: Path) -> No
 
 
 def test_lines_are_told_as_they_are_written_to_the_log(hold: Hold, tmp_path: Path) -> None:
-    held = hold("sh", "-c", "printf 'one\\ntw'; sleep 0.5; printf 'o\\nend'; sleep 0.5", options=("--tell",))
+    held = hold(
+        "sh", "-c", "printf 'one\\ntw'; sleep 0.5; printf 'o\\nend'; sleep 0.5", options=("--tell",), heartbeat_s=60
+    )
     assert held.wait_for("said") == {"event": "said", "lines": ["one"]}
     assert held.wait_for("said") == {"event": "said", "lines": ["two"]}
     assert held.wait_for("exit")["tail"] == "one\ntwo\nend"

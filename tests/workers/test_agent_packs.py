@@ -19,6 +19,12 @@ TOKEN = "0f12"
 
 
 def ask(*words: str, tensors: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    (answer,) = said(*words, tensors=tensors)
+    return answer
+
+
+def said(*words: str, tensors: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
+    """All that it says; the last is its answer."""
     finished = subprocess.run(
         (PYTHON, "-I", "-S", str(agent.__file__), *words),
         input=json.dumps(tensors or []).encode(),
@@ -26,9 +32,9 @@ def ask(*words: str, tensors: list[dict[str, Any]] | None = None) -> dict[str, A
         timeout=60,
         check=False,
     )
-    answer: dict[str, Any] = json.loads(finished.stdout)
-    assert finished.returncode == (1 if "error" in answer else 0), finished.stderr
-    return answer
+    lines: list[dict[str, Any]] = [json.loads(line) for line in finished.stdout.splitlines()]
+    assert finished.returncode == (1 if "error" in lines[-1] else 0), finished.stderr
+    return lines
 
 
 def tensor(content: bytes, name: str = "", offset: int = 0) -> dict[str, Any]:
@@ -176,10 +182,39 @@ def test_tensors_are_carved_out_of_a_copy_of_the_model(item: Path, tmp_path: Pat
     (model / "a.gguf").write_bytes(b"header" + A + B + C[:-1])
     tensors = [tensor(A, offset=6), tensor(B, offset=7 + len(A)), tensor(C, offset=6 + len(A) + len(B))]
     look(item, tensors)
-    assert ask("carve", str(item), str(model), tensors=tensors) == {"carved": [tensors[0]["name"]]}
+    assert ask("carve", str(item), str(model), tensors=tensors) == {"carved": [tensors[0]["name"]], "full": ""}
     assert files(item) == [f"rpc/{tensors[0]['name']}"]
     assert (item / "rpc" / tensors[0]["name"]).read_bytes() == A
-    assert ask("carve", str(item), str(tmp_path / "nothing"), tensors=tensors[1:]) == {"carved": []}
+    assert ask("carve", str(item), str(tmp_path / "nothing"), tensors=tensors[1:]) == {"carved": [], "full": ""}
+
+
+def test_a_piece_in_runs_is_carved_out_of_its_rows(item: Path, tmp_path: Path) -> None:
+    run, stride, count = 3000, 10_000, 400
+    content = bytes(range(256)) * (stride * count // 256 + 1)
+    wanted = b"".join(content[7 + at : 7 + at + run] for at in range(0, stride * count, stride))
+    (tmp_path / "a.gguf").write_bytes(content[: 7 + stride * (count - 1) + run])
+    piece = {**tensor(wanted, offset=7), "run_bytes": run, "stride_bytes": stride}
+    look(item, [piece])
+    assert ask("carve", str(item), str(tmp_path), tensors=[piece]) == {"carved": [piece["name"]], "full": ""}
+    assert (item / "rpc" / piece["name"]).read_bytes() == wanted
+    (tmp_path / "a.gguf").write_bytes(content[: 7 + stride * (count - 1) + run - 1])
+    (item / "rpc" / piece["name"]).unlink()
+    look(item, [piece])
+    assert ask("carve", str(item), str(tmp_path), tensors=[piece]) == {"carved": [], "full": ""}
+
+
+def test_how_far_reading_and_carving_have_come_is_told_before_the_answer(item: Path, tmp_path: Path) -> None:
+    tensors = put(item, A, B)
+    total = len(A) + len(B)
+    *told, answer = said("pack", str(item), TOKEN, "--every-byte", "--tell", tensors=tensors)
+    assert answer == NOTHING
+    assert told == [{"done_bytes": done, "total_bytes": total} for done in (len(A), total)]
+    (tmp_path / "a.gguf").write_bytes(A)
+    other = tmp_path / "packs" / "other"
+    look(other, tensors)
+    *told, answer = said("carve", str(other), str(tmp_path), "--tell", tensors=tensors)
+    assert answer == {"carved": [tensors[0]["name"]], "full": ""}
+    assert told == [{"done_bytes": len(A), "total_bytes": total}]
 
 
 @pytest.mark.parametrize(
@@ -213,6 +248,15 @@ def test_a_tensor_is_taken_once_more_when_the_answer_was_lost(item: Path) -> Non
     assert take(item, one) == {"right": False}
 
 
+def test_a_folder_is_one_place_by_whatever_path(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    (tmp_path / "link").symlink_to("one")
+    one, two, link = (ask("place", str(tmp_path / name))["place"] for name in ("one", "two", "link"))
+    assert one == link
+    assert len({one, two, ""}) == 3
+
+
 def test_a_pack_that_is_being_filled_is_not_removed(item: Path) -> None:
     put(item, A)
     coming = item / "coming" / f"{tensor(B)['name']}.{TOKEN}"
@@ -231,7 +275,7 @@ def test_what_cannot_be_read_counts_as_damaged(item: Path, monkeypatch: pytest.M
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(agent, "hash_file", bad_sector)
-    read = agent.read_again(str(item), {f"rpc/{one['name']}"})
+    read = agent.read_again(str(item), {f"rpc/{one['name']}"}, agent.Teller(False, 0))
     assert agent.remove_wrong(str(item), read) == [one["name"]]
 
 

@@ -45,7 +45,9 @@ def test_the_words_of_the_questions() -> None:
         "x",
         "y",
     )
-    assert commands.orphans_words("/a.py", "/r", "cpu") == (*start, "orphans", "--root", "/r", "--keep", "cpu")
+    assert commands.orphans_words("/a.py", "/r", ("cpu", "vulkan", "cpu")) == (
+        *(*start, "orphans", "--root", "/r", "--keep", "cpu", "vulkan"),
+    )
     assert commands.tail_words("/a.py", "/l", 5) == (*start, "tail", "/l", "--lines", "5")
     assert commands.tail_words("/a.py", "/l", 5, 90) == (*start, "tail", "/l", "--lines", "5", "--since-s", "90.0")
     follow = (*start, "follow", "/f", "--lines", "5")

@@ -11,6 +11,7 @@ from workers.engine import (
     engine_id,
     libc_problem,
     read_manifest,
+    recipe_of,
 )
 from workers.errors import ManifestError
 
@@ -113,3 +114,13 @@ def test_other_ids_files_or_hashes_are_another_build(other: Manifest) -> None:
 )
 def test_a_libc_fits_when_it_is_the_same_kind_and_not_older(needed: str, offered: str, problem: str | None) -> None:
     assert libc_problem(needed, offered) == problem
+
+
+def test_cuda_is_compiled_for_the_very_cards_of_a_host() -> None:
+    """Another set of cards is another engine; more of the same cards is not."""
+    flags = [flag for flag in recipe_of("cuda", ("8.9", "6.1", "8.9")).cmake_flags if "ARCHITECTURES" in flag]
+    assert flags == ["-DCMAKE_CUDA_ARCHITECTURES=61;89"]
+    assert recipe_of("cuda", ("8.9", "8.9")) == recipe_of("cuda", ("8.9",))
+    assert recipe_of("vulkan", ("8.9",)) == RECIPES["vulkan"]
+    ids = {engine_id(recipe_of("cuda", cards), "linux-x86_64") for cards in ((), ("8.9",), ("9.0",), ("8.9", "9.0"))}
+    assert len(ids) == 4

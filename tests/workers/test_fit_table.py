@@ -6,7 +6,7 @@ import pytest
 
 from workers.engine_commands import Placement
 from workers.errors import FactsError
-from workers.fit_table import FitRow, device_rows, fit_command, read_fit_table, upper_bytes
+from workers.fit_table import FitRow, device_rows, fit_command, read_fit_table, refusal, upper_bytes
 
 RECORDED = Path(__file__).parent / "recorded"
 
@@ -63,6 +63,19 @@ def test_answer_without_the_expected_rows_is_refused(stdout: bytes, found: str) 
 
 def test_cut_sizes_are_bounded_from_above() -> None:
     assert (upper_bytes(0), upper_bytes(3)) == (1048576, 4 * 1048576)
+
+
+def test_the_engines_reason_is_the_first_error_of_its_log() -> None:
+    """As it wrote it for heads of 48 elements, with lines of a debugger around it."""
+    log = (
+        "[New LWP 31080]\n"
+        "0.00.023.820 I llama_fit_params: printing estimated memory in MiB to stdout (device, model, context) ...\n"
+        "0.00.028.829 E llama_init_from_model: K cache type q8_0 with block size 32 does not divide n_embd_head_k=48\n"
+        "terminate called after throwing an instance of 'std::runtime_error'\n"
+        "  what():  failed to create llama_context from model\n"
+    )
+    assert refusal(log) == "K cache type q8_0 with block size 32 does not divide n_embd_head_k=48"
+    assert refusal("0.00.001.000 I main: nothing is wrong\nKilled\n") == ""
 
 
 def test_layers_that_are_cut_have_one_row_for_all_devices() -> None:

@@ -14,6 +14,7 @@ def test_prompts_are_single_passes_and_one_token_is_decoding() -> None:
     assert words == (
         *("bench", "--model", "m.gguf", "--no-warmup", "--repetitions", "4", "--output", "json", "--verbose"),
         *("--n-prompt", "4,64", "--n-gen", "16", "--ubatch-size", "64", "--threads", "2"),
+        *("--cache-type-k", "f16", "--cache-type-v", "f16"),
         *("--device", "none", "--n-gpu-layers", "0"),
     )
 
@@ -22,9 +23,7 @@ def test_a_bench_of_decoding_alone_reads_no_prompt_and_takes_the_placement() -> 
     one = Placement(("127.0.0.1:20000", "127.0.0.1:20001"), (2, 1), False, False, mode="tensor")
     words = pass_bench_command("bench", model="m.gguf", passes=(1,), threads=1, placement=one)
     assert words[9:15] == ("--n-prompt", "0", "--n-gen", "16", "--ubatch-size", "1")
-    assert words[-8:] == (
-        *("--n-gpu-layers", "999", "--split-mode", "tensor", "--flash-attn", "on", "--tensor-split", "2/1"),
-    )
+    assert words[-6:] == ("--n-gpu-layers", "999", "--split-mode", "tensor", "--tensor-split", "2/1")
 
 
 def rows(*tests: tuple[int, int, list[int]]) -> bytes:

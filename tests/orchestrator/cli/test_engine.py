@@ -7,11 +7,13 @@ from typer.testing import CliRunner
 from orchestrator.cli.engine import app, installed_json, installed_table
 from orchestrator.engine.build import local_platform
 from orchestrator.engine.install import Installed
-from orchestrator.engine.store import EXCLUDED, Engine, engine_folder, read_engine
+from orchestrator.engine.store import EXCLUDED, Engine, engines_folder, read_engine
 from orchestrator.errors import EngineError, MeshctlError, UsageError
 from orchestrator.folders import user_folders
 from tests.orchestrator.engine.fake_engine import BEST, make_engine
 from tests.orchestrator.view.rendering import rendered
+from workers.devices import EngineGpu
+from workers.engine import RECIPES, engine_id
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def engine(cache: Path) -> Engine:
     platform = local_platform()
-    return make_engine(engine_folder(cache, "cpu", platform), crashing=(BEST,), platform=platform)
+    return make_engine(engines_folder(cache) / engine_id(RECIPES["cpu"], platform), crashing=(BEST,), platform=platform)
 
 
 def test_the_list_says_what_to_do_when_there_is_no_engine(cache: Path) -> None:
@@ -58,7 +60,7 @@ def test_the_path_is_the_engines_folder_and_nothing_else(engine: Engine) -> None
 def test_the_path_of_an_engine_that_is_not_built_is_an_error_with_the_command(cache: Path) -> None:
     caught = CliRunner().invoke(app, ["path", "--backend", "vulkan"]).exception
     assert isinstance(caught, EngineError)
-    assert (str(caught), caught.hint) == ("the vulkan engine is not built yet", "meshctl engine build")
+    assert (str(caught), caught.hint) == ("the vulkan engine is not built yet", "meshctl engine build --backend vulkan")
 
 
 def test_a_check_lets_the_engine_compute_and_says_what_is_not_used(engine: Engine) -> None:
@@ -106,7 +108,14 @@ def test_an_install_says_what_was_done_on_each_host(engine: Engine, inventory: s
     assert shown.exit_code == 0, shown.stderr
     answers = json.loads(shown.stdout)
     assert all(answer.pop("seconds") > 0 for answer in answers)
-    one = {"folder": str(engine.folder), "how": "there", "sent_bytes": 0, "excluded": [BEST]}
+    one = {
+        "folder": str(engine.folder),
+        "how": "there",
+        "sent_bytes": 0,
+        "excluded": [BEST],
+        "backend": "cpu",
+        "gpus": [],
+    }
     assert answers == [{"host": "left", **one}, {"host": "right", **one}]
     table = CliRunner().invoke(app, ["install", "left", "-i", inventory]).stdout
     assert table.splitlines()[1].split()[:4] == ["left", "was", "there", "already"]
@@ -121,16 +130,27 @@ def test_an_install_on_a_host_that_is_not_in_the_inventory_is_wrong_usage(engine
 
 def test_what_failed_is_an_error_beside_what_was_done() -> None:
     installed: dict[str, Installed | MeshctlError] = {
-        "a": Installed("/e", "sent", 2**20, 1.5),
+        "a": Installed("/e", "sent", 2**20, 1.5, backend="cuda", gpus=(EngineGpu("CUDA0", "RTX 4090", 24, 23),)),
         "b": EngineError("b: no cmake", hint="install it"),
     }
     assert installed_json(installed) == [
-        {"host": "a", "folder": "/e", "how": "sent", "sent_bytes": 2**20, "seconds": 1.5, "excluded": []},
+        {
+            "host": "a",
+            "folder": "/e",
+            "how": "sent",
+            "sent_bytes": 2**20,
+            "seconds": 1.5,
+            "excluded": [],
+            "backend": "cuda",
+            "gpus": [{"name": "CUDA0", "description": "RTX 4090", "memory_total_bytes": 24, "memory_free_bytes": 23}],
+        },
         {"host": "b", "error": "b: no cmake", "hint": "install it"},
     ]
     assert rendered(installed_table(installed)).splitlines()[1].split() == [
         "a",
         "sent",
+        "CPU,",
+        "CUDA0",
         "1.0",
         "MiB",
         "1.5",

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from orchestrator.cli import planning
 from orchestrator.cli.arguments import KnownHosts, read_wishes, wish_options
 from orchestrator.errors import UsageError
+from orchestrator.inventory import Inventory
 from orchestrator.plan.values import ModelMemory
 from orchestrator.survey.values import survey_json
 from orchestrator.wishes import Wishes
@@ -22,9 +24,16 @@ HOSTS = KnownHosts(("desktop", "laptop"), "inventory.yaml")
 
 
 def wishes(
-    *, mode: str | None = None, devices: str | None = None, split: str | None = None, goal: str | None = None
+    *,
+    mode: str | None = None,
+    devices: str | None = None,
+    split: str | None = None,
+    goal: str | None = None,
+    cache_type: str | None = None,
 ) -> Wishes:
-    return read_wishes(HOSTS, mode=mode, devices=devices, split=split, goal=goal, recalibrate=False)
+    return read_wishes(
+        HOSTS, mode=mode, devices=devices, split=split, goal=goal, recalibrate=False, cache_type=cache_type
+    )
 
 
 def test_without_options_nothing_is_asked() -> None:
@@ -48,11 +57,13 @@ def test_a_split_keeps_its_order_and_is_of_mode_layers() -> None:
         Wishes(recalibrate=True),
         wishes(mode="tensor", devices="laptop/cpu,desktop/cpu", goal="throughput"),
         wishes(split="laptop/cpu=12,desktop/cpu=20", goal="latency"),
+        wishes(split="laptop/cpu=12,desktop/cpu=20", cache_type="q8_0"),
+        wishes(cache_type="f16"),
     ],
 )
 def test_a_supervisor_is_started_with_the_same_wishes(asked: Wishes) -> None:
     words = list(wish_options(asked))
-    values: dict[str, str | None] = {"mode": None, "devices": None, "split": None, "goal": None}
+    values: dict[str, str | None] = dict.fromkeys(("mode", "devices", "split", "goal", "cache-type"))
     recalibrate = "--recalibrate" in words
     words = [word for word in words if word != "--recalibrate"]
     values.update({option[2:]: value for option, value in zip(words[::2], words[1::2], strict=True)})
@@ -64,6 +75,7 @@ def test_a_supervisor_is_started_with_the_same_wishes(asked: Wishes) -> None:
             split=values["split"],
             goal=values["goal"],
             recalibrate=recalibrate,
+            cache_type=values["cache-type"],
         )
         == asked
     )
@@ -84,6 +96,12 @@ def test_a_supervisor_is_started_with_the_same_wishes(asked: Wishes) -> None:
         ({"split": "lapdog/cpu=1"}, "--split lapdog/cpu: no such host in inventory.yaml"),
         ({"split": "laptop/cpu=1", "mode": "tensor"}, "--split and --mode tensor exclude each other"),
         ({"split": "laptop/cpu=1", "devices": "desktop/cpu"}, "--split and --devices name other devices"),
+        ({"cache_type": "f32"}, '--cache-type: "f32" takes twice the memory of f16'),
+        (
+            {"cache_type": "q8_0,q4_0"},
+            "--cache-type: keys and values of different types are not known to be safe over RPC, and CUDA has no"
+            " kernels of its own for them",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused_with_a_hint(options: dict[str, str], message: str) -> None:
@@ -208,6 +226,55 @@ def test_a_forced_split_is_the_plan(saved: Path, capsys: pytest.CaptureFixture[s
 def test_the_goal_asked_for_overrides_the_inventory(saved: Path, capsys: pytest.CaptureFixture[str], goal: str) -> None:
     planning.plan(saved / "inventory.yaml", survey=saved / "survey.json", json=True, goal=goal)  # type: ignore[arg-type]
     assert json.loads(capsys.readouterr().out)["goal"] == goal
+
+
+def test_the_cache_type_asked_for_overrides_the_inventory(
+    saved: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is counted with it, and the plan says so."""
+
+    def count(inventory: Inventory, *others: object) -> tuple[ModelMemory, ...]:
+        return tuple(replace(memory, cache_type=inventory.cache_type) for memory in counted())
+
+    monkeypatch.setattr(planning, "_memories", count)
+    planning.plan(saved / "inventory.yaml", survey=saved / "survey.json", json=True, cache_type="q8_0", mode="layers")
+    told = json.loads(capsys.readouterr().out)
+    assert (told["cache_type"], told["plans"][0]["groups"][0]["flash_attention"]) == ("q8_0", "on")
+    assert told["plans"][0]["reasons"][:2] == [
+        "mode layers was asked for",
+        "keys and values are kept as q8_0: 34 bytes for 32 numbers, where f16 takes 64",
+    ]
+    planning.plan(saved / "inventory.yaml", survey=saved / "survey.json", json=True, mode="layers")
+    told = json.loads(capsys.readouterr().out)
+    assert (told["cache_type"], told["plans"][0]["groups"][0]["flash_attention"]) == ("f16", "auto")
+
+
+def test_flash_attention_that_is_off_in_the_inventory_is_in_the_plan_and_its_reasons(
+    saved: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inventory = saved / "inventory.yaml"
+    inventory.write_text(f"{inventory.read_text()}flash_attention: off\n")
+
+    def count(inventory: Inventory, *others: object) -> tuple[ModelMemory, ...]:
+        return tuple(replace(memory, flash_attention=inventory.flash_attention) for memory in counted())
+
+    monkeypatch.setattr(planning, "_memories", count)
+    planning.plan(inventory, survey=saved / "survey.json", json=True, mode="layers")
+    (plan, *_) = json.loads(capsys.readouterr().out)["plans"]
+    assert plan["groups"][0]["flash_attention"] == "off"
+    assert "flash attention is off, as the inventory has it" in plan["reasons"]
+
+
+def test_a_saved_survey_proposes_no_mode_that_the_engine_refuses_of_this_cache_type(
+    saved: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The survey was taken with another one."""
+    refused = tuple(replace(memory, tensor_refused="q8_0 cannot be cut") for memory in counted())
+    monkeypatch.setattr(planning, "_memories", lambda *others: refused)
+    planning.plan(saved / "inventory.yaml", survey=saved / "survey.json", json=True)
+    plans = json.loads(capsys.readouterr().out)["plans"]
+    assert "tensor" not in {plan["mode"] for plan in plans}
+    assert "no tensor: the engine cannot cut this model's layers (q8_0 cannot be cut)" in plans[0]["reasons"]
 
 
 def meshctl(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:

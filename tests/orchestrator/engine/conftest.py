@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.engine.build import find_program
-from orchestrator.engine.host_build import BuildKit
+from orchestrator.engine.offer import Offer
 from orchestrator.engine.store import Engine
 from orchestrator.host_agent import ask_facts, ensure_agent
 from orchestrator.report import Event, Progress, Remark, Report
@@ -17,6 +17,7 @@ from workers.engine import Recipe
 from workers.facts import HostFacts
 
 MakeThere = Callable[[str], LocalShell]
+OfferOf = Callable[[Engine], Offer]
 
 
 class Heard(Report):
@@ -83,10 +84,10 @@ def fake_engine(tmp_path: Path, facts: HostFacts) -> Engine:
 
 
 @pytest.fixture
-def no_kit() -> BuildKit:
-    """For hosts on which nothing shall be built."""
+def offer_of() -> OfferOf:
+    """Makes an offer of that engine, for hosts on which nothing shall be built."""
 
     async def pack() -> Path:
         pytest.fail("nothing should be built here")
 
-    return BuildKit(Recipe("cpu", ()), pack)
+    return lambda engine: Offer(Recipe("cpu", ()), pack, engine)

@@ -6,6 +6,7 @@ from orchestrator.engine.store import MANIFEST, Engine, describe_file
 from workers.engine import Manifest
 
 BEST, NEXT = "libggml-cpu-best.so", "libggml-cpu-next.so"
+GPU = "libggml-vulkan.so"
 
 _BENCH = """#!/bin/sh
 here=$(dirname "$0")
@@ -16,6 +17,7 @@ for library in {best} {next}; do
         case " {crashing} " in *" $library "*) kill -{signal} $$ ;; esac
         one='{{"avg_ts": 1.5}}'
         echo "[$one, $one, $one, $one, $one, $one]"
+        [ ! -f "$here/{gpu_library}" ] || kill -{signal} $$
         exit 0
     fi
 done
@@ -24,17 +26,24 @@ exit 1
 """
 
 
-def make_engine(folder: Path, *, crashing: tuple[str, ...] = (), signal: str = "ILL", platform: str) -> Engine:
-    """An engine whose llama-bench dies by `signal` while a library of `crashing` is the best one in the folder."""
+def make_engine(
+    folder: Path, *, crashing: tuple[str, ...] = (), signal: str = "ILL", platform: str, gpu_crashes: bool = False
+) -> Engine:
+    """An engine whose llama-bench dies by `signal` while a library of `crashing` is the best one in the folder.
+
+    `gpu_crashes`: it is for a GPU whose driver ends every program in that way at its end.
+    """
     folder.mkdir(parents=True)
-    bench = _BENCH.format(best=BEST, next=NEXT, crashing=" ".join(crashing), signal=signal)
+    gpu_library = GPU if gpu_crashes else "none"
+    bench = _BENCH.format(best=BEST, next=NEXT, crashing=" ".join(crashing), signal=signal, gpu_library=gpu_library)
     for name, text in (("llama-bench", bench), ("ggml-rpc-server", "#!/bin/sh\nexit 0\n")):
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
-    for name in (BEST, NEXT):
+    for name in (BEST, NEXT, *((GPU,) if gpu_crashes else ())):
         (folder / name).write_text(f"code of {name}")
     files = tuple(describe_file(folder, path) for path in sorted(folder.iterdir()))
-    manifest = Manifest(folder.name, "abc", "7.0.0", "cpu", platform, "", files)
+    backend = "vulkan" if gpu_crashes else "cpu"
+    manifest = Manifest(folder.name, "abc", "7.0.0", backend, platform, "", files)
     (folder / MANIFEST).write_bytes(manifest.to_json())
     return Engine(folder, manifest)
 

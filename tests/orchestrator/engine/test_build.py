@@ -1,16 +1,20 @@
 import asyncio
 import os
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from orchestrator.engine import build
-from orchestrator.engine.store import Engine, check_engine, engine_folder, find_engine
+from orchestrator.engine.store import Engine, check_engine, find_engine, known_backend
 from orchestrator.errors import EngineError
-from workers.engine import PROGRAMS, RECIPES, SOURCE
+from workers.build_tools import BuildTools
+from workers.engine import PROGRAMS, RECIPES, SOURCE, engine_id
 
 Seen = list[tuple[str, int, int]]
+
+FIELDS = [field.name for field in fields(BuildTools)]
 
 _CMAKE = "#!/bin/sh\necho configured\n"
 _NINJA = """#!/bin/sh
@@ -41,7 +45,7 @@ def use_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
             (tmp_path / name).write_text(text)
             (tmp_path / name).chmod(0o755)
         monkeypatch.setattr(build, "find_program", lambda name, variable: tmp_path / name)
-        monkeypatch.setattr(build, "_openmp_runtime", list)
+        monkeypatch.setattr(build, "openmp_runtime", list)
         return marks
 
     return use
@@ -49,7 +53,7 @@ def use_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
 
 async def build_cpu(cache: Path, seen: Seen, *, again: bool = False) -> Engine:
     async with asyncio.timeout(60):
-        return await build.build_engine(cache, "cpu", lambda *step: seen.append(step), again=again)
+        return await build.build_engine(cache, RECIPES["cpu"], lambda *step: seen.append(step), again=again)
 
 
 def left_in(cache: Path) -> list[str]:
@@ -108,7 +112,7 @@ async def test_a_failed_build_shows_the_end_of_its_log_and_leaves_only_that(
     with pytest.raises(EngineError, match=r"^compiling the engine failed with exit status 2$") as caught:
         await build_cpu(cache, [])
     assert caught.value.details == "configured\n[1/2] Building CXX object a.o\nx.cpp:3: error: no such thing"
-    name = engine_folder(cache, "cpu", build.local_platform()).name
+    name = engine_id(RECIPES["cpu"], build.local_platform())
     assert left_in(cache) == [f"{name}.install.lock", f"{name}.log"]
     assert str(cache / "engines" / f"{name}.log") in caught.value.hint
 
@@ -123,7 +127,7 @@ async def test_a_cancelled_build_ends_its_processes_and_leaves_no_folder(
         if (tmp_path / "pid").exists():
             reached.set()
 
-    task = asyncio.create_task(build.build_engine(cache, "cpu", on_progress))
+    task = asyncio.create_task(build.build_engine(cache, RECIPES["cpu"], on_progress))
     async with asyncio.timeout(60):
         await reached.wait()
         task.cancel()
@@ -140,11 +144,55 @@ async def test_a_build_that_lacks_a_program_is_an_error(cache: Path, use_tools: 
         await build_cpu(cache, [])
 
 
-async def test_backends_that_cannot_be_built_yet_say_so(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="building the engine for cuda comes in a later version"):
-        await build.build_engine(tmp_path, "cuda", lambda *step: None)
+async def test_a_gpus_engine_is_the_cpus_with_one_library_more(
+    cache: Path, use_tools: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU's is built first where it is not there; one that was taken out of it is whole in the other."""
+    monkeypatch.setattr(build, "lacking_here", lambda recipe: ())
+    marks = use_tools('echo "code of shaders" >"$2/bin/libggml-vulkan.so"')
+    engine = await build.build_engine(cache, RECIPES["vulkan"], lambda *step: None)
+    cpu = find_engine(cache, "cpu", build.local_platform())
+    assert cpu is not None
+    assert marks.read_text().splitlines() == ["started", "started"]
+    assert engine.manifest.backend == "vulkan"
+    assert {file.path for file in engine.manifest.files} == {
+        *(file.path for file in cpu.manifest.files),
+        "libggml-vulkan.so",
+    }
+    assert {file for file in engine.manifest.files if file.path != "libggml-vulkan.so"} <= set(cpu.manifest.files)
+    assert check_engine(engine) == ()
+    assert await build.build_engine(cache, RECIPES["vulkan"], lambda *step: None) == engine
+    assert len(marks.read_text().splitlines()) == 2
+
+
+async def test_a_gpus_engine_without_its_library_is_an_error(
+    cache: Path, use_tools: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "lacking_here", lambda recipe: ())
+    use_tools("")
+    with pytest.raises(EngineError, match="the build has no libggml-cuda"):
+        await build.build_engine(cache, RECIPES["cuda"], lambda *step: None)
+    assert find_engine(cache, "cuda", build.local_platform()) is None
+
+
+async def test_what_a_gpus_backend_lacks_here_is_named_before_anything_is_built(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(build, "build_tools", lambda: dict.fromkeys(FIELDS, ""))
+    with pytest.raises(EngineError) as caught:
+        await build.build_engine(cache, RECIPES["vulkan"], lambda *step: None)
+    assert str(caught.value) == (
+        "the vulkan engine cannot be built on this machine: no glslc, which compiles Vulkan's shaders; no Vulkan "
+        "headers; no Vulkan loader to link with; no SPIR-V headers"
+    )
+    assert caught.value.hint == "install the Vulkan SDK (https://vulkan.lunarg.com)"
+    assert not (cache / "engines").exists()
+
+
+def test_a_backend_that_nobody_knows_is_an_error() -> None:
     with pytest.raises(EngineError, match="there is no backend 'tpu'") as caught:
-        await build.build_engine(tmp_path, "tpu", lambda *step: None)
+        known_backend("tpu")
     assert caught.value.hint == "choose one of: cpu, cuda, metal, vulkan"
 
 

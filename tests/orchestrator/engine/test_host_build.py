@@ -12,13 +12,13 @@ import pytest
 
 from orchestrator.engine.archive import Member, packed
 from orchestrator.engine.build import find_program
-from orchestrator.engine.host_build import BuildKit
 from orchestrator.engine.install import Installed, ensure_on_host, foresee
+from orchestrator.engine.offer import Offer
 from orchestrator.engine.store import Engine, check_engine, read_engine
 from orchestrator.errors import EngineError
 from orchestrator.host_agent import ask_facts, ensure_agent
 from orchestrator.shell.local import LocalShell
-from tests.orchestrator.engine.conftest import Heard, MakeThere
+from tests.orchestrator.engine.conftest import Heard, MakeThere, OfferOf
 from workers.agent import openmp_runtime, running_processes
 from workers.engine import SOURCE, Recipe
 from workers.facts import HostFacts
@@ -51,7 +51,7 @@ FILES = {
 }
 FLAGS = ("-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_STANDARD=17")
 
-MakeKit = Callable[..., BuildKit]
+MakeOffer = Callable[..., Offer]
 
 
 @pytest.fixture
@@ -61,14 +61,14 @@ def engine(fake_engine: Engine) -> Engine:
 
 
 @pytest.fixture
-def make_kit(tmp_path: Path) -> MakeKit:
-    """Makes a kit of the project, in which some files are other than above."""
+def make_offer(tmp_path: Path, newer: Engine) -> MakeOffer:
+    """Makes an offer of the project, in which some files are other than above."""
 
-    def make(**changes: str) -> BuildKit:
+    def make(**changes: str) -> Offer:
         files = {**FILES, **{name.replace("_", "."): text for name, text in changes.items()}}
         members = [Member(name, text.encode()) for name, text in files.items()]
         recipe = Recipe("cpu", FLAGS, ("llama-bench", "ggml-rpc-server"))
-        return BuildKit(recipe, lambda: packed(tmp_path / "source.tar.gz", members))
+        return Offer(recipe, lambda: packed(tmp_path / "source.tar.gz", members), newer)
 
     return make
 
@@ -90,16 +90,16 @@ def left_there(there: LocalShell) -> list[str]:
 
 
 async def test_an_engine_that_does_not_run_there_is_built_there_once(
-    there: LocalShell, agent: str, facts: HostFacts, newer: Engine, make_kit: MakeKit, heard: Heard, misfit: str
+    there: LocalShell, agent: str, facts: HostFacts, newer: Engine, make_offer: MakeOffer, heard: Heard, misfit: str
 ) -> None:
-    kit = make_kit()
-    foreseen = await foresee(there, facts, agent, newer, None)
+    offer = make_offer()
+    foreseen = await foresee(there, facts, agent, offer, None)
     assert foreseen.startswith("cpu-test-0123 will be built there with ")
     assert foreseen.endswith(f": {misfit}")
 
-    installed = await ensure_on_host(there, facts, agent, newer, kit, heard)
+    installed = await ensure_on_host(there, facts, agent, offer, heard)
 
-    folder, size = Path(there.root, "engines", "cpu-test-0123"), (await kit.pack()).stat().st_size
+    folder, size = Path(there.root, "engines", "cpu-test-0123"), (await offer.pack()).stat().st_size
     assert replace(installed, seconds=0) == Installed(str(folder), "built", size)
     built = read_engine(folder)
     names = {"llama-bench", "ggml-rpc-server", "libggml-cpu-only.so", *map(os.path.basename, openmp_runtime())}
@@ -111,14 +111,14 @@ async def test_an_engine_that_does_not_run_there_is_built_there_once(
     assert compiled[-1].done == compiled[-1].total > 3
     assert left_there(there) == ["cpu-test-0123"]
     assert Path(there.root, "logs", "engine", "compiling.log").is_file()
-    assert replace(await ensure_on_host(there, facts, agent, newer, kit, heard), seconds=0) == Installed(
+    assert replace(await ensure_on_host(there, facts, agent, offer, heard), seconds=0) == Installed(
         str(folder), "there"
     )
     assert heard.warnings == []
 
 
 async def test_make_will_do_where_there_is_no_ninja(
-    make_there: MakeThere, newer: Engine, make_kit: MakeKit, heard: Heard, tmp_path: Path
+    make_there: MakeThere, newer: Engine, make_offer: MakeOffer, heard: Heard, tmp_path: Path
 ) -> None:
     if shutil.which("make") is None:
         pytest.skip("this machine has no make")
@@ -126,13 +126,13 @@ async def test_make_will_do_where_there_is_no_ninja(
     there = make_there(path)
     agent = await ensure_agent(there)
     facts = await ask_facts(there, agent)
-    installed = await ensure_on_host(there, facts, agent, newer, make_kit(), heard)
+    installed = await ensure_on_host(there, facts, agent, make_offer(), heard)
     assert installed.how == "built"
     assert heard.figures[-1].total == 100
 
 
 async def test_all_that_a_bare_host_lacks_is_named_before_anything_is_sent(
-    make_there: MakeThere, newer: Engine, no_kit: BuildKit, heard: Heard, tmp_path: Path
+    make_there: MakeThere, newer: Engine, offer_of: OfferOf, heard: Heard, tmp_path: Path
 ) -> None:
     path = folder_of_links(tmp_path / "path")
     for name in ("cmake", "cc", "c++", "ld", "as"):
@@ -142,8 +142,8 @@ async def test_all_that_a_bare_host_lacks_is_named_before_anything_is_sent(
     agent = await ensure_agent(there)
     facts = replace(await ask_facts(there, agent), user="ada")
     for work in (
-        foresee(there, facts, agent, newer, None),
-        ensure_on_host(there, facts, agent, newer, no_kit, heard),
+        foresee(there, facts, agent, offer_of(newer), None),
+        ensure_on_host(there, facts, agent, offer_of(newer), heard),
     ):
         with pytest.raises(EngineError) as caught:
             await work
@@ -157,12 +157,10 @@ async def test_all_that_a_bare_host_lacks_is_named_before_anything_is_sent(
 
 
 async def test_a_build_that_fails_shows_the_compilers_words_and_keeps_only_its_log(
-    there: LocalShell, agent: str, facts: HostFacts, newer: Engine, make_kit: MakeKit, heard: Heard
+    there: LocalShell, agent: str, facts: HostFacts, newer: Engine, make_offer: MakeOffer, heard: Heard
 ) -> None:
     with pytest.raises(EngineError) as caught:
-        await ensure_on_host(
-            there, facts, agent, newer, make_kit(bench_c="int main(void) { return nothing; }\n"), heard
-        )
+        await ensure_on_host(there, facts, agent, make_offer(bench_c="int main(void) { return nothing; }\n"), heard)
     assert str(caught.value).startswith("there: compiling the engine failed there: exit status ")
     assert "nothing" in caught.value.details
     assert caught.value.hint == f"the whole log is {there.root}/logs/engine/compiling.log on there"
@@ -171,13 +169,13 @@ async def test_a_build_that_fails_shows_the_compilers_words_and_keeps_only_its_l
 
 
 async def test_a_build_whose_controller_leaves_ends_and_leaves_nothing(
-    there: LocalShell, agent: str, facts: HostFacts, newer: Engine, make_kit: MakeKit, heard: Heard, tmp_path: Path
+    there: LocalShell, agent: str, facts: HostFacts, newer: Engine, make_offer: MakeOffer, heard: Heard, tmp_path: Path
 ) -> None:
     pid = tmp_path / "pid"
     slow = "add_custom_command(OUTPUT slow.c COMMAND sh ${CMAKE_SOURCE_DIR}/slow.sh)\n"
     project = PROJECT.replace("llama-bench bench.c", "llama-bench bench.c slow.c") + slow
-    kit = make_kit(CMakeLists_txt=project, slow_sh=f"echo $$ > {pid}.new; mv {pid}.new {pid}; exec sleep 99\n")
-    task = asyncio.create_task(ensure_on_host(there, facts, agent, newer, kit, heard))
+    offer = make_offer(CMakeLists_txt=project, slow_sh=f"echo $$ > {pid}.new; mv {pid}.new {pid}; exec sleep 99\n")
+    task = asyncio.create_task(ensure_on_host(there, facts, agent, offer, heard))
     async with asyncio.timeout(60):
         while not pid.exists():
             await asyncio.sleep(0.05)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.engine.host_build import BuildKit, check_room
+from orchestrator.engine.host_build import check_room
 from orchestrator.engine.install import (
     Installed,
     ensure_on_host,
@@ -22,7 +22,7 @@ from orchestrator.errors import EngineError
 from orchestrator.report import Progress
 from orchestrator.shell.local import LocalShell
 from orchestrator.view.sizes import bytes_text
-from tests.orchestrator.engine.conftest import Heard
+from tests.orchestrator.engine.conftest import Heard, OfferOf
 from tests.orchestrator.engine.fake_engine import BEST, make_engine, runs
 from workers.agent import hold_item
 from workers.facts import HostFacts
@@ -31,14 +31,14 @@ from workers.facts import HostFacts
 class Bring:
     """`ensure_on_host` for the host of these tests."""
 
-    def __init__(self, there: LocalShell, facts: HostFacts, agent: str, kit: BuildKit, heard: Heard) -> None:
-        self.there, self.facts, self.agent, self.kit, self.heard = there, facts, agent, kit, heard
+    def __init__(self, there: LocalShell, facts: HostFacts, agent: str, offer_of: OfferOf, heard: Heard) -> None:
+        self.there, self.facts, self.agent, self.offer_of, self.heard = there, facts, agent, offer_of, heard
 
     async def __call__(self, engine: Engine) -> Installed:
-        return await ensure_on_host(self.there, self.facts, self.agent, engine, self.kit, self.heard)
+        return await ensure_on_host(self.there, self.facts, self.agent, self.offer_of(engine), self.heard)
 
     async def foresee(self, engine: Engine) -> str:
-        return await foresee(self.there, self.facts, self.agent, engine, None)
+        return await foresee(self.there, self.facts, self.agent, self.offer_of(engine), None)
 
 
 @pytest.fixture
@@ -48,8 +48,8 @@ def engine(fake_engine: Engine) -> Engine:
 
 
 @pytest.fixture
-def bring(there: LocalShell, facts: HostFacts, agent: str, no_kit: BuildKit, heard: Heard) -> Bring:
-    return Bring(there, facts, agent, no_kit, heard)
+def bring(there: LocalShell, facts: HostFacts, agent: str, offer_of: OfferOf, heard: Heard) -> Bring:
+    return Bring(there, facts, agent, offer_of, heard)
 
 
 async def test_a_host_without_the_engine_gets_all_of_it_and_computes(
@@ -163,7 +163,7 @@ async def test_two_names_of_one_machine_install_one_after_the_other(engine: Engi
 CONTROLLER = """
 import asyncio, sys
 from pathlib import Path
-from orchestrator.engine.host_build import BuildKit
+from orchestrator.engine.offer import Offer
 from orchestrator.engine.install import ensure_on_host
 from orchestrator.engine.store import read_engine
 from orchestrator.host_agent import ask_facts, ensure_agent
@@ -176,8 +176,8 @@ async def main(home, engine):
     shell = LocalShell("there", home / "root", home)
     shell.is_local = False
     agent = await ensure_agent(shell)
-    kit = BuildKit(Recipe("cpu", ()), None)
-    installed = await ensure_on_host(shell, await ask_facts(shell, agent), agent, read_engine(engine), kit, silent())
+    offer = Offer(Recipe("cpu", ()), None, read_engine(engine))
+    installed = await ensure_on_host(shell, await ask_facts(shell, agent), agent, offer, silent())
     print(installed.how)
 
 asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2])))
@@ -211,19 +211,19 @@ async def test_two_controllers_at_once_leave_one_whole_engine(tmp_path: Path, en
 
 
 async def test_a_damaged_engine_on_the_controller_is_an_error_that_names_the_file(
-    tmp_path: Path, facts: HostFacts, agent: str, engine: Engine, no_kit: BuildKit, heard: Heard
+    tmp_path: Path, facts: HostFacts, agent: str, engine: Engine, offer_of: OfferOf, heard: Heard
 ) -> None:
     (engine.folder / BEST).write_text(f"CODE of {BEST}")
     here = LocalShell("here", tmp_path / "root", tmp_path)
     with pytest.raises(EngineError, match=f"is damaged: {BEST} has changed"):
-        await ensure_on_host(here, facts, agent, engine, no_kit, heard)
+        await ensure_on_host(here, facts, agent, offer_of(engine), heard)
 
 
 async def test_the_local_host_uses_the_folder_itself(
-    tmp_path: Path, facts: HostFacts, agent: str, engine: Engine, no_kit: BuildKit, heard: Heard
+    tmp_path: Path, facts: HostFacts, agent: str, engine: Engine, offer_of: OfferOf, heard: Heard
 ) -> None:
     here = LocalShell("here", tmp_path / "root", tmp_path)
-    installed = await ensure_on_host(here, facts, agent, engine, no_kit, heard)
+    installed = await ensure_on_host(here, facts, agent, offer_of(engine), heard)
     assert replace(installed, seconds=0) == Installed(str(engine.folder), "there")
 
 
@@ -245,11 +245,11 @@ async def test_the_archive_is_packed_once(engine: Engine) -> None:
     ],
 )
 def test_why_a_host_cannot_run_the_build(
-    facts: HostFacts, engine: Engine, change: dict[str, str], message: str
+    facts: HostFacts, engine: Engine, offer_of: OfferOf, change: dict[str, str], message: str
 ) -> None:
     host = replace(facts, **{"os": "Linux", "architecture": "x86_64", "libc": "glibc 2.36", **change})  # type: ignore[arg-type]
     manifest = replace(engine.manifest, platform="linux-x86_64", libc="glibc 2.34")
-    assert misfit(host, manifest) == message
+    assert misfit(host, offer_of(Engine(engine.folder, manifest))) == message
 
 
 def test_a_disk_too_small_for_the_engine_is_told_before_anything_is_sent(facts: HostFacts) -> None:

@@ -20,9 +20,7 @@ async def test_an_engine_that_computes_is_left_as_it_is(shell: LocalShell, tmp_p
 
     assert await prove_engine(shell, str(engine.folder), engine.manifest, "a cpu") == engine.manifest
     assert read_engine(engine.folder) == engine
-    assert (
-        engine.folder / PROOFS
-    ).read_text() == f'[\n  {{\n    "cpu_name": "a cpu",\n    "loaded": "{BEST}"\n  }}\n]\n'
+    assert (engine.folder / PROOFS).read_text() == f'[\n  {{\n    "device": "a cpu",\n    "loaded": "{BEST}"\n  }}\n]\n'
     assert not (engine.folder / ".smoke").exists()
 
 
@@ -42,6 +40,33 @@ async def test_a_library_whose_code_crashes_is_taken_out_and_the_manifest_says_s
     assert check_engine(read_engine(engine.folder)) == ()
     assert NEXT in (engine.folder / PROOFS).read_text()
     assert runs(engine) == 2
+
+
+async def test_a_driver_that_ends_programs_costs_no_library_of_the_cpu(shell: LocalShell, tmp_path: Path) -> None:
+    engine = make_engine(tmp_path / "engine", signal="SEGV", platform="linux-x86_64", gpu_crashes=True)
+
+    with pytest.raises(
+        EngineError,
+        match=r"^desk: the engine cannot compute there with its library for vulkan: it was ended by SIGSEGV; without",
+    ):
+        await prove_engine(shell, str(engine.folder), engine.manifest, "a cpu")
+
+    assert read_engine(engine.folder) == engine
+    assert check_engine(engine) == ()
+    assert not (engine.folder / PROOFS).exists()
+
+
+async def test_beside_a_driver_that_ends_programs_a_crashing_library_is_found_first(
+    shell: LocalShell, tmp_path: Path
+) -> None:
+    """Both are put back: what the CPU's engine does with that library is a question of its own."""
+    engine = make_engine(
+        tmp_path / "engine", crashing=(BEST,), signal="SEGV", platform="linux-x86_64", gpu_crashes=True
+    )
+    with pytest.raises(EngineError, match="without it, it can"):
+        await prove_engine(shell, str(engine.folder), engine.manifest, "a cpu")
+    assert check_engine(read_engine(engine.folder)) == ()
+    assert read_engine(engine.folder) == engine
 
 
 async def test_the_proof_is_made_once_per_processor(shell: LocalShell, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from orchestrator.engine.source import check_archive, download_words, edit_tree, fetch_source, unpack_tree
 from orchestrator.errors import EngineError
-from workers.engine import SOURCE, Edit
+from workers.engine import SOURCE
+from workers.source_edits import Edit
 
 
 def make_archive(path: Path, files: dict[str, str], links: dict[str, str] | None = None) -> Path:

@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.engine.store import MANIFEST, check_engine, engine_folder, find_engine, list_engines
+from orchestrator.engine.store import MANIFEST, check_engine, engines_folder, find_engine, list_engines
 from orchestrator.errors import EngineError
 from tests.orchestrator.engine.fake_engine import BEST, NEXT, make_engine
+from workers.engine import RECIPES, engine_id
 from workers.errors import ManifestError
 
 PLATFORM = "linux-x86_64"
@@ -12,7 +13,7 @@ PLATFORM = "linux-x86_64"
 
 def test_an_engine_is_found_by_backend_and_platform(tmp_path: Path) -> None:
     assert find_engine(tmp_path, "cpu", PLATFORM) is None
-    engine = make_engine(engine_folder(tmp_path, "cpu", PLATFORM), platform=PLATFORM)
+    engine = make_engine(engines_folder(tmp_path) / engine_id(RECIPES["cpu"], PLATFORM), platform=PLATFORM)
     assert find_engine(tmp_path, "cpu", PLATFORM) == engine
     assert find_engine(tmp_path, "cpu", "linux-aarch64") is None
     assert find_engine(tmp_path, "vulkan", PLATFORM) is None
@@ -46,7 +47,7 @@ def test_a_program_is_a_path_or_an_error_that_names_it(tmp_path: Path) -> None:
 
 
 def test_a_manifest_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
-    engine = make_engine(engine_folder(tmp_path, "cpu", PLATFORM), platform=PLATFORM)
+    engine = make_engine(engines_folder(tmp_path) / engine_id(RECIPES["cpu"], PLATFORM), platform=PLATFORM)
     (engine.folder / MANIFEST).write_text("{}")
     with pytest.raises(ManifestError, match="the engine's manifest cannot be read: engine: Field required"):
         find_engine(tmp_path, "cpu", PLATFORM)

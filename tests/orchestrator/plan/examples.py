@@ -48,20 +48,19 @@ def make_speed(gib_per_s: float = 10.0, *, fixed_s: float = 0.0, spread: float =
     """Every pass takes `fixed_s` and time in proportion to the bytes; those of 64 tokens and more `prefill` as fast."""
     return Speed(
         passes=tuple(
-            make_pass(tokens, cost / gib_per_s / (prefill if tokens >= 64 else 1.0), fixed_s)
+            make_pass(tokens, cost / gib_per_s / (prefill if tokens >= 64 else 1.0), fixed_s, spread=spread)
             for tokens, cost in PASS_COST.items()
         ),
         output_s=1 / gib_per_s,
         output_bytes=GIB,
-        spread=spread,
         source="slice",
         layers=(4, 8),
     )
 
 
-def make_pass(tokens: int, gib_s: float, fixed_s: float = 0.0) -> PassTime:
+def make_pass(tokens: int, gib_s: float, fixed_s: float = 0.0, *, spread: float = 0.0) -> PassTime:
     """A pass that takes `fixed_s`, and `gib_s` seconds more for each GiB of weights, which is four layers."""
-    return PassTime(tokens, fixed_s, (GIB, 2 * GIB), (fixed_s + gib_s, fixed_s + 2 * gib_s))
+    return PassTime(tokens, fixed_s, (GIB, 2 * GIB), (fixed_s + gib_s, fixed_s + 2 * gib_s), spread)
 
 
 def make_device(
@@ -88,6 +87,23 @@ def make_device(
         speed=make_speed(gib_per_s, fixed_s=fixed_s, spread=spread) if gib_per_s else NOT_MEASURED,
         native=make_speed(native, spread=spread) if native else NOT_MEASURED,
     )
+
+
+def make_gpu(
+    name: str,
+    budget_mib: int,
+    *,
+    gib_per_s: float,
+    native_gib_per_s: float,
+    kind: str = "cuda",
+    link: Link = FAST_LINK,
+) -> Device:
+    """A card with memory of its own, which the engine calls by its kind and the number at the end of our name."""
+    device = make_device(name, budget_mib, gib_per_s=gib_per_s, native_gib_per_s=native_gib_per_s, kind=kind, link=link)
+    return replace(device, engine_name=f"{ENGINE_KINDS[kind]}{name[-1]}")
+
+
+ENGINE_KINDS = {"cuda": "CUDA", "vulkan": "Vulkan", "metal": "MTL"}
 
 
 def make_survey(
@@ -120,11 +136,11 @@ def make_survey(
 
 
 def make_tensor_time(
-    devices: Sequence[str], parts: Sequence[int], gib_per_s: float, *, fixed_s: float = 0.0, quadratic_s: float = 0.0
+    devices: Sequence[str], parts: Sequence[int], gib_per_s: float, *, fixed_s: float = 0.0
 ) -> TensorTime:
     """A group that computes like one device of this speed."""
     speed = make_speed(gib_per_s, fixed_s=fixed_s)
-    return TensorTime(tuple(devices), tuple(parts), speed.passes, speed.output_s, speed.spread, quadratic_s)
+    return TensorTime(tuple(devices), tuple(parts), speed.passes, speed.output_s)
 
 
 def make_memory(

@@ -81,3 +81,10 @@ def test_every_head_is_somewhere_and_bytes_add_up() -> None:
 def test_a_part_of_equal_ones_takes_what_the_cut_gives_it() -> None:
     memory = replace(model(8, 512, 256), attention_bytes=300 * MIB, mirrored_bytes=8 * MIB)
     assert part_bytes(memory, 3, 8) == cut_bytes(memory, (3, 5))[0]
+
+
+def test_layers_with_windows_and_those_without_go_round_each_for_themselves() -> None:
+    """One KV head on two devices: the first, third and fifth of either kind on the second device, as the engine has it
+    of Gemma 3 270M."""
+    memory = replace(model(1, 256, 1), layer_kv_bytes=(MIB, 10 * MIB) * 5, layer_kv_fixed_bytes=(MIB, 0) * 5)
+    assert [one.kv_bytes for one in cut_bytes(memory, (1, 1))] == [22 * MIB, 33 * MIB]

@@ -4,7 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.plan.experience import NO_EXPERIENCE, Experience, Measured, Record, record_of, uncorrected
+from orchestrator.plan.experience import (
+    NO_EXPERIENCE,
+    Experience,
+    Measured,
+    Record,
+    as_predicted,
+    record_of,
+    uncorrected,
+)
 from orchestrator.plan.values import Group, GroupMode
 from tests.orchestrator.groups import make_group, make_share
 
@@ -105,6 +113,15 @@ def test_the_prediction_behind_a_correction_comes_back(micro_batch: int) -> None
     again = uncorrected(experience.correct(group))
     assert again.known == "predicted"
     assert [again.token_s, again.step_s, again.prefill_s] == pytest.approx([0.1, 0.2, 2.0])
+
+
+def test_a_measurement_is_compared_with_the_prediction_whatever_was_measured_before() -> None:
+    before = Experience((measured(TWO, 1.5, 0.7, 1.2),))
+    own, others = before.correct(TWO), before.correct(replace(TWO, micro_batch=512))
+    assert [own.known, others.known] == ["measured", "corrected"]
+    assert as_predicted(TWO) == TWO
+    assert as_predicted(own).token_s == pytest.approx(TWO.token_s)
+    assert as_predicted(others) == others
 
 
 def test_a_record_from_other_circumstances_does_not_become_the_prediction() -> None:

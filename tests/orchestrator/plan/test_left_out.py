@@ -9,7 +9,7 @@ from orchestrator.plan.choose import rank_plans
 from orchestrator.plan.experience import Experience, Measured, record_of
 from orchestrator.plan.values import Plan
 from orchestrator.survey.values import Link, Survey
-from tests.orchestrator.plan.examples import LOOPBACK, make_device, make_memory, make_survey
+from tests.orchestrator.plan.examples import LOOPBACK, make_device, make_gpu, make_memory, make_survey
 
 FAR = Link("tunnel", round_trip_s=0.5, up_bytes_per_s=100e6, down_bytes_per_s=100e6)
 """A quarter of the time that a whole token takes."""
@@ -91,7 +91,7 @@ def test_in_mode_tensor_a_device_that_holds_no_part_says_so() -> None:
     near = [make_device(f"{name}/cpu", 800, link=LOOPBACK) for name in "ab"]
     survey = make_survey([*near, make_device("tiny/cpu", 150, link=LOOPBACK)])
     assert reason(survey, Asked("latency", mode="tensor"), "tiny/cpu") == (
-        "budget 150 MiB holds no part: one of 8 needs 217 MiB"
+        "budget 150 MiB holds no part: one of 8 needs 215 MiB"
     )
 
 
@@ -100,3 +100,14 @@ def test_in_mode_tensor_its_exchanges_are_told() -> None:
     survey = make_survey([*near, replace(make_device("far/cpu", 900, gib_per_s=0.1), link=FAR)])
     text = reason(survey, Asked("throughput", mode="tensor"), "far/cpu", parallel=8)
     assert text.startswith("it would take part in 20 exchanges per step of 8 conversations, 10.0 s through its link; ")
+
+
+def test_a_device_beside_a_gpu_of_the_heads_own_is_compared_with_that_very_plan() -> None:
+    """At the GPU's native speed, which only its head has."""
+    card = make_gpu("here/cuda0", 700, gib_per_s=5.0, native_gib_per_s=40.0, link=LOOPBACK)
+    devices = [card, make_device("there/cpu", 700), make_device("far/cpu", 900, link=FAR)]
+    survey = make_survey(devices, local=["here"], tensor_refused="not implemented")
+    (group,) = chosen(survey, Asked("latency")).groups
+    assert [share.gpu for share in group.shares if share.native] == ["CUDA0"]
+    told = reason(survey, Asked("latency"), "far/cpu")
+    assert told == "it would take 4 of 10 layers and save 392 µs per token, its link and stage cost 500 ms"

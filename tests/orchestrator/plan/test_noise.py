@@ -1,5 +1,6 @@
 """Which speeds count as one."""
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -53,6 +54,17 @@ def test_decode_and_prefill_speeds_are_grouped_by_themselves() -> None:
     assert even["b"] == fast
 
 
+def test_each_kind_of_pass_is_grouped_by_its_own_spread() -> None:
+    """Prompts that were disturbed do not make two decoding speeds one, nor the other way round."""
+    slow, fast = make_speed(10), make_speed(12)
+    disturbed = tuple(replace(one, spread=0.3) if one.tokens >= 64 else one for one in slow.passes)
+    even = even_speeds({"a": replace(slow, passes=disturbed), "b": fast})
+    assert even["a"].passes == (*slow.passes[:2], *fast.passes[2:])
+    calm = tuple(replace(one, spread=0.3) if one.tokens < 64 else one for one in slow.passes)
+    even = even_speeds({"a": replace(slow, passes=calm), "b": fast})
+    assert even["a"].passes == (*fast.passes[:2], *slow.passes[2:])
+
+
 def test_even_speeds_are_bounded_keep_the_order_of_speeds_and_do_not_depend_on_that_of_devices() -> None:
     for seed in range(100):
         random = Random(seed)
@@ -62,7 +74,7 @@ def test_even_speeds_are_bounded_keep_the_order_of_speeds_and_do_not_depend_on_t
         }
         even = even_speeds(speeds)
         assert even_speeds(dict(reversed(speeds.items()))) == even
-        limit = min(MOST_NOISE, max([LEAST_NOISE, *(one.spread for one in speeds.values())]))
+        limit = min(MOST_NOISE, max([LEAST_NOISE, *(one.spread for speed in speeds.values() for one in speed.passes)]))
         for rate in (decode_bytes_per_s, prefill_bytes_per_s):
             fastest_first = sorted(speeds, key=lambda name: -rate(speeds[name]))
             rates = [rate(even[name]) for name in fastest_first]

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from orchestrator.plan.pools import Pooled, find_candidates, pool_budgets
+from orchestrator.plan.pools import Pooled, find_candidates, pool_budgets, pools
 from tests.orchestrator.plan.examples import GIB, make_device, make_survey
 from workers.budget import MIB
 
@@ -24,14 +24,41 @@ def test_a_cpu_and_a_metal_gpu_share_their_host_memory_but_a_cuda_gpu_has_its_ow
     pooled = pool_budgets(candidates, controller_bytes=GIB, head_bytes=0)
     assert pooled is not None
     assert {one.device.name: one.budget_bytes // MIB for one in pooled.candidates} == {
-        "mac/metal0": 500,
-        "mac/cpu": 500,
+        "mac/metal0": 300,
+        "mac/cpu": 300,
         "pc/cuda0": 9000,
         "pc/cpu": 900,
     }
     assert pooled.reasons == (
-        "budgets of mac/cpu and mac/metal0 cut to 83%: their machine has 1000 MiB, they add up to 1.2 GiB",
+        "budgets of mac/cpu and mac/metal0 cut to 50%: they share 600 MiB, they add up to 1.2 GiB",
     )
+
+
+def test_a_gpu_without_memory_of_its_own_shares_that_of_its_host() -> None:
+    integrated = replace(make_device("laptop/vulkan0", 600, kind="vulkan"), shares_memory=True)
+    candidates = find_candidates(make_survey([integrated, make_device("laptop/cpu", 600)], host_mib=1000), None)
+    pooled = pool_budgets(candidates, controller_bytes=GIB, head_bytes=0)
+    assert pooled is not None
+    assert {one.device.name: one.budget_bytes // MIB for one in pooled.candidates} == {
+        "laptop/vulkan0": 300,
+        "laptop/cpu": 300,
+    }
+
+
+def test_the_fastest_of_a_host_may_keep_its_budget_and_leave_the_others_the_rest() -> None:
+    devices = [make_device("mac/cpu", 900), make_device("mac/metal0", 600, gib_per_s=50, kind="metal")]
+    candidates = find_candidates(make_survey([*devices, make_device("pc/cpu", 500)], host_mib=1000), None)
+    found = [
+        {one.device.name: one.budget_bytes // MIB for one in pooled.candidates}
+        for pooled in pools(candidates, controller_bytes=GIB, head_bytes=0)
+    ]
+    assert found == [
+        {"mac/metal0": 360, "mac/cpu": 540, "pc/cpu": 500},
+        {"mac/metal0": 600, "mac/cpu": 300, "pc/cpu": 500},
+    ]
+    alone = find_candidates(make_survey(devices[:1]), None)
+    assert [pooled.candidates for pooled in pools(alone, controller_bytes=GIB, head_bytes=0)] == [alone]
+    assert pools(alone, controller_bytes=GIB, head_bytes=GIB + 1) == ()
 
 
 def test_a_head_larger_than_the_controller_leaves_nothing_to_pool() -> None:

@@ -1,6 +1,7 @@
 """Plans at a smaller context, and for the loss of a host."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -25,6 +26,12 @@ def whole_mib() -> int:
     return MEMORY.total_bytes // MIB * 2
 
 
+@cache
+def least_mib() -> int:
+    """The smallest budget of one device that holds everything."""
+    return next(size for size in range(1, whole_mib()) if fits(size, MEMORY.context))
+
+
 def kv_mib() -> int:
     return sum(MEMORY.layer_kv_bytes) // MIB
 
@@ -38,8 +45,7 @@ def test_where_it_fits_nothing_is_given_up() -> None:
 
 def test_the_largest_context_that_fits_is_taken_down_to_the_least_that_is_allowed() -> None:
     """One step more does not fit, and below the least it is refused as if nothing had been allowed."""
-    least = next(size for size in range(1, whole_mib()) if fits(size, MEMORY.context))
-    budget = least - kv_mib() // 2
+    budget = least_mib() - kv_mib() // 2
     assert not fits(budget, MEMORY.context)
     found = rank_within(survey_of(a=budget), (MEMORY,), replace(LATENCY, minimum_context=256)).chosen.context
     assert found % CONTEXT_STEP == 0
@@ -48,6 +54,15 @@ def test_the_largest_context_that_fits_is_taken_down_to_the_least_that_is_allowe
     assert not fits(budget, found + CONTEXT_STEP)
     with pytest.raises(PlanError, match=f"context {MEMORY.context}"):
         rank_within(survey_of(a=budget), (MEMORY,), replace(LATENCY, minimum_context=found + CONTEXT_STEP))
+
+
+def test_a_smaller_context_does_not_save_what_windows_and_recurrent_states_take() -> None:
+    budget = least_mib() - kv_mib() // 2
+    survey, asked = survey_of(a=budget), replace(LATENCY, minimum_context=256)
+    assert rank_within(survey, (MEMORY,), asked).chosen.context < MEMORY.context
+    with pytest.raises(PlanError) as refused:
+        rank_within(survey, (replace(MEMORY, layer_kv_fixed_bytes=MEMORY.layer_kv_bytes),), asked)
+    assert "lower context" not in refused.value.hint
 
 
 def fits(budget_mib: int, context: int) -> bool:
@@ -82,7 +97,7 @@ def test_a_loss_that_cannot_be_survived_is_refused_with_the_host_and_the_numbers
 
 
 def test_a_loss_may_be_survived_at_a_smaller_context() -> None:
-    least = next(size for size in range(1, whole_mib()) if fits(size, MEMORY.context))
+    least = least_mib()
     survey = survey_of(a=least, b=least - kv_mib() // 2)
     asked = replace(LATENCY, survive=1, minimum_context=256, devices=frozenset({"a/cpu", "b/cpu"}))
     chosen = rank_within(survey, (MEMORY,), asked).chosen

@@ -14,6 +14,7 @@ from orchestrator.survey.values import NOT_MEASURED, Link, Survey
 from tests.orchestrator.plan.examples import (
     LOOPBACK,
     make_device,
+    make_gpu,
     make_memories,
     make_memory,
     make_speed,
@@ -52,14 +53,20 @@ def test_a_group_is_predicted_from_its_stages_and_the_head() -> None:
     assert best.tensor_split == (5, 6)
 
 
-def test_a_device_alone_and_one_before_a_head_with_the_output_layer_have_one_copy_of_their_input() -> None:
-    survey = make_survey([make_device(f"{name}/cpu", 800, link=FREE) for name in "ab"], controller_gib_per_s=0.01)
-    memory = replace(make_memory(10), compute_one_copy_bytes=30 * MIB)
-    several = splits(survey, memory, split={"a/cpu": 5, "b/cpu": 5})
-    on_head = {group.output_on_head: {share.compute_bytes for share in group.shares} for group in several}
-    assert on_head == {True: {30 * MIB}, False: {40 * MIB, memory.compute_last_bytes}}
-    alone = splits(make_survey([make_device("a/cpu", 2000)]), memory, split={"a/cpu": 10})
-    assert {share.compute_bytes for group in alone for share in group.shares} == {30 * MIB}
+def test_a_gpu_in_its_hosts_memory_has_all_of_it_where_the_cpu_there_has_no_layer() -> None:
+    """And both together never more than the larger of their budgets."""
+    mac = [
+        make_device("mac/cpu", 1000, gib_per_s=1.0, link=FREE),
+        make_device("mac/metal0", 900, gib_per_s=50.0, link=FREE, kind="metal"),
+    ]
+    survey = make_survey([*mac, make_device("pc/cpu", 700, gib_per_s=5.0, link=FREE)])
+    memory, placed = make_memory(10, layer_mib=100), {"mac/metal0": 7, "pc/cpu": 3}
+    found = splits(survey, memory)
+    assert layers(found[0]) == placed
+    assert layers(splits(survey, memory, split=placed)[0]) == placed
+    for group in (*found, *splits(make_survey(mac), make_memory(8, layer_mib=100))):
+        taken = sum(needed_bytes(share.total_bytes) for share in group.shares if share.device.startswith("mac/"))
+        assert taken <= 1000 * MIB
 
 
 def test_logits_cross_the_link_when_the_last_device_makes_them() -> None:
@@ -118,6 +125,84 @@ def test_a_split_never_is_one_native_stage_alone() -> None:
     here = make_device("here/cpu", 20_000, native_gib_per_s=1000, link=LOOPBACK)
     assert all(not one.shares[0].native for one in splits(make_survey([here], local=["here"]), make_memory(10)))
     assert splits(make_survey([here], local=["here"]), make_memory(10), split={"here/cpu": 10})
+
+
+def test_a_gpu_of_the_controller_is_the_heads_own_where_that_is_faster_than_its_worker() -> None:
+    """By the engine's name, at any place of the order, with its native speed and no link; prompts overlap."""
+    card = make_gpu("here/cuda0", 700, gib_per_s=20.0, native_gib_per_s=40.0, link=LOOPBACK)
+    there = make_device("there/cpu", 900, gib_per_s=5.0)
+    best = splits(make_survey([there, card], local=["here"]), make_memory(10))[0]
+    shares = {share.device: share for share in best.shares}
+    assert (shares["here/cuda0"].native, shares["here/cuda0"].gpu) == (True, "CUDA0")
+    assert (shares["there/cpu"].native, shares["there/cpu"].gpu) == (False, "")
+    assert shares["here/cuda0"].time_s == pytest.approx(shares["here/cuda0"].layers * 100 / 1024 / 40)
+    assert best.head == "here"
+    assert best.head_layers == 0
+    assert sum(best.tensor_split) == 11
+    assert best.traffic.hops == 1
+    worker = splits(make_survey([there, replace(card, native=make_speed(1.0))], local=["here"]), make_memory(10))[0]
+    assert not any(share.native for share in worker.shares)
+    assert worker.head == ""
+
+
+def test_a_gpu_in_the_head_overlaps_with_workers_and_may_be_the_last() -> None:
+    card = make_gpu("here/cuda0", 3000, gib_per_s=1.0, native_gib_per_s=1.0, link=FREE)
+    there = make_device("there/cpu", 3000, gib_per_s=1.0, link=FREE)
+    survey = make_survey([there, card], local=["here"])
+    for split in ({"there/cpu": 5, "here/cuda0": 5}, {"here/cuda0": 5, "there/cpu": 5}):
+        found = splits(survey, make_memory(10), split=split)
+        own, through_rpc = (
+            {one.output_on_head: one for one in found if bool(one.head) is here} for here in (True, False)
+        )
+        assert own.keys() == through_rpc.keys() == {False, True}
+        for on_head, group in own.items():
+            assert group.tensor_split == (5, 6)
+            assert group.prefill_s == pytest.approx(through_rpc[on_head].prefill_s)
+    last = splits(survey, make_memory(10), split={"there/cpu": 5, "here/cuda0": 5})
+    (on_card,) = (one for one in last if one.head and not one.output_on_head)
+    assert on_card.traffic == Traffic(hops=1, synchronisations=1, up_bytes=8192, down_bytes=8192)
+
+
+def test_the_first_layers_on_the_heads_cpu_then_its_gpu_then_a_worker() -> None:
+    cpu = make_device("here/cpu", 700, gib_per_s=3.0, native_gib_per_s=9.0, link=LOOPBACK)
+    card = make_gpu("here/cuda0", 400, gib_per_s=10.0, native_gib_per_s=40.0, link=LOOPBACK)
+    there = make_device("there/cpu", 400, gib_per_s=2.0)
+    best = splits(make_survey([cpu, card, there], local=["here"]), make_memory(10, output_mib=20))[0]
+    assert best.shares[0].device == "here/cpu"
+    assert {share.device: share.gpu for share in best.shares if share.native} == {"here/cpu": "", "here/cuda0": "CUDA0"}
+    assert best.head_layers == best.shares[0].layers
+    assert len(best.tensor_split) == len(best.shares) - 1
+    assert sum(best.tensor_split) == 11 - best.head_layers
+
+
+def test_a_gpu_is_only_a_heads_own_with_its_hosts_engine_and_where_it_was_timed_natively() -> None:
+    """Two local hosts may have different engines, and a head runs one."""
+    left = make_gpu("left/cuda0", 500, gib_per_s=10.0, native_gib_per_s=40.0, link=LOOPBACK)
+    right = make_gpu("right/vulkan0", 500, kind="vulkan", gib_per_s=10.0, native_gib_per_s=40.0, link=LOOPBACK)
+    untimed = make_gpu("left/cuda1", 500, gib_per_s=10.0, native_gib_per_s=0, link=LOOPBACK)
+    far = make_gpu("far/cuda0", 500, gib_per_s=10.0, native_gib_per_s=80.0)
+    found = splits(make_survey([left, right, untimed, far], local=["left", "right"]), make_memory(10))
+    own = [{share.device for share in group.shares if share.native} for group in found]
+    assert {"left/cuda0"} in own
+    assert {"right/vulkan0"} in own
+    assert all(len(names) <= 1 and "left/cuda1" not in names and "far/cuda0" not in names for names in own)
+
+
+def test_a_gpu_alone_is_no_split_of_the_heads_own() -> None:
+    card = make_gpu("here/cuda0", 20_000, gib_per_s=10.0, native_gib_per_s=40.0, link=LOOPBACK)
+    assert all(not one.shares[0].native for one in splits(make_survey([card], local=["here"]), make_memory(10)))
+
+
+def test_the_memory_of_a_gpu_in_the_head_is_its_own_and_the_heads_is_the_controllers() -> None:
+    card = make_gpu("here/cuda0", 700, gib_per_s=10.0, native_gib_per_s=40.0, link=LOOPBACK)
+    there = make_device("there/cpu", 900)
+    found = splits(make_survey([card, there], local=["here"], controller_mib=200), make_memory(10))
+    own = [one for one in found if one.head == "here"]
+    assert own
+    for group in own:
+        assert needed_bytes(group.head_bytes) <= 200 * MIB
+        assert all(needed_bytes(share.total_bytes) <= share.budget_bytes for share in group.shares)
+    assert splits(make_survey([card, there], local=["here"], controller_mib=80), make_memory(10)) == ()
 
 
 def test_one_of_the_groups_has_the_slowest_stage_as_fast_as_can_be() -> None:

@@ -156,5 +156,11 @@ async def test_a_part_of_a_file_is_written_and_gone_on_with(shell: Shell, home: 
     assert (home / "part").read_bytes() == b"123456"
     await shell.append(home / "source", Span(2, 3), "part")
     assert (home / "part").read_bytes() == b"234"
+    in_runs = Span(1, 6, run_bytes=2, stride_bytes=3)
+    (home / "part").write_bytes(b"12x")
+    for done in (2, 3, 0):
+        await shell.append(home / "source", in_runs, "part", done_bytes=done)
+        assert (home / "part").read_bytes() == b"124578"
+        (home / "part").write_bytes(b"124")
     with pytest.raises(TransferError, match="has become shorter while it was read"):
         await shell.append(home / "source", Span(8, 3), "part")

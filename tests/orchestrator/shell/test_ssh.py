@@ -173,6 +173,21 @@ async def test_a_part_of_a_file_is_written_and_gone_on_with(shell: SshShell, ser
     assert (server.home / "part").read_bytes() == wanted
 
 
+async def test_a_part_in_runs_is_written_and_gone_on_with(shell: SshShell, server: Server) -> None:
+    """Chunks of a transfer begin and end within runs."""
+    run, stride, count = 1_000_003, 1_500_000, 17
+    data = os.urandom(stride * count)
+    source = server.home / "source"
+    source.write_bytes(data[: 5 + stride * (count - 1) + run])
+    wanted = b"".join(data[at : at + run] for at in range(5, stride * count, stride))
+    span = Span(5, run * count, run, stride)
+    await shell.append(source, span, "part")
+    assert (server.home / "part").read_bytes() == wanted
+    (server.home / "part").write_bytes(wanted[:4_567_890])
+    await shell.append(source, span, "part", done_bytes=4_567_890)
+    assert (server.home / "part").read_bytes() == wanted
+
+
 async def test_a_part_that_is_cut_off_stays(shell: SshShell, server: Server) -> None:
     source = server.home / "source"
     source.write_bytes(os.urandom(9 * MIB))

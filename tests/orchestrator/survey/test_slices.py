@@ -13,7 +13,7 @@ from orchestrator.survey.slices import Slices, SliceStore
 from quant.errors import SliceError
 from quant.gguf_file import read_model
 from quant.model import Model, output_bytes
-from quant.synthetic import Shape, write_random_model
+from quant.synthetic import ONE_BILLION, Shape, write_random_model
 
 SHAPE = Shape(layers=6, embedding=256, feed_forward=512, heads=4, kv_heads=2, vocabulary=128)
 
@@ -37,13 +37,14 @@ def test_where_one_of_both_cannot_be_cut_both_are_synthetic(
 ) -> None:
     """The deep one would be the model itself: a line through it and a synthetic one would mean nothing."""
 
-    def refuse(model: Model, layers: int, path: Path) -> None:
+    def refuse(model: Model, layers: int, path: Path, *, made_up: bool) -> None:
         raise SliceError("two stacks of layers")
 
     monkeypatch.setattr(slices, "write_slice", refuse)
     found = SliceStore(replace(model, vocabulary=512), tmp_path / "slices").slices()
     assert found is not None
     assert (found.shallow.source, found.deep.source) == ("synthetic", "synthetic")
+    assert found.why_synthetic == "two stacks of layers"
     assert read_model(found.deep.path).block_count == 6
     assert found.output_bytes == output_bytes(read_model(found.deep.path)) != output_bytes(model)
 
@@ -76,16 +77,18 @@ def test_a_model_of_one_layer_is_timed_on_others_of_its_shape(tmp_path: Path) ->
 
 def test_what_the_engine_refuses_is_replaced_in_later_runs_too(model: Model, tmp_path: Path) -> None:
     store = SliceStore(model, tmp_path / "slices")
-    store.use_synthetic()
+    store.use_synthetic("unknown architecture")
     for one in (store, SliceStore(model, tmp_path / "slices")):
         found = one.slices()
         assert found is not None
         assert {found.shallow.source, found.deep.source} == {"synthetic"}
+        assert found.why_synthetic == "unknown architecture"
     store.try_again()
     store.try_again()
     found = store.slices()
     assert found is not None
     assert (found.shallow.source, found.deep.source) == ("slice", "model")
+    assert found.why_synthetic == ""
 
 
 def test_hosts_that_ask_at_once_get_the_same_files(model: Model, tmp_path: Path) -> None:
@@ -124,3 +127,52 @@ def test_a_device_too_small_for_two_layers_has_no_slices(model: Model, tmp_path:
     store = SliceStore(model, tmp_path / "slices")
     assert store.slices(store.needed_bytes() - 1) is None
     assert not (tmp_path / "slices").exists()
+
+
+def test_types_are_compared_on_the_models_own_widths_and_layers(model: Model, tmp_path: Path) -> None:
+    store = SliceStore(model, tmp_path / "slices")
+    shape = slices.kernel_shape(model)
+    one = store.of_type("Q6_K", 10**9)
+    assert one is not None
+    assert not (tmp_path / "slices").exists()
+    assert (shape.layers, shape.vocabulary) == (model.block_count, 256)
+    assert (one.weights, one.slice.layers) == (model.block_count * shape.layer_weights, model.block_count)
+    store.write(one)
+    made = read_model(one.slice.path)
+    matrices = [tensor for tensor in made.tensors if tensor.block is not None and len(tensor.shape) > 1]
+    assert {tensor.type for tensor in matrices} == {"Q6_K"}
+    assert sum(tensor.parameters for tensor in matrices) == one.weights
+    assert sum(tensor.size_bytes for tensor in matrices) == sum(one.slice.layers_bytes)
+
+
+def test_large_models_share_one_comparison(model: Model, tmp_path: Path) -> None:
+    """Of widths like those of a model of a billion weights, with layers enough to leave a processor's cache."""
+    large = replace(model, embedding_length=8192, block_count=80)
+    shape = slices.kernel_shape(large)
+    assert shape == replace(ONE_BILLION, layers=5, vocabulary=256)
+    assert shape.layers * shape.layer_weights > slices.KERNEL_WEIGHTS
+    larger = SliceStore(replace(large, embedding_length=5120), tmp_path / "b").of_type("Q4_K", 10**9)
+    assert larger is not None
+    assert larger.slice.path.name == "kernel-Q4_K-2048-8192-32-8-5.gguf"
+
+
+def test_types_are_compared_on_fewer_layers_where_a_device_holds_no_more(model: Model, tmp_path: Path) -> None:
+    store = SliceStore(replace(model, embedding_length=8192, block_count=80), tmp_path / "slices")
+    layer = ONE_BILLION.layer_weights * 34 // 32
+    one = store.of_type("Q8_0", slices.BESIDE_LAYERS_BYTES + 3 * layer)
+    assert one is not None
+    assert one.slice.layers == 3
+    assert store.of_type("Q8_0", slices.BESIDE_LAYERS_BYTES + 2 * layer - 1) is None
+    with pytest.raises(ValueError, match="Q9 is no ggml tensor type"):
+        store.of_type("Q9", 10**9)
+
+
+def test_slices_with_made_up_weights_are_told_from_those_of_the_model(model: Model, tmp_path: Path) -> None:
+    """Nothing that was timed of a model that was not here is taken for the model once it is."""
+    made_up = SliceStore(model, tmp_path / "slices", made_up=True).slices()
+    own = SliceStore(model, tmp_path / "slices").slices()
+    assert made_up is not None
+    assert own is not None
+    assert {made_up.shallow.source, made_up.deep.source} == {"made up"}
+    assert len({one.path for found in (made_up, own) for one in (found.shallow, found.deep)}) == 4
+    assert read_model(made_up.deep.path).block_count == 6

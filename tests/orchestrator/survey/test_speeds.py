@@ -1,10 +1,15 @@
 """Speeds from two depths of a model: exact where times are exact, sane where they are noise."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from orchestrator.hosts import OpenHost
+from orchestrator.inventory import Host
 from orchestrator.plan.costs import LAST_BLOCK_PREFILL, layers_seconds
 from orchestrator.survey.slices import Slice, Slices
 from orchestrator.survey.speeds import (
@@ -20,9 +25,14 @@ from orchestrator.survey.speeds import (
     rising,
     rpc_speed,
     short_passes,
+    speed_key,
+    with_guessed_passes,
     with_long_passes,
 )
 from orchestrator.survey.values import Link, Speed
+from tests.orchestrator.plan.examples import FACTS
+from workers.engine_commands import CACHE_TYPES, CacheType, FlashAttention
+from workers.facts import HostFacts
 from workers.pass_bench import REPETITIONS, Timed
 
 LAYER, OUTPUT, HIDDEN, LOGITS = 1000, 500, 40, 400
@@ -77,7 +87,14 @@ def test_natively_the_line_through_both_depths_is_found_and_the_rest_is_the_outp
     assert speed.output_s == pytest.approx(OUTPUT_S)
     assert layers_seconds(speed, 16 * LAYER, 1) == pytest.approx(16 * LAYER * DECODE_S)
     assert layers_seconds(speed, 16 * LAYER, 64) == pytest.approx(16 * LAYER * PREFILL_S)
-    assert (speed.spread, speed.source, speed.output_bytes) == (0.01, "slice", OUTPUT)
+    assert [one.spread for one in speed.passes] == [0.01, 0.5]
+    assert (speed.source, speed.output_bytes) == ("slice", OUTPUT)
+
+
+def test_the_spread_of_a_pass_is_that_of_the_slice_that_was_disturbed_more() -> None:
+    shallow, deep = natively(SLICES.shallow), natively(SLICES.deep)
+    deep = {1: replace(deep[1], spread=0.2), 64: replace(deep[64], spread=0.1)}
+    assert [one.spread for one in native_speed(SLICES, shallow, deep).passes] == [0.2, 0.5]
 
 
 def test_through_rpc_link_fixed_cost_and_output_layer_are_told_apart() -> None:
@@ -156,3 +173,62 @@ def test_a_kept_speed_comes_back_equal_and_a_damaged_one_counts_as_none(tmp_path
     (tmp_path / "key.json").write_text("{")
     assert kept_speed(tmp_path, "key") is None
     assert Speed().measured is False
+
+
+def test_of_a_very_slow_device_the_long_passes_are_guessed() -> None:
+    timed = {1: Timed(0.4, 0.0), 64: Timed(8.0, 0.1)}
+    assert with_guessed_passes(timed, (1, 64, 256)) == {**timed, 256: Timed(32.0, 0.1)}
+
+
+HOST = Host("a", "local")
+
+
+def key(
+    *,
+    facts: HostFacts = FACTS,
+    host: Host = HOST,
+    threads: int = 4,
+    path: str = "native",
+    engine: str = "engine",
+    slices: Slices = SLICES,
+    passes: Sequence[int] = (1, 64),
+    gpu: Sequence[str] = (),
+    cache_type: CacheType = "f16",
+    flash_attention: FlashAttention = "auto",
+) -> str:
+    there = cast(OpenHost, SimpleNamespace(facts=facts, host=host))
+    facts_of = (there, threads, path, engine, slices, passes, gpu)
+    return speed_key(*facts_of, cache_type=cache_type, flash_attention=flash_attention)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"facts": replace(FACTS, hostname="other")},
+        {"facts": replace(FACTS, cpu_name="another processor")},
+        {"facts": replace(FACTS, cores_logical=4)},
+        {"facts": replace(FACTS, cpu_quota=0.5)},
+        {"host": replace(HOST, run_with=("numactl",))},
+        {"threads": 2},
+        {"path": "rpc tunnel"},
+        {"engine": "another build"},
+        {"slices": replace(SLICES, digest="another model")},
+        {"slices": replace(SLICES, deep=replace(SLICES.deep, layers=6))},
+        {"slices": replace(SLICES, shallow=replace(SLICES.shallow, source="synthetic"))},
+        {"passes": (1, 8, 64)},
+        {"gpu": ("CUDA0", "a card")},
+        {"cache_type": "q8_0"},
+        {"flash_attention": "off"},
+    ],
+    ids=lambda other: " ".join(other),
+)
+def test_a_speed_is_of_one_processor_or_gpu_its_limits_path_engine_and_model(other: dict[str, Any]) -> None:
+    assert key() == key()
+    assert key(**other) != key()
+
+
+def test_speeds_of_another_cache_type_are_other_ones_and_those_of_f16_stay_known() -> None:
+    """The key of f16 is as before there were others."""
+    keys = {kind: key(cache_type=kind) for kind in CACHE_TYPES}
+    assert keys["f16"] == "b46bc0d31e166d6dd75c367a"
+    assert len(set(keys.values())) == 3

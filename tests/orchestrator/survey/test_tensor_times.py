@@ -1,25 +1,32 @@
 """What a failed bench of mode tensor means: these devices cannot, or the engine cannot cut this model at all."""
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from orchestrator.errors import EngineError, MeshctlError
+from orchestrator.inventory import Host
 from orchestrator.plan.tensor import TensorSet
-from orchestrator.report import Event, Remark, Report
+from orchestrator.report import Event, Remark, Report, silent
 from orchestrator.survey import tensor_times
 from orchestrator.survey.slices import Slice
 from orchestrator.survey.tensor_times import measure_tensor, tensor_time, with_kept
 from orchestrator.survey.timing import Measuring
-from orchestrator.survey.values import Survey, TensorTime
-from tests.orchestrator.plan.examples import make_device, make_survey
+from orchestrator.survey.values import Device, Link, Survey, TensorTime
+from tests.orchestrator.plan.examples import FACTS, make_device, make_survey
 from tests.orchestrator.survey.test_speeds import SLICES
+from workers.budget import MIB
+from workers.engine_commands import CACHE_TYPES, CacheType, FlashAttention
+from workers.facts import HostFacts
 from workers.pass_bench import Timed
 
 SETS = (TensorSet(("a/cpu", "b/cpu"), (2, 1)), TensorSet(("a/cpu", "c/cpu"), (2, 1)))
 SURVEY = make_survey([make_device(name, 700) for name in ("a/cpu", "b/cpu", "c/cpu")])
-TIME = TensorTime(SETS[1].devices, SETS[1].parts, (), 0.0, 0.0)
+TIME = TensorTime(SETS[1].devices, SETS[1].parts, (), 0.0)
 WORDS = "llama_model_load: error loading model: LLAMA_SPLIT_MODE_TENSOR not implemented for architecture 'mamba'"
 
 
@@ -65,33 +72,161 @@ async def test_what_fails_on_some_devices_only_leaves_the_others_timed(
     assert warnings == [f"mode tensor over a/cpu, b/cpu: {error}"]
 
 
+async def test_a_bench_that_was_killed_on_the_controller_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what the engine has logged is a word of the engine's."""
+    errors = [
+        EngineError("ended with status -9", details="load_tensors: 4 of 4 layers"),
+        EngineError("1", details=WORDS),
+    ]
+
+    async def over(*others: object) -> None:
+        raise errors.pop(0)
+
+    store = SimpleNamespace(slices=lambda available: SLICES)
+    hosts = SimpleNamespace(controller=SimpleNamespace(facts=FACTS))
+    monkeypatch.setattr(tensor_times, "_time_over", over)
+    here = cast(Measuring, SimpleNamespace(slices=store, hosts=hosts))
+    assert await tensor_times._refusal(here) == ""
+    assert await tensor_times._refusal(here) == WORDS
+
+
 def test_times_known_from_earlier_runs_are_added_and_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not those that failed now, nor those that are there already."""
     third = TensorSet(("b/cpu", "c/cpu"), (1, 1))
-    known = {one: TensorTime(one.devices, one.parts, (), 0.0, 0.0) for one in (*SETS, third)}
+    known = {one: TensorTime(one.devices, one.parts, (), 0.0) for one in (*SETS, third)}
     monkeypatch.setattr(tensor_times, "_kept", lambda measuring, survey, one: known[one])
     survey = replace(SURVEY, tensor=(TIME,), tensor_failed=(SETS[0].devices,))
     assert with_kept(cast(Measuring, None), survey, (*SETS, third)).tensor == (TIME, known[third])
 
 
-def test_the_output_layer_is_told_apart_by_its_bytes_and_graphs_by_the_layers() -> None:
-    """500 bytes at 10 us each; 2 ms for whatever else; graphs of 0.1 ms for each layer squared."""
+def test_the_output_layer_is_told_apart_by_its_bytes() -> None:
+    """500 bytes at 10 us each; 2 ms for whatever else."""
 
     def decoded(one: Slice) -> dict[int, Timed]:
-        return {1: Timed(1e-5 * one.pass_bytes() + 0.005 + 0.002 + 1e-4 * one.layers**2, 0.01)}
+        return {1: Timed(1e-5 * one.pass_bytes() + 0.005 + 0.002, 0.01)}
 
-    timed = tensor_time(SETS[0], SLICES, decoded(SLICES.shallow), decoded(SLICES.deep), 1e-4)
+    timed = tensor_time(SETS[0], SLICES, decoded(SLICES.shallow), decoded(SLICES.deep))
     assert timed.output_s == pytest.approx(0.005)
     (one,) = timed.passes
     assert (one.fixed_s, *one.layers_s) == pytest.approx((0.002, 0.022, 0.042))
+    assert one.spread == 0.01
 
 
 def test_where_nothing_is_left_at_no_layer_the_output_layer_costs_nothing() -> None:
     shallow, deep = ({1: Timed(1e-5 * one.pass_bytes(), 0.01)} for one in (SLICES.shallow, SLICES.deep))
-    assert tensor_time(SETS[0], SLICES, shallow, deep, 0.0).output_s == pytest.approx(0.0)
+    assert tensor_time(SETS[0], SLICES, shallow, deep).output_s == pytest.approx(0.0)
 
 
 def test_the_engines_words_are_the_first_line_of_its_log_that_is_an_error() -> None:
     log = f"print_info: file type = Q4_1\n{WORDS}\nllama_bench: error: failed to load model\n"
     assert EngineError("ended with status 1", details=log).engine_words == WORDS
     assert EngineError("ended with status 1", details="no word of it").engine_words == "ended with status 1"
+
+
+PAIR = make_survey([make_device("a/cpu", 700), make_device("b/cpu", 700)])
+HALVES = TensorSet(("a/cpu", "b/cpu"), (1, 1))
+
+
+def test_times_of_made_up_weights_or_with_flash_attention_asked_for_are_others(tmp_path: Path) -> None:
+    survey = make_survey([make_device("a/cpu", 700), make_device("b/cpu", 700)])
+    one = TensorSet(SETS[0].devices, (1, 1))
+    stores = (measuring(tmp_path), measuring(tmp_path, made_up=True), measuring(tmp_path, flash="on"))
+    assert len({tensor_times._kept_file(store, survey, one) for store in stores}) == 3
+
+
+def measuring(
+    kept: Path,
+    *,
+    engine: str = "engine",
+    digest: str = "digest",
+    made_up: bool = False,
+    parallel: int = 1,
+    facts: HostFacts = FACTS,
+    run_with: tuple[str, ...] = (),
+    cache_type: CacheType = "f16",
+    flash: FlashAttention = "auto",
+    recalibrate: bool = False,
+) -> Measuring:
+    host = SimpleNamespace(facts=facts, host=Host("a", "local", run_with=run_with))
+    return cast(
+        Measuring,
+        SimpleNamespace(
+            engine=SimpleNamespace(manifest=SimpleNamespace(engine=engine)),
+            parallel=parallel,
+            slices=SimpleNamespace(digest=digest, made_up=made_up),
+            hosts=SimpleNamespace(by_name={"a": host, "b": host}),
+            kept=kept,
+            cache_type=cache_type,
+            flash_attention=flash,
+            recalibrate=recalibrate,
+        ),
+    )
+
+
+def key(survey: Survey = PAIR, one: TensorSet = HALVES, **how: Any) -> str:
+    """The name of the file that a time is kept in."""
+    return tensor_times._kept_file(measuring(Path(), **how), survey, one).name
+
+
+def with_first(**changes: object) -> Survey:
+    """The two devices, the first of them changed."""
+    first, second = PAIR.devices
+    return make_survey([replace(first, **changes), second])  # type: ignore[arg-type] # any field
+
+
+FAR = Link("tunnel", round_trip_s=0.01, up_bytes_per_s=110 * MIB, down_bytes_per_s=110 * MIB)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"engine": "another build"},
+        {"digest": "another model"},
+        {"parallel": 8},
+        {"facts": replace(FACTS, hostname="other")},
+        {"facts": replace(FACTS, cpu_name="another processor")},
+        {"facts": replace(FACTS, cpu_quota=0.5)},
+        {"run_with": ("numactl",)},
+        {"cache_type": "q8_0"},
+        {"one": TensorSet(HALVES.devices, (2, 1))},
+        {"survey": with_first(threads=2)},
+        {"survey": with_first(kind="cuda", engine_name="CUDA0")},
+        {"survey": with_first(link=FAR)},
+    ],
+    ids=lambda other: " ".join(other),
+)
+def test_a_time_is_of_these_devices_parts_links_engine_and_model(other: dict[str, Any]) -> None:
+    assert key() == key()
+    assert key(**other) != key()
+
+
+def test_a_time_is_known_again_over_a_link_that_is_nearly_the_same_and_in_any_order() -> None:
+    a_little = replace(PAIR.devices[0].link, round_trip_s=1.1 * PAIR.devices[0].link.round_trip_s)
+    assert key(survey=with_first(link=a_little)) == key()
+    assert key(one=TensorSet(HALVES.devices[::-1], (1, 1))) == key()
+
+
+def test_times_of_another_cache_type_are_other_ones_and_those_of_f16_stay_known() -> None:
+    """The file of f16 is as before there were others."""
+    names = [key(cache_type=cache_type) for cache_type in CACHE_TYPES]
+    assert names[0] == "tensor-28575e51d3a09d8c09b7772a.json"
+    assert len(set(names)) == 3
+
+
+async def test_a_group_is_timed_once_kept_and_timed_again_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[TensorSet] = []
+
+    async def measure(measuring: Measuring, devices: Sequence[Device], one: TensorSet) -> TensorTime:
+        timed.append(one)
+        return TensorTime(one.devices, one.parts, (), 0.0)
+
+    monkeypatch.setattr(tensor_times, "_measure_set", measure)
+    for recalibrate in (False, False, True):
+        surveyed = await measure_tensor(measuring(tmp_path, recalibrate=recalibrate), PAIR, (HALVES,), silent())
+        assert surveyed.tensor == (TensorTime(HALVES.devices, HALVES.parts, (), 0.0),)
+    assert timed == [HALVES, HALVES]
+    with_none = replace(PAIR, tensor=())
+    assert with_kept(measuring(tmp_path), with_none, (HALVES,)).tensor == surveyed.tensor
+    assert with_kept(measuring(tmp_path, recalibrate=True), with_none, (HALVES,)).tensor == ()

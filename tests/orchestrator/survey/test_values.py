@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import UsageError
-from orchestrator.survey.values import PassTime, Survey, read_survey, survey_json
+from orchestrator.survey.values import KernelRate, PassTime, Survey, doubts, read_survey, survey_json
 from tests.orchestrator.plan.examples import make_device, make_survey, make_tensor_time
 
 SURVEY = make_survey(
@@ -65,3 +65,38 @@ def test_the_device_whose_times_are_wrong_is_named(tmp_path: Path) -> None:
     path = kept(replace(SURVEY, hosts=(replace(host, devices=(wrong,)), other)), tmp_path)
     with pytest.raises(UsageError, match=r"a/cpu native\.passes: that of 1 tokens has a time that is none"):
         read_survey(path)
+
+
+def test_rates_of_kernels_come_back_and_may_be_missing(tmp_path: Path) -> None:
+    (host, *others) = SURVEY.hosts
+    (device,) = host.devices
+    rated = replace(device, speed=replace(device.speed, rates=(KernelRate("Q4_K", (1, 64), (1e-10, 2e-9)),)))
+    survey = replace(SURVEY, hosts=(replace(host, devices=(rated,)), *others))
+    path = kept(survey, tmp_path)
+    assert read_survey(path) == survey
+    path.write_text(path.read_text().replace('"rates"', '"unknown_then"'))
+    assert read_survey(path) == SURVEY
+
+
+@pytest.mark.parametrize(
+    ("rate", "problem"),
+    [
+        (KernelRate("Q4_K", (), ()), "that of Q4_K needs ascending tokens and as many weight_s"),
+        (KernelRate("Q4_K", (64, 1), (1.0, 1.0)), "that of Q4_K needs ascending tokens and as many weight_s"),
+        (KernelRate("Q4_K", (1,), (0.0,)), "that of Q4_K has a time that is none"),
+    ],
+)
+def test_rates_that_compare_nothing_are_refused(tmp_path: Path, rate: KernelRate, problem: str) -> None:
+    path = kept(replace(SURVEY, controller_speed=replace(SURVEY.controller_speed, rates=(rate,))), tmp_path)
+    with pytest.raises(UsageError) as refused:
+        read_survey(path)
+    assert str(refused.value) == f"{path}: controller_speed.rates: {problem}"
+
+
+def test_what_a_survey_is_not_of_is_doubted() -> None:
+    assert list(doubts(SURVEY, "s.json", ("f16",), "auto", SURVEY.engine)) == []
+    assert list(doubts(SURVEY, "s.json", ("f16", "q8_0", "q4_0"), "off", "newer")) == [
+        "s.json was measured with keys and values as f16, this is for q8_0, q4_0: prompts may be read at another speed",
+        "s.json was measured with flash attention auto, this is for off: prompts may be read at another speed",
+        f"s.json was measured with engine {SURVEY.engine}, the one here is newer",
+    ]

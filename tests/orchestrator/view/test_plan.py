@@ -150,3 +150,14 @@ def test_for_throughput_the_others_are_worse_by_their_aggregate() -> None:
 
 def test_a_lone_plan_has_no_runners_up() -> None:
     assert "runners-up" not in narrow(ranking_view(Ranking((plan(LAYERS),)), SURVEY))
+
+
+def test_what_was_asked_for_of_flash_attention_is_in_the_title() -> None:
+    shown = rendered(plan_view(replace(RANKING.chosen, flash_attention="off"), SURVEY))
+    assert shown.splitlines()[0].endswith("4 conversations of 4096 tokens, flash attention off")
+
+
+def test_another_cache_type_than_f16_is_in_the_title_and_beside_its_bytes() -> None:
+    shown = rendered(plan_view(replace(RANKING.chosen, cache_type="q8_0"), SURVEY))
+    assert shown.splitlines()[0] == "llama.gguf: layers over 3 devices, 4 conversations of 4096 tokens in q8_0"
+    assert "memory       weights 1000 MiB, KV in q8_0 100 MiB, buffers 120 MiB, in heads 170 MiB" in shown.splitlines()

@@ -25,6 +25,7 @@ def test_the_json_says_what_was_planned_for_and_every_plan_best_first() -> None:
         "model": "llama.gguf",
         "context": 4096,
         "parallel": 4,
+        "cache_type": "f16",
     }
     MADE["plans"] = plans
     assert [(plan["mode"], plan["key"]) for plan in plans] == [(plan.mode, plan_key(plan)) for plan in RANKING.plans]
@@ -74,6 +75,7 @@ def test_a_group_has_every_number_with_its_unit_in_the_key() -> None:
         "known": "predicted",
         "parallel": 4,
         "micro_batch": 64,
+        "flash_attention": "auto",
         "tensor_split": [5, 2],
         "prediction": {
             "token_s": 0.125,

@@ -135,3 +135,18 @@ def test_what_was_not_measured_after_a_recovery_is_a_dash() -> None:
         ["b", "decode", "61.3", "-", "-"],
         ["(single)", "prefill", "300.0", "-", "-"],
     ]
+
+
+def test_another_cache_type_than_f16_stands_beside_the_plan() -> None:
+    kept = replace(make_plan_of(LAYERS), cache_type="q4_0", flash_attention="on")
+    lines = rendered(status_view(replace(STATE, plan=kept), NOW), width=100).splitlines()
+    (shown,) = (line for line in lines if line.startswith("plan "))
+    assert shown.endswith("; contexts in q4_0, flash attention on")
+
+
+def test_speeds_of_an_earlier_start_are_said_to_be() -> None:
+    first, second = STATE.speeds
+    text = rendered(status_view(replace(STATE, speeds=(replace(first, earlier=True), second)), NOW), 60)
+    assert text == TEXT.replace(
+        "\nhost  process ", "controller (layers): measured at an earlier start\n\nhost  process "
+    )

@@ -1,0 +1,219 @@
+"""How fast each device's kernels are for each tensor type: models of random weights, all of one type, timed on each
+path.
+
+So that speeds are known of quantisations that were never timed (`plan.retyped`). Measured once for a device, engine,
+path, type and for layers of like widths, and kept: all models of these widths have them.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from orchestrator.errors import BringUpError, EngineError, HostError
+from orchestrator.fanout import all_or_raise, each_host
+from orchestrator.hosts import OpenHost
+from orchestrator.plan.costs import transfer_s
+from orchestrator.report import Report
+from orchestrator.state import write_private
+from orchestrator.survey.gather import Target, default_threads, on_worker, targets_of, workers_of
+from orchestrator.survey.slices import KERNEL_VOCABULARY, KernelModel
+from orchestrator.survey.speeds import (
+    FEW_REPETITIONS,
+    HURRIED_REPETITIONS,
+    SHORT_PROMPT,
+    VERY_SLOW_S,
+    rising,
+)
+from orchestrator.survey.timing import Measuring, Timing, always, time_passes
+from orchestrator.survey.values import Device, HostSurvey, KernelRate, Link, Speed, Survey
+from workers.pass_bench import Timed
+
+PASSES = (1, 8, SHORT_PROMPT)
+"""Decoding of one and of several conversations, and a prompt; between them rates change in proportion."""
+
+TURNS = 2
+"""How often all types are timed, one after the other: a busy minute of a machine shall not slow one of them. Of each
+pass the fastest repetition counts."""
+
+FORMAT = "rates 3"
+_RATE = TypeAdapter(KernelRate)
+_FLOAT_BYTES = 4
+
+
+async def measure_rates(measuring: Measuring, survey: Survey, types: Collection[str], report: Report) -> Survey:
+    """The survey with the rates of these types on every path that it has a speed of, known ones from earlier runs.
+
+    Hosts side by side, those on this machine one after the other. Types that a device cannot compute, or has no memory
+    for, are left out, and said.
+    """
+    wanted, measuring = tuple(sorted(types)), replace(measuring, cache_type="f16", flash_attention="auto")
+    local = asyncio.Lock()
+    controller = measuring.hosts.controller
+    alone = _Path(measuring, controller, targets_of(controller, ())[0], None)
+    head = survey.controller_speed
+    if head.measured:
+        head = await _with_rates(alone, head, wanted, report)
+
+    async def of_host(host: HostSurvey) -> HostSurvey:
+        opened = measuring.hosts.by_name[host.name]
+        targets = {one.name: one for one in targets_of(opened, measuring.gpus.get(host.name, ()))}
+        if not host.local:
+            return await _host(measuring, host, opened, targets, wanted, report)
+        async with local:
+            return await _host(measuring, host, opened, targets, wanted, report)
+
+    hosts = all_or_raise(await each_host({host.name: of_host(host) for host in survey.hosts}))
+    return replace(survey, controller_speed=head, hosts=tuple(hosts[host.name] for host in survey.hosts))
+
+
+async def _host(
+    measuring: Measuring,
+    host: HostSurvey,
+    opened: OpenHost,
+    targets: dict[str, Target],
+    types: Sequence[str],
+    report: Report,
+) -> HostSurvey:
+    devices = [await _device(measuring, opened, targets[one.name], one, types, report) for one in host.devices]
+    return replace(host, devices=tuple(devices))
+
+
+async def _device(
+    measuring: Measuring, host: OpenHost, target: Target, device: Device, types: Sequence[str], report: Report
+) -> Device:
+    speed, native = device.speed, device.native
+    if speed.measured:
+        speed = await _with_rates(_Path(measuring, host, target, device.link), speed, types, report)
+    if native.measured:
+        native = await _with_rates(_Path(measuring, host, target, None), native, types, report)
+    return replace(device, speed=speed, native=native)
+
+
+@dataclass(frozen=True)
+class _Path:
+    """A device, and how it is reached: natively where there is no link."""
+
+    measuring: Measuring
+    host: OpenHost
+    target: Target
+    link: Link | None
+
+    @property
+    def name(self) -> str:
+        return "natively" if self.link is None else f"through RPC ({self.link.kind})"
+
+    def kept_file(self, one: KernelModel) -> Path:
+        """Under all that the rate depends on."""
+        facts, host, target = self.host.facts, self.host, self.target
+        parts = (
+            *(FORMAT, facts.hostname, facts.cpu_name, str(facts.cores_logical), str(facts.cpu_quota)),
+            *host.host.own_words,
+            *("|", self.name, str(target.spec.threads), self.measuring.engine_name(host), one.slice.path.name),
+            *(() if target.where is None else (target.where.name, target.description)),
+        )
+        key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+        return self.measuring.kept / f"rate-{key}.json"
+
+
+async def _with_rates(path: _Path, speed: Speed, types: Sequence[str], report: Report) -> Speed:
+    """With the rates that are kept, and the others measured."""
+    measuring, available = path.measuring, path.target.available_bytes
+    found: dict[str, KernelRate] = {}
+    missing: dict[str, KernelModel] = {}
+    for kind in types:
+        try:
+            one = measuring.slices.of_type(kind, available)
+        except ValueError:
+            continue
+        if one is not None and (rate := _kept(path.kept_file(one), measuring.recalibrate)) is not None:
+            found[kind] = rate
+        elif one is not None:
+            missing[kind] = one
+    if missing:
+        found |= await _measure(path, missing, _repetitions(speed), report)
+    return replace(speed, rates=tuple(found[kind] for kind in types if kind in found))
+
+
+def faster(one: KernelRate, other: KernelRate) -> KernelRate:
+    """Of each pass the shorter time: what else a machine does only ever adds to it."""
+    return replace(one, weight_s=tuple(map(min, one.weight_s, other.weight_s)))
+
+
+def _keep(file: Path, rate: KernelRate) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_private(file, _RATE.dump_json(rate).decode())
+
+
+def _kept(file: Path, recalibrate: bool) -> KernelRate | None:
+    try:
+        return None if recalibrate else _RATE.validate_json(file.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _repetitions(speed: Speed) -> int:
+    """Of each turn, fewer where a short prompt through the device's deeper slice takes long."""
+    short_s = next((one.layers_s[-1] for one in speed.passes if one.tokens >= SHORT_PROMPT), 0.0)
+    return HURRIED_REPETITIONS if short_s > VERY_SLOW_S else FEW_REPETITIONS
+
+
+async def _measure(
+    path: _Path, missing: dict[str, KernelModel], repetitions: int, report: Report
+) -> dict[str, KernelRate]:
+    """The smallest types first, each kept as soon as it is known. One that fails is left out; where a host is late or
+    lost, those after it, too."""
+    name, found = path.target.name, dict[str, KernelRate]()
+    left = sorted(missing, key=lambda kind: sum(missing[kind].slice.layers_bytes))
+    for turn in range(1, TURNS + 1):
+        for kind in tuple(left):
+            report.say(f"{name}: timing {kind} {path.name}, turn {turn} of {TURNS}")
+            try:
+                async with _timing(path) as at:
+                    rate = await _rate(at, kind, missing[kind], repetitions, path.link)
+            except (EngineError, BringUpError, HostError) as error:
+                gone = left[left.index(kind) :] if isinstance(error, HostError) else [kind]
+                left = [one for one in left if one not in gone]
+                if unknown := [one for one in gone if one not in found]:
+                    report.warn(f"{name}: the speed of {', '.join(unknown)} is worked out by its bytes: {error}")
+                if isinstance(error, HostError):
+                    break
+                continue
+            found[kind] = faster(found.get(kind, rate), rate)
+            _keep(path.kept_file(missing[kind]), found[kind])
+    return found
+
+
+@asynccontextmanager
+async def _timing(path: _Path) -> AsyncIterator[Timing]:
+    """For one model: a worker does not give back all that it has loaded, and a small host has not much."""
+    measuring, target = path.measuring, path.target
+    if path.link is None:
+        placed = always(target.where)
+        yield Timing(measuring, path.host, target.spec.threads, placed, target.name, target.spec.environment)
+        return
+    controller = measuring.hosts.controller
+    async with workers_of(measuring, path.host, target) as worker:
+        placed, own = on_worker(worker, False, output_on_head=False), default_threads(controller.facts)
+        yield Timing(measuring, controller, own, placed, target.name, one_by_one=target.kind != "cpu")
+
+
+async def _rate(at: Timing, kind: str, one: KernelModel, repetitions: int, link: Link | None) -> KernelRate:
+    await asyncio.to_thread(at.measuring.slices.write, one)
+    fastest = {
+        tokens: Timed(timed.least_s, timed.spread)
+        for tokens, timed in (await time_passes(at, one.slice, PASSES, repetitions)).items()
+    }
+    timed = rising(fastest)
+    hidden_bytes = one.shape.embedding * _FLOAT_BYTES
+
+    def weight_s(tokens: int) -> float:
+        seconds = timed[tokens].seconds
+        link_s = transfer_s(link, hidden_bytes * tokens, KERNEL_VOCABULARY * _FLOAT_BYTES) if link else 0.0
+        return max(0.1 * seconds, seconds - link_s) / one.weights
+
+    return KernelRate(kind, PASSES, tuple(weight_s(tokens) for tokens in PASSES))

@@ -1,0 +1,54 @@
+"""How commands end that somebody else ends: as with Ctrl-C, with all that they started; and what an error shows."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli.run import show_error
+from orchestrator.errors import MeshctlError
+from tests.program import processes_with
+
+PROGRAM = """
+import asyncio, sys
+from pathlib import Path
+from orchestrator.cli.run import run
+from orchestrator.engine.logged import run_logged
+
+async def work():
+    await run_logged(("sleep", sys.argv[1]), Path(sys.argv[2]), {"PATH": "/bin:/usr/bin"}, print)
+
+run(work())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_whatever_ends_a_command_ends_what_it_started(tmp_path: Path, number: signal.Signals) -> None:
+    mark = f"{3600 + number}.{tmp_path.stat().st_ino}"
+    words = (sys.executable, "-c", PROGRAM, mark, str(tmp_path / "log"))
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not any(line.startswith("sleep") for line in commands(mark)):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, "interrupted\n")
+    assert commands(mark) == []
+
+
+def commands(mark: str) -> list[str]:
+    return [str(line) for line in processes_with(mark)]
+
+
+def test_what_an_engine_quotes_of_a_model_does_not_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    show_error(
+        MeshctlError("m\x1b[2J.gguf fails", hint="check\x07 it", details="unknown '\x1b[31mnope\n'\tend\n\u202elast")
+    )
+    assert capsys.readouterr().err == (
+        "error: m [2J.gguf fails\n  | unknown ' [31mnope\n  | ' end\n  |  last\nhint: check  it\n"
+    )

@@ -1,0 +1,179 @@
+"""Which devices a host has, how much of their memory may be used, and what they are timed on; the bench is replaced."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from orchestrator.engine.store import Engine
+from orchestrator.errors import EngineError
+from orchestrator.hosts import OpenHost, OpenHosts
+from orchestrator.inventory import Host
+from orchestrator.report import Event, Remark, Report
+from orchestrator.shell.local import LocalShell
+from orchestrator.survey import gather, slices
+from orchestrator.survey.gather import BESIDE_MODEL_BYTES, may_be_of_head, targets_of
+from orchestrator.survey.slices import Slice, SliceStore
+from orchestrator.survey.timing import Measuring, Timing
+from orchestrator.survey.values import Speed
+from quant.errors import SliceError
+from quant.gguf_file import read_model
+from quant.model import Model
+from quant.synthetic import write_random_model
+from tests.orchestrator.plan.examples import FACTS, GIB
+from tests.orchestrator.survey.test_slices import SHAPE
+from workers.budget import GPU_RESERVE_BYTES, RESERVE_BYTES, MemoryCap
+from workers.devices import SOFTWARE_TOO, EngineGpu
+from workers.facts import Gpu
+from workers.pass_bench import Timed
+
+CARD = EngineGpu("CUDA0", "NVIDIA GeForce RTX 4090", 24 * GIB, 22 * GIB)
+CHIP = EngineGpu("MTL0", "Apple M2 Pro", 21 * GIB, 21 * GIB)
+SOFTWARE = EngineGpu("Vulkan0", "llvmpipe", 64 * GIB, 64 * GIB, tuple(SOFTWARE_TOO.items()))
+
+
+def desk(tmp_path: Path, *gpus: Gpu, memory: MemoryCap | None = None, threads: int | None = None) -> OpenHost:
+    host = Host("desk", "local", memory=memory or MemoryCap(share=0.5), threads=threads)
+    return OpenHost(host, LocalShell("desk", tmp_path, tmp_path), "agent.py", replace(FACTS, gpus=gpus))
+
+
+def test_every_gpu_is_a_device_beside_the_cpu_with_a_budget_from_its_own_free_memory(tmp_path: Path) -> None:
+    cpu, first, second = targets_of(desk(tmp_path), (CARD, replace(CARD, name="CUDA1")))
+    assert [target.name for target in (cpu, first, second)] == ["desk/cpu", "desk/cuda0", "desk/cuda1"]
+    assert [target.spec.engine_name for target in (cpu, first, second)] == ["CPU", "CUDA0", "CUDA1"]
+    assert (cpu.spec.threads, cpu.budget.usable_bytes) == (8, 24 * GIB - RESERVE_BYTES)
+    assert (first.available_bytes, first.budget.usable_bytes) == (22 * GIB, 11 * GIB - GPU_RESERVE_BYTES)
+    assert (cpu.where, first.where is not None, first.shares_memory) == (None, True, False)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "told"),
+    [
+        (CHIP, (Gpu("metal", 0, "Apple M2 Pro", 21 * GIB, 21 * GIB, shares_memory=True),)),
+        (SOFTWARE, ()),
+    ],
+)
+def test_what_has_no_memory_of_its_own_has_no_more_than_its_host_has_free(
+    tmp_path: Path, gpu: EngineGpu, told: tuple[Gpu, ...]
+) -> None:
+    host = desk(tmp_path, *told)
+    host = replace(host, facts=replace(host.facts, memory_available_bytes=8 * GIB))
+    _, target = targets_of(host, (gpu,))
+    assert (target.available_bytes, target.shares_memory) == (8 * GIB, True)
+    assert target.spec.environment == gpu.environment
+
+
+@dataclass
+class Benches:
+    """Stands for the engine's bench: the sources of what it was given, and how it fails with those it cannot load."""
+
+    fails: EngineError | None = None
+    sources: list[str] = field(default_factory=list)
+
+    async def time(
+        self, at: Timing, one: Slice, passes: Sequence[int], repetitions: int = 1, context: int = 0
+    ) -> Mapping[int, Timed]:
+        self.sources.append(one.source)
+        if self.fails is not None and one.source != "synthetic":
+            raise self.fails
+        return {tokens: Timed(1e-3 * tokens * one.layers, 0.01) for tokens in passes}
+
+
+@pytest.fixture
+def benches(monkeypatch: pytest.MonkeyPatch) -> Benches:
+    made = Benches()
+    monkeypatch.setattr(gather, "time_passes", made.time)
+    return made
+
+
+def measuring(tmp_path: Path, *, recalibrate: bool = False) -> Measuring:
+    """Of a model of six layers, with this machine as the controller."""
+    path = tmp_path / "whole.gguf"
+    if not path.exists():
+        write_random_model(path, SHAPE, "Q4_0")
+    engine = SimpleNamespace(folder=tmp_path, manifest=SimpleNamespace(engine="engine"))
+    model = read_model(path)
+    return Measuring(
+        cluster="demo",
+        hosts=cast(OpenHosts, SimpleNamespace(controller=desk(tmp_path), by_name={})),
+        engine=cast(Engine, engine),
+        engine_folders={},
+        gpus={},
+        model="whole.gguf",
+        model_bytes=model.size_bytes,
+        slices=SliceStore(model, tmp_path / "slices"),
+        parallel=1,
+        kept=tmp_path / "calibration",
+        recalibrate=recalibrate,
+    )
+
+
+async def controller_speed(one: Measuring) -> tuple[Speed, list[str]]:
+    warnings: list[str] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, Remark) and event.level == "warning":
+            warnings.append(event.text)
+
+    return await gather._controller_speed(one, Report(note)), warnings
+
+
+REFUSED = "error loading model: unknown model architecture: 'nova'"
+
+
+async def test_where_the_engine_refuses_slices_a_synthetic_model_stands_in_and_the_talk_says_so_every_time(
+    tmp_path: Path, benches: Benches
+) -> None:
+    benches.fails = EngineError("status 1", details=f"print_info: arch\nllama_model_load: {REFUSED}")
+    said = f"slices of this model cannot be timed, others of like shapes are: llama_model_load: {REFUSED}"
+    speed, warnings = await controller_speed(measuring(tmp_path))
+    assert (speed.source, warnings) == ("synthetic", [said])
+    assert benches.sources[:2] == ["slice", "synthetic"]
+    assert set(benches.sources[1:]) == {"synthetic"}
+    again, warnings = await controller_speed(measuring(tmp_path))
+    assert (again, warnings) == (speed, [said])
+
+
+async def test_where_a_model_cannot_be_cut_the_talk_says_so(
+    tmp_path: Path, benches: Benches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(model: Model, layers: int, path: Path, *, made_up: bool) -> None:
+        raise SliceError("two stacks of layers")
+
+    monkeypatch.setattr(slices, "write_slice", refuse)
+    speed, warnings = await controller_speed(measuring(tmp_path))
+    assert speed.source == "synthetic"
+    assert warnings == ["slices of this model cannot be timed, others of like shapes are: two stacks of layers"]
+
+
+async def test_a_bench_that_was_killed_says_nothing_of_the_model(tmp_path: Path, benches: Benches) -> None:
+    """Nobody's memory is endless: the next survey times slices again."""
+    benches.fails = EngineError("llama-bench ended with status -9", details="load_tensors: CPU model buffer size")
+    with pytest.raises(EngineError, match="status -9"):
+        await controller_speed(measuring(tmp_path))
+    benches.fails = None
+    speed, warnings = await controller_speed(measuring(tmp_path))
+    assert (speed.source, warnings) == ("model", [])
+
+
+async def test_a_speed_is_measured_once_kept_and_measured_again_where_that_is_asked_for(
+    tmp_path: Path, benches: Benches
+) -> None:
+    first, _ = await controller_speed(measuring(tmp_path))
+    benched = len(benches.sources)
+    assert benched > 0
+    assert (await controller_speed(measuring(tmp_path)))[0] == first
+    assert len(benches.sources) == benched
+    await controller_speed(measuring(tmp_path, recalibrate=True))
+    assert len(benches.sources) == 2 * benched
+
+
+def test_what_a_head_may_compute_on_is_timed_natively(tmp_path: Path) -> None:
+    """All of the model anywhere, or on the controller some layers of a split, by its CPU or a GPU of its own."""
+    for target in targets_of(desk(tmp_path), (CARD,)):
+        most = target.budget.usable_bytes - BESIDE_MODEL_BYTES
+        assert [may_be_of_head(target, most + more, local=False) for more in (0, 1)] == [True, False]
+        assert may_be_of_head(target, 100 * GIB, local=True)

@@ -1,0 +1,126 @@
+"""How kernels are compared; that they are really timed is in `tests/end_to_end/test_fit.py`."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from orchestrator.errors import BringUpError, ConnectError, DeadlineError, EngineError
+from orchestrator.inventory import Host
+from orchestrator.report import Event, Remark, Report
+from orchestrator.survey import rates
+from orchestrator.survey.gather import Target
+from orchestrator.survey.rates import faster
+from orchestrator.survey.slices import KernelModel, Slice
+from orchestrator.survey.timing import Measuring, Timing
+from orchestrator.survey.values import DeviceSpec, KernelRate
+from quant.synthetic import Shape
+from tests.orchestrator.plan.examples import FACTS, LOOPBACK
+from workers.budget import Budget
+
+SHAPE = Shape(layers=2, embedding=256, feed_forward=512, heads=4, kv_heads=2, vocabulary=256)
+BYTES = {"F16": 500, "Q8_0": 260, "Q4_0": 140}
+TARGET = Target(DeviceSpec("a/cpu", 1), "cpu", "a processor", Budget(10**9, 10**9, 0), 10**9)
+
+
+def test_of_two_timings_each_pass_counts_where_the_machine_did_less_beside_it() -> None:
+    first, second = (KernelRate("Q4_K", (1, 8, 64), times) for times in ((1.0, 3.0, 9.0), (2.0, 2.5, 8.0)))
+    assert faster(first, second) == KernelRate("Q4_K", (1, 8, 64), (1.0, 2.5, 8.0))
+
+
+class Machine:
+    """Stands for a device that is timed: what it was asked for in turn, the workers it had, and how it fails."""
+
+    def __init__(self, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[str] = []
+        self.workers = 0
+        self.errors: dict[str, BaseException] = {}
+        self.told: list[str] = []
+        host = SimpleNamespace(facts=FACTS, host=Host("a", "local"), name="a")
+        measuring = SimpleNamespace(
+            kept=kept, engine_name=lambda host: "engine", hosts=SimpleNamespace(controller=host), recalibrate=False
+        )
+        self.path = rates._Path(cast(Measuring, measuring), host, TARGET, LOOPBACK)  # type: ignore[arg-type]
+        self.models = {
+            kind: KernelModel(Slice(Path(f"{kind}.gguf"), 2, (size, size), "synthetic"), SHAPE, kind)
+            for kind, size in BYTES.items()
+        }
+        monkeypatch.setattr(rates, "workers_of", self.workers_of)
+        monkeypatch.setattr(rates, "_rate", self.rate)
+
+    @asynccontextmanager
+    async def workers_of(self, *_: object) -> AsyncIterator[str]:
+        self.workers += 1
+        yield "endpoint"
+
+    async def rate(self, at: Timing, kind: str, *_: object) -> KernelRate:
+        self.asked.append(kind)
+        if (error := self.errors.pop(kind, None)) is not None:
+            raise error
+        return KernelRate(kind, (1,), (1.0 / len(self.asked),))
+
+    async def measure(self) -> list[str]:
+        def listen(event: Event) -> None:
+            if isinstance(event, Remark) and event.level == "warning":
+                self.told.append(event.text)
+
+        return sorted(await rates._measure(self.path, self.models, 3, Report(listen)))
+
+    @property
+    def kept(self) -> list[str]:
+        """The types whose rates the next run will find."""
+        return [kind for kind, one in self.models.items() if rates._kept(self.path.kept_file(one), False)]
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(tmp_path, monkeypatch)
+
+
+async def test_all_types_are_timed_twice_the_smallest_first_each_by_a_worker_of_its_own(machine: Machine) -> None:
+    assert await machine.measure() == ["F16", "Q4_0", "Q8_0"]
+    assert machine.asked == ["Q4_0", "Q8_0", "F16"] * 2
+    assert (machine.workers, machine.kept, machine.told) == (6, ["F16", "Q8_0", "Q4_0"], [])
+
+
+@pytest.mark.parametrize("error", [EngineError("no kernel"), BringUpError("its worker was killed")])
+async def test_a_type_that_fails_is_left_out_and_the_others_are_timed(machine: Machine, error: Exception) -> None:
+    machine.errors["Q8_0"] = error
+    assert await machine.measure() == ["F16", "Q4_0"]
+    assert machine.asked == ["Q4_0", "Q8_0", "F16", "Q4_0", "F16"]
+    assert machine.told == [f"a/cpu: the speed of Q8_0 is worked out by its bytes: {error}"]
+
+
+@pytest.mark.parametrize(
+    "error", [DeadlineError("a", "llama-bench did not end within 600 s"), ConnectError("a", "gone")]
+)
+async def test_a_host_that_is_late_or_lost_ends_what_is_larger_and_nothing_else(
+    machine: Machine, error: Exception
+) -> None:
+    machine.errors["Q8_0"] = error
+    assert await machine.measure() == ["Q4_0"]
+    assert machine.asked == ["Q4_0", "Q8_0", "Q4_0"]
+    assert machine.told == [f"a/cpu: the speed of Q8_0, F16 is worked out by its bytes: {error}"]
+
+
+async def test_what_has_been_timed_once_counts_when_the_second_time_fails(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail_later(at: Timing, kind: str, *rest: object) -> KernelRate:
+        machine.errors = {"Q8_0": EngineError("killed")} if len(machine.asked) >= 3 else {}
+        return await Machine.rate(machine, at, kind, *rest)
+
+    monkeypatch.setattr(rates, "_rate", fail_later)
+    assert await machine.measure() == ["F16", "Q4_0", "Q8_0"]
+    assert machine.told == []
+
+
+async def test_what_was_timed_before_somebody_interrupts_is_kept(machine: Machine) -> None:
+    machine.errors["F16"] = asyncio.CancelledError()
+    with pytest.raises(asyncio.CancelledError):
+        await machine.measure()
+    assert machine.kept == ["Q8_0", "Q4_0"]

@@ -1,0 +1,136 @@
+"""What `meshctl tune` kept is planned again wherever it holds, also at a shorter context than the inventory's."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from orchestrator import prepare as preparing
+from orchestrator.engine.store import Engine
+from orchestrator.folders import Folders
+from orchestrator.hosts import OpenHosts
+from orchestrator.inventory import Host, Inventory
+from orchestrator.plan.asked import Asked
+from orchestrator.plan.conversations import with_kv
+from orchestrator.plan.experience import NO_EXPERIENCE
+from orchestrator.plan.robust import rank_within
+from orchestrator.plan.values import ModelMemory, Plan, Ranking, plan_key
+from orchestrator.prepare import Prepared, prepare_ranking
+from orchestrator.report import Event, Remark, Report
+from orchestrator.survey.values import Survey
+from orchestrator.tuned import BEST_MEASURED, save_tuned, tuned_of, valid_for
+from orchestrator.wishes import Wishes
+from quant.gguf_file import read_model
+from quant.synthetic import calibration_shape, write_random_model
+from tests.orchestrator.plan.examples import make_device, make_memories, make_memory, make_survey
+
+MEMORIES = make_memories(make_memory())
+NOT_USED = "what `meshctl tune` kept does not fit now, or another plan was measured to be better since"
+
+
+def alone_on(a_mib: int, b_mib: int) -> Survey:
+    """1,311 MiB hold the model alone with a context of 2,048 tokens, 1,318 with 2,304, 2,000 with all 4,096."""
+    return make_survey([make_device("a/cpu", a_mib), make_device("b/cpu", b_mib, gib_per_s=5)])
+
+
+@dataclass
+class Planning:
+    """Planning after a survey that is given, in mode `single` at 256 to 4,096 tokens."""
+
+    inventory: Inventory
+    folders: Folders
+    prepared: Prepared
+    told: list[str] = field(default_factory=list)
+
+    def keep(self, device: str, survey: Survey) -> Plan:
+        """The plan of this device, as if tuning had found it to be the best on such machines."""
+        asked = Asked("latency", mode="single", minimum_context=256)
+        ranking = rank_within(survey, MEMORIES, asked)
+        plan = next(one for one in ranking.plans if one.shares[0].device == device)
+        valid = valid_for(self.inventory, self.prepared.model, "cpu-test", asked)
+        save_tuned(self.folders.cluster("demo"), tuned_of(plan, {device: 4}, valid))
+        return plan
+
+    async def plan(self, survey: Survey, monkeypatch: pytest.MonkeyPatch) -> tuple[Prepared, Ranking]:
+        async def prepare(*others: object) -> Prepared:
+            return replace(self.prepared, survey=survey)
+
+        async def memory_at(micro_batch: int, like: ModelMemory, *others: object) -> ModelMemory:
+            return replace(with_kv(MEMORIES[0], like.context, like.parallel), micro_batch=micro_batch)
+
+        def listen(event: Event) -> None:
+            if isinstance(event, Remark):
+                self.told.append(event.text)
+
+        monkeypatch.setattr(preparing, "prepare", prepare)
+        monkeypatch.setattr(preparing, "memory_at", memory_at)
+        wishes = Wishes(mode="single")
+        return await prepare_ranking(self.inventory, cast(OpenHosts, None), self.folders, Report(listen), wishes)
+
+
+@pytest.fixture
+def planning(tmp_path: Path) -> Planning:
+    path = tmp_path / "inventory.yaml"
+    path.write_text("cluster: demo\n")
+    write_random_model(tmp_path / "tiny.gguf", replace(calibration_shape(2), embedding=64, heads=2, kv_heads=1), "F16")
+    hosts = (Host("a", "local"), Host("b", "local"))
+    inventory = Inventory(path, "demo", "tiny.gguf", hosts, context=4096, minimum_context=256)
+    prepared = Prepared(
+        inventory=inventory,
+        engine=cast(Engine, SimpleNamespace(folder=tmp_path, manifest=SimpleNamespace(engine="cpu-test"))),
+        engine_folders={},
+        model=read_model(tmp_path / "tiny.gguf"),
+        memories=MEMORIES,
+        survey=alone_on(1311, 1311),
+        experience=NO_EXPERIENCE,
+    )
+    return Planning(inventory, Folders(tmp_path / "cache", tmp_path / "state"), prepared)
+
+
+async def test_a_winner_with_a_shorter_context_than_wanted_is_used(
+    planning: Planning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slower device by prediction; at its threads, and the context is still said."""
+    kept = planning.keep("b/cpu", alone_on(1311, 1311))
+    run, ranking = await planning.plan(alone_on(1311, 1311), monkeypatch)
+    assert (plan_key(ranking.chosen), ranking.chosen.context) == (plan_key(kept), 2048)
+    assert ranking.chosen.reasons[0] == BEST_MEASURED
+    assert {device.name: device.threads for device in run.survey.devices} == {"a/cpu": 8, "b/cpu": 4}
+    assert planning.told == ["at context 4096 it does not fit: conversations may hold 2048 tokens"]
+
+
+@pytest.mark.parametrize(
+    ("budgets", "context"),
+    [
+        pytest.param((1311, 1318), 2304, id="the context that fits now"),
+        pytest.param((1318, 1311), 2048, id="its own, where that is nearly what fits now"),
+        pytest.param((1305, 1305), 1792, id="less, where less fits"),
+        pytest.param((2000, 2000), 4096, id="all that was wanted, where that fits now"),
+    ],
+)
+async def test_a_winner_is_used_at(
+    planning: Planning, monkeypatch: pytest.MonkeyPatch, budgets: tuple[int, int], context: int
+) -> None:
+    planning.keep("b/cpu", alone_on(1311, 1311))
+    _, ranking = await planning.plan(alone_on(*budgets), monkeypatch)
+    assert (ranking.chosen.shares[0].device, ranking.chosen.context) == ("b/cpu", context)
+    assert NOT_USED not in planning.told
+
+
+@pytest.mark.parametrize("budgets", [(2000, 1311), (1340, 1311), (1311, 500)])
+async def test_a_winner_that_would_cost_much_of_the_context_or_does_not_fit_is_put_aside_with_a_word(
+    planning: Planning, monkeypatch: pytest.MonkeyPatch, budgets: tuple[int, int]
+) -> None:
+    planning.keep("b/cpu", alone_on(1311, 1311))
+    run, ranking = await planning.plan(alone_on(*budgets), monkeypatch)
+    assert ranking.chosen.shares[0].device == "a/cpu"
+    assert {device.threads for device in run.survey.devices} == {8}
+    assert NOT_USED in planning.told
+
+
+async def test_without_a_winner_nothing_is_said_of_one(planning: Planning, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, ranking = await planning.plan(alone_on(2000, 2000), monkeypatch)
+    assert ranking.chosen.shares[0].device == "a/cpu"
+    assert planning.told == []
