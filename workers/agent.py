@@ -983,8 +983,9 @@ class BoundedLog:
         self.memory: deque[bytes] = deque()
         self.memory_bytes = 0
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        if os.path.exists(path) and os.path.getsize(path) > 0:
-            os.replace(path, path + ".old")
+        with contextlib.suppress(FileNotFoundError):  # none yet, or another run of the same name was faster
+            if os.path.getsize(path) > 0:
+                os.replace(path, path + ".old")
         for ending in (".1", ".1.times"):
             remove(path + ending)
         self.open()

@@ -222,6 +222,23 @@ def test_the_log_of_the_run_before_is_kept_beside(hold: Hold, tmp_path: Path) ->
     assert [(tmp_path / name).read_text() for name in ("test.log.old", "test.log")] == ["first\n", "second\n"]
 
 
+def test_a_run_of_the_same_name_may_take_the_old_log_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "test.log"
+    path.write_text("before\n")
+    size_bytes = os.path.getsize
+
+    def taken_by_the_other(place: str) -> int:
+        result = size_bytes(place)
+        os.replace(place, f"{place}.old")
+        return result
+
+    monkeypatch.setattr(os.path, "getsize", taken_by_the_other)
+    log = agent.BoundedLog(str(path), 64 * 1024)
+    log.write(b"now\n")
+    log.close()
+    assert [(tmp_path / name).read_text() for name in ("test.log.old", "test.log")] == ["before\n", "now\n"]
+
+
 def test_no_line_of_the_run_before_is_taken_for_one_of_this_run(hold: Hold, tmp_path: Path) -> None:
     script = "yes before | head -c 6000; sleep 0.3; yes before | head -c 6000"
     hold("sh", "-c", script, options=("--log-bytes", "24576")).wait_for("exit")
