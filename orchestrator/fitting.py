@@ -170,8 +170,8 @@ async def _surveyed(
         ready = await make_ready(inventory, hosts, folders, report, wishes, least)
         survey = await take_survey(ready, report, wishes)
         report.step("Measuring kernels")
-        types = _types_to_time(survey, choices.options) | work_of(surveyed).types
-        return await measure_rates(ready.measuring, survey, types, report), surveyed
+        works = {**_works_to_time(survey, choices.options), surveyed.name: _work_of(surveyed, choices)}
+        return await measure_rates(ready.measuring, survey, works, choices.experts_used, report), surveyed
 
 
 def _counted_at(inventory: Inventory, memories: Memories) -> tuple[int, CacheType]:
@@ -180,10 +180,10 @@ def _counted_at(inventory: Inventory, memories: Memories) -> tuple[int, CacheTyp
     return min(counted, key=lambda at: (at[1] != inventory.cache_type, at[0] != inventory.context))
 
 
-def _types_to_time(survey: Survey, options: Iterable[Option]) -> set[str]:
+def _works_to_time(survey: Survey, options: Iterable[Option]) -> dict[str, Work]:
     """Those of options whose weights all devices together could hold; how fast others would be does not matter."""
     room = sum(device.budget.usable_bytes for device in survey.devices) + survey.controller.memory_available_bytes
-    return {kind for option in options if option.model.size_bytes < room for kind in option.work.types}
+    return {option.name: option.work for option in options if option.model.size_bytes < room}
 
 
 def _of_inventory(inventory: Inventory, choices: Choices, folders: Folders) -> Model | None:
@@ -215,9 +215,7 @@ def _experienced(option: Option, question: Question, surveyed: Model, survey: Su
 
 def _tell_unmeasured(rows: Iterable[Fit], question: Question, report: Report) -> None:
     """Of what is shown: the speeds of rows that have a plan."""
-    missing = {kind for row in rows if row.plan is not None for kind in row.unmeasured}
+    missing = dict.fromkeys(row.option.name for row in rows if row.plan is not None and row.unmeasured)
     if missing:
         how = "; without --survey they are timed" if question.saved is not None else ""
-        report.warn(
-            f"{', '.join(sorted(missing))}: not timed on every device, speeds of these are worked out by bytes{how}"
-        )
+        report.warn(f"{', '.join(missing)}: not timed on every device, speeds of these are worked out by bytes{how}")

@@ -4,7 +4,7 @@ For measuring and counting only: such a model answers nothing sensible. Knows no
 """
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, TokenType
 from numpy.typing import NDArray
 
+from quant.mixture import MATRICES, LayerTypes
 from quant.model import Model
 from quant.whole_file import written_whole
 
@@ -43,6 +44,19 @@ _EPSILON = 1e-5
 _CONTEXT_LENGTH = 131072
 
 Bytes = NDArray[np.uint8]
+
+
+_INSTEAD = {
+    "Q2_K": "Q4_0",
+    "Q3_K": "Q4_0",
+    "TQ1_0": "Q4_0",
+    "TQ2_0": "Q4_0",
+    "Q4_K": "Q5_0",
+    "Q5_K": "Q5_1",
+    "Q6_K": "Q8_0",
+}
+"""What the engine takes for rows that no block of 256 divides (`tensor_type_fallback` in llama.cpp's llama-quant.cpp);
+for all other such types IQ4_NL."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +109,34 @@ def type_bytes(kind: str, weights: int) -> int:
 def like_shape(model: Model, layers: int) -> Shape:
     """The shape of a llama model with this model's widths, for one that cannot be cut; widths in whole blocks."""
     ups = (t.shape[1] for t in model.tensors if ".ffn_up" in t.name and len(t.shape) > 1)
-    feed_forward = max(ups, default=4 * model.embedding_length)
-    embedding, heads = _whole_blocks(model.embedding_length), max(1, model.head_count)
+    return _like(model, layers, max(ups, default=4 * model.embedding_length), _BLOCK)
+
+
+def like_work(model: Model, experts_used: float = 1.0) -> Shape:
+    """The shape of a llama model whose layers are as much work for a token as this model's: as wide as all experts that
+    work for it, this part of them. Widths are the model's own where heads divide them, else in whole blocks."""
+    feed_forward = max(_work_of_layers(model, experts_used).values(), default=4 * model.embedding_length)
+    own = model.embedding_length % (max(1, model.head_count) * _KV_BLOCK) == 0
+    return _like(model, model.block_count, round(feed_forward), _KV_BLOCK if own else _BLOCK)
+
+
+def _work_of_layers(model: Model, experts_used: float) -> Mapping[int | None, float]:
+    """By layer, the rows of the matrices up that a token is multiplied by."""
+    rows: dict[int | None, float] = {}
+    for tensor in model.tensors:
+        if ".ffn_up" in tensor.name and len(tensor.shape) > 1:
+            experts = tensor.shape[2] * experts_used if len(tensor.shape) > 2 else 1.0
+            rows[tensor.block] = rows.get(tensor.block, 0.0) + tensor.shape[1] * experts
+    return rows
+
+
+def _like(model: Model, layers: int, feed_forward: int, block: int) -> Shape:
+    embedding, heads = _whole_blocks(model.embedding_length, block), max(1, model.head_count)
     divides = embedding % (heads * _KV_BLOCK) == 0
     return Shape(
         layers=layers,
         embedding=embedding,
-        feed_forward=_whole_blocks(feed_forward),
+        feed_forward=_whole_blocks(feed_forward, block),
         heads=heads if divides else 8,
         kv_heads=_kv_heads(model, heads) if divides else 8,
         vocabulary=model.vocabulary,
@@ -113,8 +148,8 @@ def _kv_heads(model: Model, heads: int) -> int:
     return least if heads % least == 0 else 8
 
 
-def _whole_blocks(width: int) -> int:
-    return max(_BLOCK, round(width / _BLOCK) * _BLOCK)
+def _whole_blocks(width: int, block: int) -> int:
+    return max(block, round(width / block) * block)
 
 
 def write_random_model(path: Path, shape: Shape, tensor_type: str, *, reads_text: bool = False) -> None:
@@ -124,8 +159,35 @@ def write_random_model(path: Path, shape: Shape, tensor_type: str, *, reads_text
     text, each as a token. Written beside `path` and renamed, one tensor in memory at a time. ValueError for a type that
     does not exist or whose blocks do not divide the widths.
     """
-    tensors = tuple(_tensors(shape, _known_type(tensor_type)))
+    kind = _known_type(tensor_type)
+    tensors = tuple(_tensors(shape, lambda layer, name: kind))
     write_made_up(path, "llama", _facts(shape), tensors, vocabulary=shape.vocabulary, reads_text=reads_text)
+
+
+def write_mixed_model(path: Path, shape: Shape, layers: Sequence[LayerTypes], output_type: str) -> None:
+    """As `write_random_model`, the matrices of each layer in types of their own, as `fitting_types` has them; embedding
+    and output layer in `output_type`."""
+
+    def type_of(layer: int | None, name: str) -> GGMLQuantizationType:
+        return _known_type(output_type if layer is None else layers[layer][MATRICES.index(name)])
+
+    write_made_up(path, "llama", _facts(shape), tuple(_tensors(shape, type_of)), vocabulary=shape.vocabulary)
+
+
+def fitting_types(shape: Shape, layer: LayerTypes) -> LayerTypes:
+    """These types, but where their blocks do not divide a row of this shape what the engine takes instead."""
+    rows = (*[shape.embedding] * (len(MATRICES) - 1), shape.feed_forward)
+    return tuple(
+        kind if row % GGML_QUANT_SIZES[_known_type(kind)][0] == 0 else _INSTEAD.get(kind, "IQ4_NL")
+        for kind, row in zip(layer, rows, strict=True)
+    )
+
+
+def layer_type_bytes(shape: Shape, layer: LayerTypes) -> int:
+    """What the matrices of one layer of this shape take in these types."""
+    wide, narrow, forward = shape.embedding, shape.kv_width, shape.feed_forward
+    weights = (wide * wide, wide * narrow, wide * narrow, wide * wide, *[wide * forward] * 3)
+    return sum(type_bytes(kind, count) for kind, count in zip(layer, weights, strict=True))
 
 
 Fact = int | float | str | Sequence[int]
@@ -181,15 +243,16 @@ def distinct_weights(name: str, kind: str, shape: tuple[int, ...]) -> Bytes:
     return data
 
 
-def _tensors(shape: Shape, matrix_type: GGMLQuantizationType) -> Iterator[MadeUp]:
-    block, _ = GGML_QUANT_SIZES[matrix_type]
+def _tensors(shape: Shape, type_of: Callable[[int | None, str], GGMLQuantizationType]) -> Iterator[MadeUp]:
+    """`type_of`: by layer and matrix; of those outside of layers by None."""
 
     def matrix(name: str, width: int, rows: int) -> MadeUp:
+        _, number, last = name.split(".") if "." in name else ("", None, name)
+        kind = type_of(number if number is None else int(number), last)
+        block, _ = GGML_QUANT_SIZES[kind]
         if width % block:
-            raise ValueError(
-                f"{name}: a row of {width} weights is no whole number of {matrix_type.name} blocks of {block}"
-            )
-        return MadeUp(f"{name}.weight", matrix_type, (width, rows), is_norm=False)
+            raise ValueError(f"{name}: a row of {width} weights is no whole number of {kind.name} blocks of {block}")
+        return MadeUp(f"{name}.weight", kind, (width, rows), is_norm=False)
 
     def norm(name: str) -> MadeUp:
         return MadeUp(f"{name}.weight", GGMLQuantizationType.F32, (shape.embedding,), is_norm=True)

@@ -13,6 +13,7 @@ READING_ORDER = (
     "quant.errors",
     "quant.sizes",
     "quant.model",
+    "quant.mixture",
     "quant.whole_file",
     "quant.other_formats",
     "quant.gguf_header",

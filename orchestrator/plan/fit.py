@@ -17,7 +17,7 @@ from orchestrator.plan.asked import Asked
 from orchestrator.plan.costs import needed_bytes
 from orchestrator.plan.experience import NO_EXPERIENCE, Experience
 from orchestrator.plan.pools import find_candidates
-from orchestrator.plan.retyped import Work, retyped_memory, retyped_survey, unmeasured_types
+from orchestrator.plan.retyped import Work, is_measured, retyped_memory, retyped_survey
 from orchestrator.plan.robust import rank_within
 from orchestrator.plan.values import ModelMemory, Plan
 from orchestrator.survey.values import Survey
@@ -96,8 +96,8 @@ class Short:
 class Fit:
     """A row: an option at one context and cache type, and the plan that would run it.
 
-    `unmeasured` are the types of its weights that some device in use was not timed with: their share of the time is
-    worked out by bytes. `timed`: this very quantisation was timed; `timed_as`: what keys and values were kept as then.
+    `unmeasured`: some device in use was not timed with weights of its types, there speeds are worked out by bytes.
+    `timed`: this very quantisation was timed; `timed_as`: what keys and values were kept as then.
     """
 
     option: Option
@@ -107,7 +107,7 @@ class Fit:
     short: Short | None = None
     timed: bool = False
     timed_as: CacheType = "f16"
-    unmeasured: tuple[str, ...] = ()
+    unmeasured: bool = False
     best: bool = False
 
     @property
@@ -152,7 +152,7 @@ def _fit(
     asked: Asked,
 ) -> Fit:
     timed, (context, cache_type) = option.work == surveyed, at
-    unmeasured = () if timed else unmeasured_types(survey, option.work)
+    unmeasured = not timed and not is_measured(survey, option.work)
     row = Fit(option, context, cache_type, None, timed=timed, timed_as=survey.cache_type, unmeasured=unmeasured)
     if isinstance(memories, str):
         return replace(row, short=Short(memories, refused=True))

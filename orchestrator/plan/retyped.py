@@ -2,25 +2,23 @@
 
 Kernels differ by type, path and device: on a CPU through RPC weights of Q6_K are worked through twice as fast as the
 fewer bytes of Q4_0. So times are not taken to grow with the bytes. Each device's time for the layers is multiplied by
-what its own kernels take for all weights in the new types, over what they take in those that were timed: of the very
-model that was timed nothing changes. Memory is taken over but for the weights, as no buffer depends on their types.
+what its own kernels take for layers in the new types, over what they take in those that were timed, and that for the
+output layer likewise: of the very model that was timed nothing changes. Memory is taken over but for the weights, as no
+buffer depends on their types.
 """
 
 import statistics
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from orchestrator.plan.costs import layers_seconds
 from orchestrator.plan.noise import PREFILL_TOKENS
 from orchestrator.plan.values import ModelMemory
-from orchestrator.survey.values import Device, KernelRate, PassTime, Speed, Survey, TensorTime
+from orchestrator.survey.values import Device, KernelRate, PassTime, Speed, Survey, TensorTime, output_key
+from quant.mixture import Mixture, mixture_of
 from quant.model import (
     Model,
-    Tensor,
     attention_bytes,
     device_tensors,
     head_groups,
@@ -30,59 +28,42 @@ from quant.model import (
     output_bytes,
 )
 
-LITTLE = 0.02
-"""Types that have a smaller part of the weights are not measured, and not missed."""
-
 _BETWEEN = 0.05
 """The least that is left of a time measured across several devices when other weights are computed faster."""
-
-Weights = Mapping[str, float]
-"""By tensor type, how many weights are worked through."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a token works through: weights of all layers and of the output layer, by type, and their bytes. Of experts
-    only those that are used count as weights; all of them have bytes."""
+    """What a token works through: the types of the layers' matrices, the type of most of the output layer, the bytes of
+    both. `used_bytes`: of the layers' matrices, of experts only those that are used."""
 
-    layers: Weights
-    output: Weights
+    mixture: Mixture
+    output_type: str
     layers_bytes: int
     output_bytes: int
+    used_bytes: float
 
     @property
-    def types(self) -> frozenset[str]:
-        """Those that matter for speed."""
-        return frozenset(kind for part in (self.layers, self.output) for kind in _that_matter(part))
+    def rates(self) -> tuple[str, str]:
+        """The rates that its speed is known by: of the layers, and of the output layer."""
+        return self.mixture.name, output_key(self.output_type)
 
 
 def work_of(model: Model, experts_used: float = 1.0) -> Work:
     """`experts_used`: the part of the experts that work for one token."""
-    output = device_tensors(model, 0, 0, output=True)
-    layers = [tensor for tensor in model.tensors if tensor.block is not None]
-    return Work(_weights(layers, experts_used), _weights(output, 1.0), sum(layer_bytes(model)), output_bytes(model))
+    output = max(device_tensors(model, 0, 0, output=True), key=lambda tensor: tensor.parameters)
+    used_bytes = sum(
+        tensor.size_bytes * (experts_used if "_exps." in tensor.name else 1.0)
+        for tensor in model.tensors
+        if tensor.block is not None and len(tensor.shape) > 1
+    )
+    return Work(mixture_of(model), output.type, sum(layer_bytes(model)), output_bytes(model), max(1.0, used_bytes))
 
 
-def _weights(tensors: Iterable[Tensor], experts_used: float) -> Weights:
-    """Vectors, such as norms, are no work to speak of."""
-    weights = Counter[str]()
-    for tensor in tensors:
-        if len(tensor.shape) > 1:
-            used = experts_used if "_exps." in tensor.name else 1.0
-            weights[tensor.type] += tensor.parameters * used  # type: ignore[assignment] # a Counter also holds floats
-    return dict(weights)
-
-
-def _that_matter(weights: Weights) -> tuple[str, ...]:
-    total = sum(weights.values())
-    return tuple(kind for kind, count in weights.items() if count > LITTLE * total)
-
-
-def unmeasured_types(survey: Survey, work: Work) -> tuple[str, ...]:
-    """The types of which some device in use has no rate on some path that was timed."""
+def is_measured(survey: Survey, work: Work) -> bool:
+    """Whether every device in use has the rates of these types on every path that was timed."""
     paths = [speed for device in survey.devices for speed in (device.speed, device.native) if speed.measured]
-    known = [{rate.type for rate in speed.rates} for speed in paths]
-    return tuple(sorted(kind for kind in work.types if not all(kind in one for one in known)))
+    return all({rate.of for rate in speed.rates}.issuperset(work.rates) for speed in paths)
 
 
 def retyped_survey(survey: Survey, before: Work, after: Work) -> Survey:
@@ -112,7 +93,7 @@ def retyped_speed(speed: Speed, before: Work, after: Work) -> Speed:
     if not speed.measured:
         return speed
     scale = after.layers_bytes / before.layers_bytes
-    output = _ratio(speed.rates, 1, before.output, after.output)
+    output = _output_ratio(speed.rates, before, after)
     return replace(
         speed,
         passes=tuple(_retyped_pass(one, speed.rates, before, after, scale) for one in speed.passes),
@@ -122,7 +103,7 @@ def retyped_speed(speed: Speed, before: Work, after: Work) -> Speed:
 
 
 def _retyped_pass(one: PassTime, rates: Sequence[KernelRate], before: Work, after: Work, scale: float) -> PassTime:
-    ratio = _ratio(rates, one.tokens, before.layers, after.layers)
+    ratio = _layers_ratio(rates, one.tokens, before, after)
     return replace(
         one,
         layers_bytes=tuple(round(size * scale) for size in one.layers_bytes),
@@ -142,7 +123,7 @@ def _retyped_time(time: TensorTime, devices: Sequence[Device], before: Work, aft
         now = max(p * layers_seconds(one, new_size, tokens) for p, one in zip(parts, changed, strict=True))
         return max(_BETWEEN * seconds, seconds + now - was)
 
-    ratio = statistics.mean(_ratio(one.speed.rates, 1, before.output, after.output) for one in devices)
+    ratio = statistics.mean(_output_ratio(one.speed.rates, before, after) for one in devices)
     return replace(
         time,
         passes=tuple(
@@ -159,16 +140,25 @@ def _retyped_time(time: TensorTime, devices: Sequence[Device], before: Work, aft
     )
 
 
-def _ratio(rates: Sequence[KernelRate], tokens: int, before: Weights, after: Weights) -> float:
-    """How much longer all weights take in the types after than before."""
-    if before == after:
+def _layers_ratio(rates: Sequence[KernelRate], tokens: int, before: Work, after: Work) -> float:
+    """How much longer the layers take in the types after than before; where that was not measured, decoding goes by
+    their bytes, and a prompt takes as many operations in any type."""
+    if before.mixture == after.mixture:
         return 1.0
-    known = {rate.type: rate_at(rate, tokens) for rate in rates}
-    was, now = (
-        sum(count * (known.get(kind) or _by_bytes(known, kind, tokens)) for kind, count in one.items())
-        for one in (before, after)
-    )
-    return now / was if was > 0 else 1.0
+    by_bytes = after.used_bytes / before.used_bytes if tokens < PREFILL_TOKENS else 1.0
+    return _known_ratio(rates, tokens, before.mixture.name, after.mixture.name) or by_bytes
+
+
+def _output_ratio(rates: Sequence[KernelRate], before: Work, after: Work) -> float:
+    if before.output_type == after.output_type:
+        return 1.0
+    keys = output_key(before.output_type), output_key(after.output_type)
+    return _known_ratio(rates, 1, *keys) or after.output_bytes / before.output_bytes
+
+
+def _known_ratio(rates: Sequence[KernelRate], tokens: int, before: str, after: str) -> float | None:
+    known = {rate.of: rate for rate in rates if rate.of in (before, after)}
+    return rate_at(known[after], tokens) / rate_at(known[before], tokens) if len(known) == 2 else None
 
 
 def rate_at(rate: KernelRate, tokens: int) -> float:
@@ -180,20 +170,6 @@ def rate_at(rate: KernelRate, tokens: int) -> float:
             return below_s + (above_s - below_s) * max(0, tokens - below) / (above - below)
     last, last_s = pairs[-1]
     return last_s * max(1.0, tokens / last)
-
-
-def _by_bytes(known: Mapping[str, float], kind: str, tokens: int) -> float:
-    """Of a type that was not measured: decoding reads its bytes, a prompt takes as many operations in any type."""
-    if not known:
-        return _weight_bytes(kind) if tokens < PREFILL_TOKENS else 1.0
-    if tokens >= PREFILL_TOKENS:
-        return statistics.median(known.values())
-    return _weight_bytes(kind) * statistics.median(seconds / _weight_bytes(one) for one, seconds in known.items())
-
-
-def _weight_bytes(kind: str) -> float:
-    block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
-    return block_bytes / block
 
 
 def retyped_memory(memory: ModelMemory, model: Model) -> ModelMemory:

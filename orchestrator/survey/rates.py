@@ -1,16 +1,18 @@
-"""How fast each device's kernels are for each tensor type: models of random weights, all of one type, timed on each
-path.
+"""How fast each device's kernels are for layers of each mixture of tensor types, and for output layers of each type:
+models of random weights, timed on each path.
 
 So that speeds are known of quantisations that were never timed (`plan.retyped`). Measured once for a device, engine,
-path, type and for layers of like widths, and kept: all models of these widths have them.
+path, mixture and for layers of like widths, and kept: all models of these widths have them.
 """
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Self
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -18,10 +20,11 @@ from orchestrator.errors import BringUpError, EngineError, HostError
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.hosts import OpenHost
 from orchestrator.plan.costs import transfer_s
+from orchestrator.plan.retyped import Work
 from orchestrator.report import Report
 from orchestrator.state import write_private
 from orchestrator.survey.gather import Target, default_threads, on_worker, targets_of, workers_of
-from orchestrator.survey.slices import KERNEL_VOCABULARY, KernelModel
+from orchestrator.survey.slices import KernelModel, SliceStore
 from orchestrator.survey.speeds import (
     FEW_REPETITIONS,
     HURRIED_REPETITIONS,
@@ -31,27 +34,65 @@ from orchestrator.survey.speeds import (
 )
 from orchestrator.survey.timing import Measuring, Timing, always, time_passes
 from orchestrator.survey.values import Device, HostSurvey, KernelRate, Link, Speed, Survey
+from quant.mixture import Mixture
 from workers.pass_bench import Timed
 
 PASSES = (1, 8, SHORT_PROMPT)
 """Decoding of one and of several conversations, and a prompt; between them rates change in proportion."""
 
 TURNS = 2
-"""How often all types are timed, one after the other: a busy minute of a machine shall not slow one of them. Of each
+"""How often all are timed, one after the other: a busy minute of a machine shall not slow one of them. Of each
 pass the fastest repetition counts."""
 
-FORMAT = "rates 3"
+FORMAT = "rates 4"
 _RATE = TypeAdapter(KernelRate)
 _FLOAT_BYTES = 4
 
 
-async def measure_rates(measuring: Measuring, survey: Survey, types: Collection[str], report: Report) -> Survey:
-    """The survey with the rates of these types on every path that it has a speed of, known ones from earlier runs.
+@dataclass(frozen=True)
+class Wanted:
+    """What is compared: mixtures of layers, by what they are called, and types of output layers. `experts_used`: the
+    part that works for a token."""
 
-    Hosts side by side, those on this machine one after the other. Types that a device cannot compute, or has no memory
-    for, are left out, and said.
+    mixtures: tuple[tuple[str, Mixture], ...]
+    outputs: tuple[str, ...]
+    experts_used: float
+
+    @classmethod
+    def of(cls, works: Mapping[str, Work], experts_used: float) -> Self:
+        """Each once, under the first name it has."""
+        mixtures: dict[Mixture, str] = {}
+        for name, work in works.items():
+            mixtures.setdefault(work.mixture, name)
+        outputs = sorted({work.output_type for work in works.values()})
+        return cls(tuple((name, mixture) for mixture, name in mixtures.items()), tuple(outputs), experts_used)
+
+    def called(self, key: str) -> str:
+        """What to call a rate by."""
+        return next((name for name, mixture in self.mixtures if mixture.name == key), key)
+
+    def models(self, slices: SliceStore, available_bytes: int) -> Iterator[KernelModel]:
+        """Those that a device with this much memory holds, and whose types meshctl knows."""
+        making = (
+            *(partial(slices.of_layers, one, available_bytes, self.experts_used) for _, one in self.mixtures),
+            *(partial(slices.of_output, kind, available_bytes) for kind in self.outputs),
+        )
+        for make in making:
+            with suppress(ValueError):
+                if (one := make()) is not None:
+                    yield one
+
+
+async def measure_rates(
+    measuring: Measuring, survey: Survey, works: Mapping[str, Work], experts_used: float, report: Report
+) -> Survey:
+    """The survey with the rates of these works, which have names, on every path that it has a speed of, known ones from
+    earlier runs.
+
+    Hosts side by side, those on this machine one after the other. What a device cannot compute, or has no memory for,
+    is left out, and said.
     """
-    wanted, measuring = tuple(sorted(types)), replace(measuring, cache_type="f16", flash_attention="auto")
+    wanted, measuring = Wanted.of(works, experts_used), replace(measuring, cache_type="f16", flash_attention="auto")
     local = asyncio.Lock()
     controller = measuring.hosts.controller
     alone = _Path(measuring, controller, targets_of(controller, ())[0], None)
@@ -76,21 +117,21 @@ async def _host(
     host: HostSurvey,
     opened: OpenHost,
     targets: dict[str, Target],
-    types: Sequence[str],
+    wanted: Wanted,
     report: Report,
 ) -> HostSurvey:
-    devices = [await _device(measuring, opened, targets[one.name], one, types, report) for one in host.devices]
+    devices = [await _device(measuring, opened, targets[one.name], one, wanted, report) for one in host.devices]
     return replace(host, devices=tuple(devices))
 
 
 async def _device(
-    measuring: Measuring, host: OpenHost, target: Target, device: Device, types: Sequence[str], report: Report
+    measuring: Measuring, host: OpenHost, target: Target, device: Device, wanted: Wanted, report: Report
 ) -> Device:
     speed, native = device.speed, device.native
     if speed.measured:
-        speed = await _with_rates(_Path(measuring, host, target, device.link), speed, types, report)
+        speed = await _with_rates(_Path(measuring, host, target, device.link), speed, wanted, report)
     if native.measured:
-        native = await _with_rates(_Path(measuring, host, target, None), native, types, report)
+        native = await _with_rates(_Path(measuring, host, target, None), native, wanted, report)
     return replace(device, speed=speed, native=native)
 
 
@@ -120,23 +161,20 @@ class _Path:
         return self.measuring.kept / f"rate-{key}.json"
 
 
-async def _with_rates(path: _Path, speed: Speed, types: Sequence[str], report: Report) -> Speed:
+async def _with_rates(path: _Path, speed: Speed, wanted: Wanted, report: Report) -> Speed:
     """With the rates that are kept, and the others measured."""
-    measuring, available = path.measuring, path.target.available_bytes
+    measuring = path.measuring
     found: dict[str, KernelRate] = {}
     missing: dict[str, KernelModel] = {}
-    for kind in types:
-        try:
-            one = measuring.slices.of_type(kind, available)
-        except ValueError:
-            continue
-        if one is not None and (rate := _kept(path.kept_file(one), measuring.recalibrate)) is not None:
-            found[kind] = rate
-        elif one is not None:
-            missing[kind] = one
+    models = {one.key: one for one in wanted.models(measuring.slices, path.target.available_bytes)}
+    for key, one in models.items():
+        if (rate := _kept(path.kept_file(one), measuring.recalibrate)) is not None:
+            found[key] = rate
+        else:
+            missing[key] = one
     if missing:
-        found |= await _measure(path, missing, _repetitions(speed), report)
-    return replace(speed, rates=tuple(found[kind] for kind in types if kind in found))
+        found |= await _measure(path, wanted, missing, _repetitions(speed), report)
+    return replace(speed, rates=tuple(found[key] for key in models if key in found))
 
 
 def faster(one: KernelRate, other: KernelRate) -> KernelRate:
@@ -163,28 +201,28 @@ def _repetitions(speed: Speed) -> int:
 
 
 async def _measure(
-    path: _Path, missing: dict[str, KernelModel], repetitions: int, report: Report
+    path: _Path, wanted: Wanted, missing: dict[str, KernelModel], repetitions: int, report: Report
 ) -> dict[str, KernelRate]:
-    """The smallest types first, each kept as soon as it is known. One that fails is left out; where a host is late or
+    """The smallest first, each kept as soon as it is known. One that fails is left out; where a host is late or
     lost, those after it, too."""
     name, found = path.target.name, dict[str, KernelRate]()
-    left = sorted(missing, key=lambda kind: sum(missing[kind].slice.layers_bytes))
+    left = sorted(missing, key=lambda key: missing[key].size_bytes)
     for turn in range(1, TURNS + 1):
-        for kind in tuple(left):
-            report.say(f"{name}: timing {kind} {path.name}, turn {turn} of {TURNS}")
+        for key in tuple(left):
+            report.say(f"{name}: timing {wanted.called(key)} {path.name}, turn {turn} of {TURNS}")
             try:
                 async with _timing(path) as at:
-                    rate = await _rate(at, kind, missing[kind], repetitions, path.link)
+                    rate = await _rate(at, missing[key], repetitions, path.link)
             except (EngineError, BringUpError, HostError) as error:
-                gone = left[left.index(kind) :] if isinstance(error, HostError) else [kind]
+                gone = left[left.index(key) :] if isinstance(error, HostError) else [key]
                 left = [one for one in left if one not in gone]
-                if unknown := [one for one in gone if one not in found]:
+                if unknown := [wanted.called(one) for one in gone if one not in found]:
                     report.warn(f"{name}: the speed of {', '.join(unknown)} is worked out by its bytes: {error}")
                 if isinstance(error, HostError):
                     break
                 continue
-            found[kind] = faster(found.get(kind, rate), rate)
-            _keep(path.kept_file(missing[kind]), found[kind])
+            found[key] = faster(found.get(key, rate), rate)
+            _keep(path.kept_file(missing[key]), found[key])
     return found
 
 
@@ -202,18 +240,18 @@ async def _timing(path: _Path) -> AsyncIterator[Timing]:
         yield Timing(measuring, controller, own, placed, target.name, one_by_one=target.kind != "cpu")
 
 
-async def _rate(at: Timing, kind: str, one: KernelModel, repetitions: int, link: Link | None) -> KernelRate:
+async def _rate(at: Timing, one: KernelModel, repetitions: int, link: Link | None) -> KernelRate:
     await asyncio.to_thread(at.measuring.slices.write, one)
+    passes = PASSES[:1] if one.of_output else PASSES
     fastest = {
         tokens: Timed(timed.least_s, timed.spread)
-        for tokens, timed in (await time_passes(at, one.slice, PASSES, repetitions)).items()
+        for tokens, timed in (await time_passes(at, one.slice, passes, repetitions)).items()
     }
-    timed = rising(fastest)
-    hidden_bytes = one.shape.embedding * _FLOAT_BYTES
+    timed, shape = rising(fastest), one.shape
 
     def weight_s(tokens: int) -> float:
-        seconds = timed[tokens].seconds
-        link_s = transfer_s(link, hidden_bytes * tokens, KERNEL_VOCABULARY * _FLOAT_BYTES) if link else 0.0
+        seconds, hidden_bytes = timed[tokens].seconds, shape.embedding * _FLOAT_BYTES
+        link_s = transfer_s(link, hidden_bytes * tokens, shape.vocabulary * _FLOAT_BYTES) if link else 0.0
         return max(0.1 * seconds, seconds - link_s) / one.weights
 
-    return KernelRate(kind, PASSES, tuple(weight_s(tokens) for tokens in PASSES))
+    return KernelRate(one.key, passes, tuple(weight_s(tokens) for tokens in passes))

@@ -6,11 +6,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 
+from orchestrator.survey.values import output_key
 from quant.errors import SliceError
 from quant.gguf_file import read_model
+from quant.mixture import MATRICES, LayerTypes, Mixture
 from quant.model import Model, hidden_bytes, layer_bytes, logits_bytes, output_bytes
 from quant.slice import SHALLOW, shape_digest, slice_depths, write_slice
-from quant.synthetic import ONE_BILLION, Shape, like_shape, type_bytes, write_random_model
+from quant.synthetic import (
+    ONE_BILLION,
+    Shape,
+    fitting_types,
+    layer_type_bytes,
+    like_shape,
+    like_work,
+    type_bytes,
+    write_mixed_model,
+    write_random_model,
+)
 from workers.agent import Recorded, mark_of, read_record, sha256_of, touch, write_record
 from workers.budget import MIB
 
@@ -25,6 +37,9 @@ KERNEL_WEIGHTS = 250_000_000
 has more layers than the model itself: what stays in a cache there shall stay in it here."""
 
 KERNEL_VOCABULARY = 256
+
+LEAST_FEED_FORWARD = 256
+"""Of the layer before an output layer that is timed: a row of it is one block of any type."""
 
 LEAST_LAYERS = 4
 """A device that holds fewer layers beside the output layer is timed with that on the head, and short prompts only."""
@@ -47,15 +62,27 @@ class Slice:
 
 @dataclass(frozen=True)
 class KernelModel:
-    """A model of this shape, all of one type, to compare types by."""
+    """A model of random weights that types are compared by: layers of these types, or an output layer of one type, with
+    the other part as small as can be. `key`: what is compared, as in `KernelRate`."""
 
     slice: Slice
     shape: Shape
-    type: str
+    key: str
+    layers: tuple[LayerTypes, ...]
+    output_type: str = "F16"
+    of_output: bool = False
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the layers and, if that is compared, the output layer."""
+        row_bytes = type_bytes(self.output_type, self.shape.embedding)
+        return sum(self.slice.layers_bytes) + self.shape.vocabulary * row_bytes * self.of_output
 
     @property
     def weights(self) -> int:
-        return self.shape.layers * self.shape.layer_weights
+        """Those that are compared, and what must be beside them."""
+        layers = self.shape.layers * self.shape.layer_weights
+        return layers + self.shape.vocabulary * self.shape.embedding * self.of_output
 
 
 @dataclass(frozen=True)
@@ -122,17 +149,33 @@ class SliceStore:
             why_synthetic=why,
         )
 
-    def of_type(self, kind: str, available_bytes: int) -> KernelModel | None:
-        """A model of like shapes whose weights are all of this type, to be written first (`write`); None where a device
-        with this much memory does not hold two layers of it. ValueError for a type that there is none of."""
-        shape = kernel_shape(self._model)
-        layer_bytes_each = type_bytes(kind, shape.layer_weights)
-        most = (available_bytes - BESIDE_LAYERS_BYTES) // layer_bytes_each
-        if most < SHALLOW:
+    def of_layers(self, mixture: Mixture, available_bytes: int, experts_used: float = 1.0) -> KernelModel | None:
+        """A model of layers like this one's with matrices of these types, to be written first (`write`); None where a
+        device with this much memory does not hold two of them."""
+        shape = kernel_shape(self._model, experts_used)
+        for count in range(shape.layers, SHALLOW - 1, -1):
+            layers = tuple(fitting_types(shape, layer) for layer in mixture.of_layers(count))
+            sizes = tuple(layer_type_bytes(shape, layer) for layer in layers)
+            if sum(sizes) + BESIDE_LAYERS_BYTES <= available_bytes:
+                shape = replace(shape, layers=count)
+                path = self._folder / f"kernel-{mixture.name}-{'-'.join(map(str, shape.widths))}-{count}.gguf"
+                return KernelModel(Slice(path, count, sizes, "synthetic"), shape, mixture.name, layers)
+        return None
+
+    def of_output(self, kind: str, available_bytes: int) -> KernelModel | None:
+        """A model that is hardly more than an output layer of this type; None where a device with this much memory does
+        not hold one. It is held twice while it is loaded."""
+        wide = kernel_shape(self._model)
+        shape = replace(wide, layers=1, feed_forward=LEAST_FEED_FORWARD)
+        layer = fitting_types(shape, (kind,) * len(MATRICES))
+        size, row_bytes = layer_type_bytes(shape, layer), type_bytes(layer[0], shape.embedding)
+        room = (available_bytes - BESIDE_LAYERS_BYTES - size) // (2 * row_bytes)
+        vocabulary = min(self._model.vocabulary, KERNEL_WEIGHTS // shape.embedding, room)
+        if vocabulary < min(self._model.vocabulary, KERNEL_VOCABULARY):
             return None
-        shape = replace(shape, layers=min(shape.layers, most))
-        path = self._folder / f"kernel-{kind}-{'-'.join(map(str, shape.widths))}-{shape.layers}.gguf"
-        return KernelModel(Slice(path, shape.layers, (layer_bytes_each,) * shape.layers, "synthetic"), shape, kind)
+        shape = replace(shape, vocabulary=vocabulary)
+        path = self._folder / f"kernel-output-{kind}-{shape.embedding}-{shape.heads}-{vocabulary}.gguf"
+        return KernelModel(Slice(path, 1, (size,), "synthetic"), shape, output_key(kind), (layer,), layer[0], True)
 
     def write(self, one: KernelModel) -> None:
         """Where it is not there yet."""
@@ -141,7 +184,7 @@ class SliceStore:
             self._folder.mkdir(parents=True, exist_ok=True)
             if not _is_whole(path):
                 self._delete_old()
-                write_random_model(path, one.shape, one.type)
+                write_mixed_model(path, one.shape, one.layers, one.output_type)
                 _record(path)
 
     def use_synthetic(self, why: str) -> None:
@@ -198,13 +241,13 @@ class SliceStore:
                     mark.unlink(missing_ok=True)
 
 
-def kernel_shape(model: Model) -> Shape:
+def kernel_shape(model: Model, experts_used: float = 1.0) -> Shape:
     """What tensor types are compared at: the model's widths up to those of a model of a billion weights, from which on
     kernels are as fast as in any; and layers enough to leave a cache, if the model has them. One word instead of a
     vocabulary: the output layer is no part of it."""
-    shape = like_shape(model, model.block_count)
+    shape = like_work(model, experts_used)
     if shape.embedding > ONE_BILLION.embedding:
-        shape = replace(ONE_BILLION, layers=model.block_count)
+        shape = replace(ONE_BILLION, layers=model.block_count, feed_forward=shape.feed_forward)
     shape = replace(shape, feed_forward=min(shape.feed_forward, ONE_BILLION.feed_forward), vocabulary=KERNEL_VOCABULARY)
     enough = -(-KERNEL_WEIGHTS // shape.layer_weights)
     return replace(shape, layers=max(SHALLOW, min(model.block_count, enough)))

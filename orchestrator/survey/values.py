@@ -48,15 +48,21 @@ class PassTime:
 
 @dataclass(frozen=True)
 class KernelRate:
-    """How fast a device multiplies by weights of one ggml type (such as "Q4_K") on one path.
+    """How fast a device computes with weights of these types on one path. `of`: layers, by the name of their mixture of
+    types ("Q4_0", "Q4_K+Q6_K-1f0a93bc"), or an output layer by its type ("output Q6_K").
 
-    `weight_s[i]` is the time of a pass of `tokens[i]` tokens (ascending) per weight of the layers, all that a layer
-    does beside multiplying and the link's own time included. Good for comparing types with one another only.
+    `weight_s[i]` is the time of a pass of `tokens[i]` tokens (ascending) per weight, all that is done beside
+    multiplying included, the link's own time not. Good for comparing types with one another only.
     """
 
-    type: str
+    of: str
     tokens: tuple[int, ...]
     weight_s: tuple[float, ...]
+
+
+def output_key(kind: str) -> str:
+    """What the rate of an output layer of this type is `of`."""
+    return f"output {kind}"
 
 
 @dataclass(frozen=True)
@@ -277,9 +283,9 @@ def _all_rates(survey: Survey) -> Iterator[tuple[str, tuple[KernelRate, ...]]]:
 def _rates_problem(rates: tuple[KernelRate, ...]) -> str:
     for rate in rates:
         if not rate.tokens or list(rate.tokens) != sorted(set(rate.tokens)) or len(rate.tokens) != len(rate.weight_s):
-            return f"that of {rate.type} needs ascending tokens and as many weight_s"
+            return f"that of {rate.of} needs ascending tokens and as many weight_s"
         if not all(0 < seconds < inf for seconds in rate.weight_s):
-            return f"that of {rate.type} has a time that is none"
+            return f"that of {rate.of} has a time that is none"
     return ""
 
 

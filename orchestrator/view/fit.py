@@ -267,7 +267,6 @@ def _row_json(row: Fit) -> dict[str, object]:
         if short is None
         else {"needed_bytes": short.needed_bytes, "there_bytes": short.there_bytes, "reason": short.reason},
         "speed_from": row.speed_from if plan is not None else None,
-        "unmeasured_types": list(row.unmeasured),
         "plan": None if plan is None else _plan_json(plan),
     }
 

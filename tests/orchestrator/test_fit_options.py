@@ -87,7 +87,7 @@ async def test_a_repository_is_read_by_its_headers(
         len(published["tiny-Q4_0.gguf"]),
         len(published["tiny-Q8_0.gguf"]),
     ]
-    assert [option.work.types for option in choices.options] == [{"Q4_0"}, {"Q8_0"}]
+    assert [option.work.mixture.types for option in choices.options] == [("Q4_0",), ("Q8_0",)]
     assert len(remarks) == 1
     assert remarks[0].startswith("tiny-Q2_K.gguf is left out: ")
     assert choices.surveyed(shape_digest(choices.options[1].model)) == choices.options[1].model
@@ -181,7 +181,7 @@ async def test_of_a_model_that_is_here_others_can_be_made_and_those_that_are_mad
     choices = await find_choices(str(source.path), Path.cwd(), types, engine, folders, report)
     assert said(choices) == [("Q8_0", "here"), ("Q4_K_M", "make")]
     assert choices.options[0].model.path == tmp_path / "elsewhere" / "eight.gguf"
-    assert choices.options[1].work.types == {"Q4_K", "Q6_K"}
+    assert choices.options[1].work.mixture.types == ("Q4_K", "Q6_K")
     assert [one.origin for one in choices.options] == ["", str(source.path)]
     assert remarks == ["IQ2_XXS is left out: it needs an importance matrix"]
 

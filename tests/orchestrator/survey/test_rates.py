@@ -14,15 +14,18 @@ from orchestrator.inventory import Host
 from orchestrator.report import Event, Remark, Report
 from orchestrator.survey import rates
 from orchestrator.survey.gather import Target
-from orchestrator.survey.rates import faster
+from orchestrator.survey.rates import Wanted, faster
 from orchestrator.survey.slices import KernelModel, Slice
 from orchestrator.survey.timing import Measuring, Timing
 from orchestrator.survey.values import DeviceSpec, KernelRate
+from quant.mixture import Mixture
 from quant.synthetic import Shape
 from tests.orchestrator.plan.examples import FACTS, LOOPBACK
 from workers.budget import Budget
 
 SHAPE = Shape(layers=2, embedding=256, feed_forward=512, heads=4, kv_heads=2, vocabulary=256)
+LAYERS = (("Q4_0",) * 7,) * 2
+WANTED = Wanted((("Q8", Mixture(((("Q8_0", 1),),) * 7)),), (), 1.0)
 BYTES = {"F16": 500, "Q8_0": 260, "Q4_0": 140}
 TARGET = Target(DeviceSpec("a/cpu", 1), "cpu", "a processor", Budget(10**9, 10**9, 0), 10**9)
 
@@ -46,7 +49,7 @@ class Machine:
         )
         self.path = rates._Path(cast(Measuring, measuring), host, TARGET, LOOPBACK)  # type: ignore[arg-type]
         self.models = {
-            kind: KernelModel(Slice(Path(f"{kind}.gguf"), 2, (size, size), "synthetic"), SHAPE, kind)
+            kind: KernelModel(Slice(Path(f"{kind}.gguf"), 2, (size, size), "synthetic"), SHAPE, kind, LAYERS)
             for kind, size in BYTES.items()
         }
         monkeypatch.setattr(rates, "workers_of", self.workers_of)
@@ -57,8 +60,8 @@ class Machine:
         self.workers += 1
         yield "endpoint"
 
-    async def rate(self, at: Timing, kind: str, *_: object) -> KernelRate:
-        self.asked.append(kind)
+    async def rate(self, at: Timing, one: KernelModel, *_: object) -> KernelRate:
+        self.asked.append(kind := one.key)
         if (error := self.errors.pop(kind, None)) is not None:
             raise error
         return KernelRate(kind, (1,), (1.0 / len(self.asked),))
@@ -68,7 +71,7 @@ class Machine:
             if isinstance(event, Remark) and event.level == "warning":
                 self.told.append(event.text)
 
-        return sorted(await rates._measure(self.path, self.models, 3, Report(listen)))
+        return sorted(await rates._measure(self.path, WANTED, self.models, 3, Report(listen)))
 
     @property
     def kept(self) -> list[str]:
@@ -81,18 +84,18 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return Machine(tmp_path, monkeypatch)
 
 
-async def test_all_types_are_timed_twice_the_smallest_first_each_by_a_worker_of_its_own(machine: Machine) -> None:
+async def test_all_are_timed_twice_the_smallest_first_each_by_a_worker_of_its_own(machine: Machine) -> None:
     assert await machine.measure() == ["F16", "Q4_0", "Q8_0"]
     assert machine.asked == ["Q4_0", "Q8_0", "F16"] * 2
     assert (machine.workers, machine.kept, machine.told) == (6, ["F16", "Q8_0", "Q4_0"], [])
 
 
 @pytest.mark.parametrize("error", [EngineError("no kernel"), BringUpError("its worker was killed")])
-async def test_a_type_that_fails_is_left_out_and_the_others_are_timed(machine: Machine, error: Exception) -> None:
+async def test_one_that_fails_is_left_out_and_the_others_are_timed(machine: Machine, error: Exception) -> None:
     machine.errors["Q8_0"] = error
     assert await machine.measure() == ["F16", "Q4_0"]
     assert machine.asked == ["Q4_0", "Q8_0", "F16", "Q4_0", "F16"]
-    assert machine.told == [f"a/cpu: the speed of Q8_0 is worked out by its bytes: {error}"]
+    assert machine.told == [f"a/cpu: the speed of Q8 is worked out by its bytes: {error}"]
 
 
 @pytest.mark.parametrize(
@@ -104,15 +107,15 @@ async def test_a_host_that_is_late_or_lost_ends_what_is_larger_and_nothing_else(
     machine.errors["Q8_0"] = error
     assert await machine.measure() == ["Q4_0"]
     assert machine.asked == ["Q4_0", "Q8_0", "Q4_0"]
-    assert machine.told == [f"a/cpu: the speed of Q8_0, F16 is worked out by its bytes: {error}"]
+    assert machine.told == [f"a/cpu: the speed of Q8, F16 is worked out by its bytes: {error}"]
 
 
 async def test_what_has_been_timed_once_counts_when_the_second_time_fails(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail_later(at: Timing, kind: str, *rest: object) -> KernelRate:
+    async def fail_later(at: Timing, one: KernelModel, *rest: object) -> KernelRate:
         machine.errors = {"Q8_0": EngineError("killed")} if len(machine.asked) >= 3 else {}
-        return await Machine.rate(machine, at, kind, *rest)
+        return await Machine.rate(machine, at, one, *rest)
 
     monkeypatch.setattr(rates, "_rate", fail_later)
     assert await machine.measure() == ["F16", "Q4_0", "Q8_0"]

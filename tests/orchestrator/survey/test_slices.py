@@ -12,7 +12,8 @@ from orchestrator.survey import slices
 from orchestrator.survey.slices import Slices, SliceStore
 from quant.errors import SliceError
 from quant.gguf_file import read_model
-from quant.model import Model, output_bytes
+from quant.mixture import Mixture, mixture_of
+from quant.model import Model, Tensor, output_bytes
 from quant.synthetic import ONE_BILLION, Shape, write_random_model
 
 SHAPE = Shape(layers=6, embedding=256, feed_forward=512, heads=4, kv_heads=2, vocabulary=128)
@@ -129,42 +130,79 @@ def test_a_device_too_small_for_two_layers_has_no_slices(model: Model, tmp_path:
     assert not (tmp_path / "slices").exists()
 
 
-def test_types_are_compared_on_the_models_own_widths_and_layers(model: Model, tmp_path: Path) -> None:
+UNIFORM = Mixture(((("Q6_K", 6),),) * 7)
+MIXED = Mixture(((("Q4_K", 6),),) * 6 + ((("Q4_K", 4), ("Q6_K", 2)),))
+
+
+def test_mixtures_are_compared_on_the_models_own_widths_and_layers(model: Model, tmp_path: Path) -> None:
     store = SliceStore(model, tmp_path / "slices")
     shape = slices.kernel_shape(model)
-    one = store.of_type("Q6_K", 10**9)
+    one = store.of_layers(MIXED, 10**9)
     assert one is not None
     assert not (tmp_path / "slices").exists()
-    assert (shape.layers, shape.vocabulary) == (model.block_count, 256)
-    assert (one.weights, one.slice.layers) == (model.block_count * shape.layer_weights, model.block_count)
+    assert (shape.embedding, shape.layers, shape.vocabulary) == (model.embedding_length, model.block_count, 256)
+    assert (one.key, one.weights, one.slice.layers) == (
+        MIXED.name,
+        model.block_count * shape.layer_weights,
+        model.block_count,
+    )
     store.write(one)
     made = read_model(one.slice.path)
+    assert mixture_of(made) == MIXED
     matrices = [tensor for tensor in made.tensors if tensor.block is not None and len(tensor.shape) > 1]
-    assert {tensor.type for tensor in matrices} == {"Q6_K"}
     assert sum(tensor.parameters for tensor in matrices) == one.weights
-    assert sum(tensor.size_bytes for tensor in matrices) == sum(one.slice.layers_bytes)
+    assert sum(tensor.size_bytes for tensor in matrices) == one.size_bytes == sum(one.slice.layers_bytes)
 
 
 def test_large_models_share_one_comparison(model: Model, tmp_path: Path) -> None:
     """Of widths like those of a model of a billion weights, with layers enough to leave a processor's cache."""
     large = replace(model, embedding_length=8192, block_count=80)
     shape = slices.kernel_shape(large)
-    assert shape == replace(ONE_BILLION, layers=5, vocabulary=256)
+    assert shape == replace(ONE_BILLION, feed_forward=shape.feed_forward, layers=shape.layers, vocabulary=256)
     assert shape.layers * shape.layer_weights > slices.KERNEL_WEIGHTS
-    larger = SliceStore(replace(large, embedding_length=5120), tmp_path / "b").of_type("Q4_K", 10**9)
+    larger = SliceStore(replace(large, embedding_length=5120), tmp_path / "b").of_layers(UNIFORM, 10**9)
     assert larger is not None
-    assert larger.slice.path.name == "kernel-Q4_K-2048-8192-32-8-5.gguf"
+    assert larger.slice.path.name == f"kernel-Q6_K-2048-{shape.feed_forward}-32-8-{shape.layers}.gguf"
 
 
-def test_types_are_compared_on_fewer_layers_where_a_device_holds_no_more(model: Model, tmp_path: Path) -> None:
-    store = SliceStore(replace(model, embedding_length=8192, block_count=80), tmp_path / "slices")
-    layer = ONE_BILLION.layer_weights * 34 // 32
-    one = store.of_type("Q8_0", slices.BESIDE_LAYERS_BYTES + 3 * layer)
+def test_of_experts_as_many_are_compared_as_work_for_a_token(model: Model) -> None:
+    experts = Tensor("blk.0.ffn_up_exps.weight", "Q4_0", (512, 256, 32), 1, 0)
+    assert slices.kernel_shape(replace(model, tensors=(experts,)), 0.25).feed_forward == 8 * 256
+
+
+def test_mixtures_are_compared_on_fewer_layers_where_a_device_holds_no_more(model: Model, tmp_path: Path) -> None:
+    large = replace(model, embedding_length=8192, block_count=80)
+    store, layer = SliceStore(large, tmp_path / "slices"), slices.kernel_shape(large).layer_weights * 210 // 256
+    one = store.of_layers(UNIFORM, slices.BESIDE_LAYERS_BYTES + 3 * layer)
     assert one is not None
     assert one.slice.layers == 3
-    assert store.of_type("Q8_0", slices.BESIDE_LAYERS_BYTES + 2 * layer - 1) is None
+    assert store.of_layers(UNIFORM, slices.BESIDE_LAYERS_BYTES + 2 * layer - 1) is None
     with pytest.raises(ValueError, match="Q9 is no ggml tensor type"):
-        store.of_type("Q9", 10**9)
+        store.of_layers(Mixture(((("Q9", 1),),) * 7), 10**9)
+
+
+def test_an_output_layer_is_compared_with_little_beside_it(model: Model, tmp_path: Path) -> None:
+    store = SliceStore(model, tmp_path / "slices")
+    one = store.of_output("Q8_0", 10**9)
+    assert one is not None
+    store.write(one)
+    made = read_model(one.slice.path)
+    assert (made.vocabulary, made.embedding_length) == (model.vocabulary, model.embedding_length)
+    assert one.weights == sum(one.parameters for one in made.tensors if len(one.shape) > 1) - (
+        made.vocabulary * made.embedding_length
+    )
+    assert {tensor.type for tensor in made.tensors if len(tensor.shape) > 1} == {"Q8_0"}
+
+
+def test_an_output_layer_is_as_large_as_a_device_holds_twice(model: Model, tmp_path: Path) -> None:
+    store = SliceStore(replace(model, vocabulary=100_000), tmp_path / "slices")
+    whole = store.of_output("Q8_0", 10**9)
+    assert whole is not None
+    assert whole.shape.vocabulary == 100_000
+    less = store.of_output("Q8_0", slices.BESIDE_LAYERS_BYTES + whole.size_bytes)
+    assert less is not None
+    assert less.shape.vocabulary == 50_000
+    assert store.of_output("Q8_0", slices.BESIDE_LAYERS_BYTES) is None
 
 
 def test_slices_with_made_up_weights_are_told_from_those_of_the_model(model: Model, tmp_path: Path) -> None:
