@@ -165,13 +165,14 @@ def write_random_model(path: Path, shape: Shape, tensor_type: str, *, reads_text
 
 
 def write_mixed_model(path: Path, shape: Shape, layers: Sequence[LayerTypes], output_type: str) -> None:
-    """As `write_random_model`, the matrices of each layer in types of their own, as `fitting_types` has them; embedding
-    and output layer in `output_type`."""
+    """As `write_random_model`, the matrices of each layer in types of their own, as `fitting_types` has them; the
+    embedding, which is the output layer again, in `output_type`."""
 
     def type_of(layer: int | None, name: str) -> GGMLQuantizationType:
         return _known_type(output_type if layer is None else layers[layer][MATRICES.index(name)])
 
-    write_made_up(path, "llama", _facts(shape), tuple(_tensors(shape, type_of)), vocabulary=shape.vocabulary)
+    tensors = tuple(tensor for tensor in _tensors(shape, type_of) if tensor.name != "output.weight")
+    write_made_up(path, "llama", _facts(shape), tensors, vocabulary=shape.vocabulary)
 
 
 def fitting_types(shape: Shape, layer: LayerTypes) -> LayerTypes:

@@ -55,7 +55,8 @@ def fit(
 ) -> None:
     """Show which quantisations of a model fit these machines, how fast each would be, and which is the best.
 
-    Kernels are timed once for each device and tensor type, and kept. Of a published model only headers are fetched.
+    Kernels are timed once for each device and quantisation, and kept. Of a published model only headers are fetched.
+    Ends with status 1 where nothing fits.
     """
     from orchestrator.cli.run import answer
     from orchestrator.survey.values import survey_json
@@ -83,6 +84,8 @@ def fit(
     if save is not None:
         with written_whole(save) as partial:
             partial.write_text(survey_json(found.survey))
+    if all(row.plan is None for row in found.rows):
+        raise typer.Exit(1)
 
 
 def check_save(save: Path | None) -> None:

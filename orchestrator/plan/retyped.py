@@ -1,10 +1,10 @@
 """What was measured with a model, as it would be with its weights in other types. Pure.
 
 Kernels differ by type, path and device: on a CPU through RPC weights of Q6_K are worked through twice as fast as the
-fewer bytes of Q4_0. So times are not taken to grow with the bytes. Each device's time for the layers is multiplied by
-what its own kernels take for layers in the new types, over what they take in those that were timed, and that for the
-output layer likewise: of the very model that was timed nothing changes. Memory is taken over but for the weights, as no
-buffer depends on their types.
+fewer bytes of Q4_0. So times are not taken to grow with the bytes. Each device's time for the whole model is multiplied
+by what its own kernels take for a small one in the new types, over what they take for it in those that were timed; of
+that the output layer has its part by bytes. Of the very model that was timed nothing changes. Memory is taken over but
+for the weights, as no buffer depends on their types.
 """
 
 import statistics
@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from orchestrator.plan.costs import layers_seconds
+from orchestrator.plan.costs import fixed_seconds, layers_seconds
 from orchestrator.plan.noise import PREFILL_TOKENS
 from orchestrator.plan.values import ModelMemory
-from orchestrator.survey.values import Device, KernelRate, PassTime, Speed, Survey, TensorTime, output_key
+from orchestrator.survey.values import Device, KernelRate, PassTime, Speed, Survey, TensorTime, rate_name
 from quant.mixture import Mixture, mixture_of
 from quant.model import (
     Model,
@@ -28,8 +28,10 @@ from quant.model import (
     output_bytes,
 )
 
-_BETWEEN = 0.05
-"""The least that is left of a time measured across several devices when other weights are computed faster."""
+_LEAST = 0.05
+"""The least that is left of a time when other weights are computed faster."""
+
+_TINY_S = 1e-9
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,9 @@ class Work:
     used_bytes: float
 
     @property
-    def rates(self) -> tuple[str, str]:
-        """The rates that its speed is known by: of the layers, and of the output layer."""
-        return self.mixture.name, output_key(self.output_type)
+    def rate(self) -> str:
+        """The rate that its speed is known by."""
+        return rate_name(self.mixture.name, self.output_type)
 
 
 def work_of(model: Model, experts_used: float = 1.0) -> Work:
@@ -63,7 +65,7 @@ def work_of(model: Model, experts_used: float = 1.0) -> Work:
 def is_measured(survey: Survey, work: Work) -> bool:
     """Whether every device in use has the rates of these types on every path that was timed."""
     paths = [speed for device in survey.devices for speed in (device.speed, device.native) if speed.measured]
-    return all({rate.of for rate in speed.rates}.issuperset(work.rates) for speed in paths)
+    return all(any(rate.of == work.rate for rate in speed.rates) for speed in paths)
 
 
 def retyped_survey(survey: Survey, before: Work, after: Work) -> Survey:
@@ -90,20 +92,20 @@ def _retyped_device(device: Device, before: Work, after: Work) -> Device:
 
 def retyped_speed(speed: Speed, before: Work, after: Work) -> Speed:
     """What does not depend on the weights (a stage's fixed cost, what a context costs) stays."""
-    if not speed.measured:
+    if not speed.measured or before == after:
         return speed
     scale = after.layers_bytes / before.layers_bytes
-    output = _output_ratio(speed.rates, before, after)
+    output_s = speed.output_s * _output_ratio(speed, before, after)
     return replace(
         speed,
-        passes=tuple(_retyped_pass(one, speed.rates, before, after, scale) for one in speed.passes),
-        output_s=speed.output_s * output,
+        passes=tuple(_retyped_pass(one, speed, output_s, before, after, scale) for one in speed.passes),
+        output_s=output_s,
         output_bytes=round(speed.output_bytes * after.output_bytes / before.output_bytes),
     )
 
 
-def _retyped_pass(one: PassTime, rates: Sequence[KernelRate], before: Work, after: Work, scale: float) -> PassTime:
-    ratio = _layers_ratio(rates, one.tokens, before, after)
+def _retyped_pass(one: PassTime, speed: Speed, output_s: float, before: Work, after: Work, scale: float) -> PassTime:
+    ratio = _layers_ratio(one.tokens, speed, output_s, before, after)
     return replace(
         one,
         layers_bytes=tuple(round(size * scale) for size in one.layers_bytes),
@@ -121,9 +123,9 @@ def _retyped_time(time: TensorTime, devices: Sequence[Device], before: Work, aft
         was = max(p * layers_seconds(one.speed, size, tokens) for p, one in zip(parts, devices, strict=True))
         new_size = round(size * scale)
         now = max(p * layers_seconds(one, new_size, tokens) for p, one in zip(parts, changed, strict=True))
-        return max(_BETWEEN * seconds, seconds + now - was)
+        return max(_LEAST * seconds, seconds + now - was)
 
-    ratio = statistics.mean(_output_ratio(one.speed.rates, before, after) for one in devices)
+    ratio = statistics.mean(_output_ratio(one.speed, before, after) for one in devices)
     return replace(
         time,
         passes=tuple(
@@ -140,25 +142,38 @@ def _retyped_time(time: TensorTime, devices: Sequence[Device], before: Work, aft
     )
 
 
-def _layers_ratio(rates: Sequence[KernelRate], tokens: int, before: Work, after: Work) -> float:
-    """How much longer the layers take in the types after than before; where that was not measured, decoding goes by
-    their bytes, and a prompt takes as many operations in any type."""
-    if before.mixture == after.mixture:
-        return 1.0
-    by_bytes = after.used_bytes / before.used_bytes if tokens < PREFILL_TOKENS else 1.0
-    return _known_ratio(rates, tokens, before.mixture.name, after.mixture.name) or by_bytes
+def _layers_ratio(tokens: int, speed: Speed, output_s: float, before: Work, after: Work) -> float:
+    """How much longer the layers take in the types after than before, when the output layer takes `output_s` then: what
+    is left of the whole. Where that was not measured, decoding goes by bytes; a prompt takes as long in any type."""
+    whole = _whole_ratio(tokens, speed, before, after)
+    if whole is None:
+        return after.used_bytes / before.used_bytes if tokens < PREFILL_TOKENS else 1.0
+    layers_s = _weights_s(speed, before, tokens)
+    return max(_LEAST, ((layers_s + speed.output_s) * whole - output_s) / layers_s)
 
 
-def _output_ratio(rates: Sequence[KernelRate], before: Work, after: Work) -> float:
-    if before.output_type == after.output_type:
-        return 1.0
-    keys = output_key(before.output_type), output_key(after.output_type)
-    return _known_ratio(rates, 1, *keys) or after.output_bytes / before.output_bytes
+def _output_ratio(speed: Speed, before: Work, after: Work) -> float:
+    """Of what decoding takes altogether, the part that the output layer has by its bytes."""
+    of_layers = after.used_bytes / before.used_bytes
+    of_output = after.output_bytes / before.output_bytes
+    whole, layers_s = _whole_ratio(1, speed, before, after), _weights_s(speed, before, 1)
+    if whole is None:
+        return of_output
+    by_bytes_s = layers_s * of_layers + speed.output_s * of_output
+    return (layers_s + speed.output_s) * whole / by_bytes_s * of_output
 
 
-def _known_ratio(rates: Sequence[KernelRate], tokens: int, before: str, after: str) -> float | None:
-    known = {rate.of: rate for rate in rates if rate.of in (before, after)}
-    return rate_at(known[after], tokens) / rate_at(known[before], tokens) if len(known) == 2 else None
+def _weights_s(speed: Speed, work: Work, tokens: int) -> float:
+    """What all layers take, but for what does not depend on their weights."""
+    return max(_TINY_S, layers_seconds(speed, work.layers_bytes, tokens) - fixed_seconds(speed, tokens))
+
+
+def _whole_ratio(tokens: int, speed: Speed, before: Work, after: Work) -> float | None:
+    """How much longer all weights take; None where that was not measured."""
+    known = {rate.of: rate for rate in speed.rates}
+    rates = [known.get(work.rate) for work in (before, after)]
+    was, now = (None if rate is None else rate_at(rate, tokens) for rate in rates)
+    return None if was is None or now is None else now / was
 
 
 def rate_at(rate: KernelRate, tokens: int) -> float:

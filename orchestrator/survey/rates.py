@@ -1,5 +1,5 @@
-"""How fast each device's kernels are for layers of each mixture of tensor types, and for output layers of each type:
-models of random weights, timed on each path.
+"""How fast each device's kernels are for each mixture of tensor types: small models of random weights, timed on each
+path.
 
 So that speeds are known of quantisations that were never timed (`plan.retyped`). Measured once for a device, engine,
 path, mixture and for layers of like widths, and kept: all models of these widths have them.
@@ -7,12 +7,10 @@ path, mixture and for layers of like widths, and kept: all models of these width
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Self
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -34,7 +32,6 @@ from orchestrator.survey.speeds import (
 )
 from orchestrator.survey.timing import Measuring, Timing, always, time_passes
 from orchestrator.survey.values import Device, HostSurvey, KernelRate, Link, Speed, Survey
-from quant.mixture import Mixture
 from workers.pass_bench import Timed
 
 PASSES = (1, 8, SHORT_PROMPT)
@@ -51,36 +48,24 @@ _FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is compared: mixtures of layers, by what they are called, and types of output layers. `experts_used`: the
-    part that works for a token."""
+    """What is compared, by what it is called. `experts_used`: the part that works for a token."""
 
-    mixtures: tuple[tuple[str, Mixture], ...]
-    outputs: tuple[str, ...]
+    works: Mapping[str, Work]
     experts_used: float
 
-    @classmethod
-    def of(cls, works: Mapping[str, Work], experts_used: float) -> Self:
-        """Each once, under the first name it has."""
-        mixtures: dict[Mixture, str] = {}
-        for name, work in works.items():
-            mixtures.setdefault(work.mixture, name)
-        outputs = sorted({work.output_type for work in works.values()})
-        return cls(tuple((name, mixture) for mixture, name in mixtures.items()), tuple(outputs), experts_used)
-
-    def called(self, key: str) -> str:
-        """What to call a rate by."""
-        return next((name for name, mixture in self.mixtures if mixture.name == key), key)
-
-    def models(self, slices: SliceStore, available_bytes: int) -> Iterator[KernelModel]:
-        """Those that a device with this much memory holds, and whose types meshctl knows."""
-        making = (
-            *(partial(slices.of_layers, one, available_bytes, self.experts_used) for _, one in self.mixtures),
-            *(partial(slices.of_output, kind, available_bytes) for kind in self.outputs),
-        )
-        for make in making:
+    def models(self, slices: SliceStore, available_bytes: int) -> dict[str, KernelModel]:
+        """By rate those that a device with this much memory holds, and whose types meshctl knows."""
+        found: dict[str, KernelModel] = {}
+        for work in self.works.values():
             with suppress(ValueError):
-                if (one := make()) is not None:
-                    yield one
+                one = slices.of_types(work.mixture, work.output_type, available_bytes, self.experts_used)
+                if one is not None:
+                    found[work.rate] = one
+        return found
+
+    def called(self, rate: str) -> str:
+        """What to call it by: the first that has it."""
+        return next((name for name, work in self.works.items() if work.rate == rate), rate)
 
 
 async def measure_rates(
@@ -92,7 +77,7 @@ async def measure_rates(
     Hosts side by side, those on this machine one after the other. What a device cannot compute, or has no memory for,
     is left out, and said.
     """
-    wanted, measuring = Wanted.of(works, experts_used), replace(measuring, cache_type="f16", flash_attention="auto")
+    wanted, measuring = Wanted(works, experts_used), replace(measuring, cache_type="f16", flash_attention="auto")
     local = asyncio.Lock()
     controller = measuring.hosts.controller
     alone = _Path(measuring, controller, targets_of(controller, ())[0], None)
@@ -166,7 +151,7 @@ async def _with_rates(path: _Path, speed: Speed, wanted: Wanted, report: Report)
     measuring = path.measuring
     found: dict[str, KernelRate] = {}
     missing: dict[str, KernelModel] = {}
-    models = {one.key: one for one in wanted.models(measuring.slices, path.target.available_bytes)}
+    models = wanted.models(measuring.slices, path.target.available_bytes)
     for key, one in models.items():
         if (rate := _kept(path.kept_file(one), measuring.recalibrate)) is not None:
             found[key] = rate
@@ -242,10 +227,9 @@ async def _timing(path: _Path) -> AsyncIterator[Timing]:
 
 async def _rate(at: Timing, one: KernelModel, repetitions: int, link: Link | None) -> KernelRate:
     await asyncio.to_thread(at.measuring.slices.write, one)
-    passes = PASSES[:1] if one.of_output else PASSES
     fastest = {
         tokens: Timed(timed.least_s, timed.spread)
-        for tokens, timed in (await time_passes(at, one.slice, passes, repetitions)).items()
+        for tokens, timed in (await time_passes(at, one.slice, PASSES, repetitions)).items()
     }
     timed, shape = rising(fastest), one.shape
 
@@ -254,4 +238,4 @@ async def _rate(at: Timing, one: KernelModel, repetitions: int, link: Link | Non
         link_s = transfer_s(link, hidden_bytes * tokens, shape.vocabulary * _FLOAT_BYTES) if link else 0.0
         return max(0.1 * seconds, seconds - link_s) / one.weights
 
-    return KernelRate(one.key, passes, tuple(weight_s(tokens) for tokens in passes))
+    return KernelRate(one.rate, PASSES, tuple(weight_s(tokens) for tokens in PASSES))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 
-from orchestrator.survey.values import output_key
+from orchestrator.survey.values import rate_name
 from quant.errors import SliceError
 from quant.gguf_file import read_model
 from quant.mixture import MATRICES, LayerTypes, Mixture
@@ -33,13 +33,10 @@ KEPT_S = 24 * 3600.0
 """A slice that nobody asked for in this time is deleted when another is written; writing it again takes seconds."""
 
 KERNEL_WEIGHTS = 250_000_000
-"""A model that compares tensor types has so many: 140 MB as Q4_0, more than most processors' last-level caches. None
-has more layers than the model itself: what stays in a cache there shall stay in it here."""
+"""A model that compares tensor types has so many in its layers: 140 MB as Q4_0, more than most processors' last-level
+caches. None has more layers than the model itself."""
 
 KERNEL_VOCABULARY = 256
-
-LEAST_FEED_FORWARD = 256
-"""Of the layer before an output layer that is timed: a row of it is one block of any type."""
 
 LEAST_LAYERS = 4
 """A device that holds fewer layers beside the output layer is timed with that on the head, and short prompts only."""
@@ -62,27 +59,24 @@ class Slice:
 
 @dataclass(frozen=True)
 class KernelModel:
-    """A model of random weights that types are compared by: layers of these types, or an output layer of one type, with
-    the other part as small as can be. `key`: what is compared, as in `KernelRate`."""
+    """A model of random weights that types are compared by: a small one of the model's proportions, its layers of these
+    types. `rate`: what is compared, as in `KernelRate`."""
 
     slice: Slice
     shape: Shape
-    key: str
+    rate: str
     layers: tuple[LayerTypes, ...]
-    output_type: str = "F16"
-    of_output: bool = False
+    output_type: str
 
     @property
     def size_bytes(self) -> int:
-        """Of the layers and, if that is compared, the output layer."""
-        row_bytes = type_bytes(self.output_type, self.shape.embedding)
-        return sum(self.slice.layers_bytes) + self.shape.vocabulary * row_bytes * self.of_output
+        """Of all that is multiplied by."""
+        return sum(self.slice.layers_bytes) + self.shape.vocabulary * type_bytes(self.output_type, self.shape.embedding)
 
     @property
     def weights(self) -> int:
-        """Those that are compared, and what must be beside them."""
-        layers = self.shape.layers * self.shape.layer_weights
-        return layers + self.shape.vocabulary * self.shape.embedding * self.of_output
+        """Those that a token is multiplied by."""
+        return self.shape.layers * self.shape.layer_weights + self.shape.vocabulary * self.shape.embedding
 
 
 @dataclass(frozen=True)
@@ -149,33 +143,23 @@ class SliceStore:
             why_synthetic=why,
         )
 
-    def of_layers(self, mixture: Mixture, available_bytes: int, experts_used: float = 1.0) -> KernelModel | None:
-        """A model of layers like this one's with matrices of these types, to be written first (`write`); None where a
-        device with this much memory does not hold two of them."""
-        shape = kernel_shape(self._model, experts_used)
-        for count in range(shape.layers, SHALLOW - 1, -1):
+    def of_types(
+        self, mixture: Mixture, output_type: str, available_bytes: int, experts_used: float = 1.0
+    ) -> KernelModel | None:
+        """A model of like proportions, its matrices of these types, to be written first (`write`); None where a device
+        with this much memory does not hold two layers of it. An output layer is held twice while it is loaded."""
+        most, rate = kernel_shape(self._model, experts_used), rate_name(mixture.name, output_type)
+        output_type = fitting_types(most, (output_type,) * len(MATRICES))[0]
+        row_bytes = type_bytes(output_type, most.embedding)
+        for count in range(most.layers, SHALLOW - 1, -1):
+            shape = kernel_shape(self._model, experts_used, count)
             layers = tuple(fitting_types(shape, layer) for layer in mixture.of_layers(count))
             sizes = tuple(layer_type_bytes(shape, layer) for layer in layers)
-            if sum(sizes) + BESIDE_LAYERS_BYTES <= available_bytes:
-                shape = replace(shape, layers=count)
-                path = self._folder / f"kernel-{mixture.name}-{'-'.join(map(str, shape.widths))}-{count}.gguf"
-                return KernelModel(Slice(path, count, sizes, "synthetic"), shape, mixture.name, layers)
+            if sum(sizes) + 2 * shape.vocabulary * row_bytes + BESIDE_LAYERS_BYTES <= available_bytes:
+                words = (rate.replace(", ", "-").replace(" ", "-"), *map(str, (*shape.widths, count, shape.vocabulary)))
+                path = self._folder / f"kernel-{'-'.join(words)}.gguf"
+                return KernelModel(Slice(path, count, sizes, "synthetic"), shape, rate, layers, output_type)
         return None
-
-    def of_output(self, kind: str, available_bytes: int) -> KernelModel | None:
-        """A model that is hardly more than an output layer of this type; None where a device with this much memory does
-        not hold one. It is held twice while it is loaded."""
-        wide = kernel_shape(self._model)
-        shape = replace(wide, layers=1, feed_forward=LEAST_FEED_FORWARD)
-        layer = fitting_types(shape, (kind,) * len(MATRICES))
-        size, row_bytes = layer_type_bytes(shape, layer), type_bytes(layer[0], shape.embedding)
-        room = (available_bytes - BESIDE_LAYERS_BYTES - size) // (2 * row_bytes)
-        vocabulary = min(self._model.vocabulary, KERNEL_WEIGHTS // shape.embedding, room)
-        if vocabulary < min(self._model.vocabulary, KERNEL_VOCABULARY):
-            return None
-        shape = replace(shape, vocabulary=vocabulary)
-        path = self._folder / f"kernel-output-{kind}-{shape.embedding}-{shape.heads}-{vocabulary}.gguf"
-        return KernelModel(Slice(path, 1, (size,), "synthetic"), shape, output_key(kind), (layer,), layer[0], True)
 
     def write(self, one: KernelModel) -> None:
         """Where it is not there yet."""
@@ -241,16 +225,20 @@ class SliceStore:
                     mark.unlink(missing_ok=True)
 
 
-def kernel_shape(model: Model, experts_used: float = 1.0) -> Shape:
+def kernel_shape(model: Model, experts_used: float = 1.0, layers: int | None = None) -> Shape:
     """What tensor types are compared at: the model's widths up to those of a model of a billion weights, from which on
-    kernels are as fast as in any; and layers enough to leave a cache, if the model has them. One word instead of a
-    vocabulary: the output layer is no part of it."""
-    shape = like_work(model, experts_used)
+    kernels are as fast as in any; layers enough to leave a cache, if the model has them, or so many; and as large an
+    output layer beside them as the model has beside its own. So a small model is compared as a whole: what stays in a
+    cache, layers and output layer in turn, does so here."""
+    own = shape = like_work(model, experts_used)
     if shape.embedding > ONE_BILLION.embedding:
-        shape = replace(ONE_BILLION, layers=model.block_count, feed_forward=shape.feed_forward)
-    shape = replace(shape, feed_forward=min(shape.feed_forward, ONE_BILLION.feed_forward), vocabulary=KERNEL_VOCABULARY)
+        shape = replace(ONE_BILLION, feed_forward=shape.feed_forward)
+    shape = replace(shape, feed_forward=min(shape.feed_forward, ONE_BILLION.feed_forward))
     enough = -(-KERNEL_WEIGHTS // shape.layer_weights)
-    return replace(shape, layers=max(SHALLOW, min(model.block_count, enough)))
+    count = max(SHALLOW, min(model.block_count, enough)) if layers is None else layers
+    part = count * shape.layer_weights / (model.block_count * own.layer_weights)
+    rows = round(model.vocabulary * part * own.embedding / shape.embedding)
+    return replace(shape, layers=count, vocabulary=max(KERNEL_VOCABULARY, rows))
 
 
 def _is_whole(path: Path) -> bool:

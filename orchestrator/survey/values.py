@@ -48,8 +48,8 @@ class PassTime:
 
 @dataclass(frozen=True)
 class KernelRate:
-    """How fast a device computes with weights of these types on one path. `of`: layers, by the name of their mixture of
-    types ("Q4_0", "Q4_K+Q6_K-1f0a93bc"), or an output layer by its type ("output Q6_K").
+    """How fast a device computes with weights of these types on one path. `of`: the types of the layers and of the
+    output layer, as `rate_name` has them.
 
     `weight_s[i]` is the time of a pass of `tokens[i]` tokens (ascending) per weight, all that is done beside
     multiplying included, the link's own time not. Good for comparing types with one another only.
@@ -60,9 +60,10 @@ class KernelRate:
     weight_s: tuple[float, ...]
 
 
-def output_key(kind: str) -> str:
-    """What the rate of an output layer of this type is `of`."""
-    return f"output {kind}"
+def rate_name(mixture: str, output_type: str) -> str:
+    """What a `KernelRate` is of: layers of this mixture of types by its name, and an output layer of this type; "Q4_0"
+    or "Q4_K+Q6_K-1f0a93bc, output Q8_0"."""
+    return mixture if mixture == output_type else f"{mixture}, output {output_type}"
 
 
 @dataclass(frozen=True)

@@ -71,9 +71,8 @@ def rated(survey: Survey, seed: int) -> Survey:
 
     def rates() -> tuple[KernelRate, ...]:
         return tuple(
-            KernelRate(of, (1, 8, 64), (chance.uniform(1, 4), chance.uniform(4, 8), chance.uniform(8, 32)))
+            KernelRate(kind, (1, 8, 64), (chance.uniform(1, 4), chance.uniform(4, 8), chance.uniform(8, 32)))
             for kind in KINDS
-            for of in (kind, f"output {kind}")
         )
 
     return with_kernels(survey, rates)
@@ -81,11 +80,7 @@ def rated(survey: Survey, seed: int) -> Survey:
 
 def decoding(survey: Survey, weight_s: Mapping[str, float]) -> Survey:
     """These kernels take so long for a token, and all as long for a prompt."""
-    rates = tuple(
-        KernelRate(of, (1, 64), (seconds, 12.0))
-        for kind, seconds in weight_s.items()
-        for of in (kind, f"output {kind}")
-    )
+    rates = tuple(KernelRate(kind, (1, 64), (seconds, 12.0)) for kind, seconds in weight_s.items())
     return with_kernels(survey, lambda: rates)
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from orchestrator.plan.costs import layers_seconds
 from orchestrator.plan.retyped import (
     Work,
     is_measured,
@@ -24,20 +25,27 @@ Q4, Q6 = work_of(make_model("Q4_0")), work_of(make_model("Q6_K"))
 MATRIX = WIDTH * ROWS
 
 MIXED = work_of(make_model("Q4_0", "Q6_K"))
+OTHER_OUTPUT = work_of(make_model("Q4_0", output="Q4_0"))
 
 RATES = (
-    KernelRate("Q4_0", (1, 8, 64), (4.0, 5.0, 12.0)),
+    KernelRate("Q4_0, output Q6_K", (1, 8, 64), (4.0, 5.0, 12.0)),
     KernelRate("Q6_K", (1, 8, 64), (2.0, 5.0, 18.0)),
-    KernelRate(MIXED.mixture.name, (1, 8, 64), (3.0, 5.0, 15.0)),
-    KernelRate("output Q6_K", (1,), (2.0,)),
-    KernelRate("output Q4_0", (1,), (4.0,)),
+    KernelRate(f"{MIXED.mixture.name}, output Q6_K", (1, 8, 64), (3.0, 5.0, 15.0)),
+    KernelRate("Q4_0", (1, 8, 64), (3.0, 5.0, 12.0)),
 )
+SIZES = (Q4.layers_bytes // 2, Q4.layers_bytes)
 SPEED = Speed(
-    passes=(PassTime(1, 0.5, (100, 200), (1.5, 2.5)), PassTime(64, 1.0, (100, 200), (5.0, 9.0))),
+    passes=(PassTime(1, 0.5, SIZES, (1.5, 2.5)), PassTime(64, 1.0, SIZES, (5.0, 9.0))),
     output_s=0.25,
     output_bytes=Q4.output_bytes,
     rates=RATES,
 )
+
+
+def whole_s(speed: Speed, tokens: int) -> float:
+    """All weights, without what does not depend on them."""
+    one = next(one for one in speed.passes if one.tokens == tokens)
+    return one.layers_s[-1] - one.fixed_s + speed.output_s
 
 
 def test_work_has_the_types_of_matrices_and_the_bytes_that_are_read() -> None:
@@ -50,7 +58,8 @@ def test_work_has_the_types_of_matrices_and_the_bytes_that_are_read() -> None:
         output_bytes=output_bytes(model),
         used_bytes=sum(tensor.size_bytes for tensor in matrices),
     )
-    assert work_of(model).rates == (mixture_of(model).name, "output Q8_0")
+    assert work_of(model).rate == f"{mixture_of(model).name}, output Q8_0"
+    assert work_of(make_model("Q4_0", output="Q4_0")).rate == "Q4_0"
 
 
 def test_of_experts_only_those_that_work_are_read() -> None:
@@ -68,28 +77,33 @@ def test_nothing_changes_for_the_model_that_was_timed() -> None:
 
 
 def test_more_bytes_can_be_faster_and_what_is_fixed_stays() -> None:
-    """Decoding takes half of the time of the layers, a prompt half as much more, each beside what is fixed."""
+    """Decoding takes half of the time, a prompt half as much more, each beside what is fixed."""
     scale = Q6.layers_bytes / Q4.layers_bytes
     assert scale == pytest.approx(210 / 256 * 8 / 4.5, rel=1e-3)
-    assert retyped_speed(SPEED, Q4, Q6) == replace(
-        SPEED,
-        passes=(
-            PassTime(1, 0.5, (round(100 * scale), round(200 * scale)), (1.0, 1.5)),
-            PassTime(64, 1.0, (round(100 * scale), round(200 * scale)), (7.0, 13.0)),
-        ),
-    )
+    found = retyped_speed(SPEED, Q4, Q6)
+    assert whole_s(found, 1) == pytest.approx(2.25 / 2)
+    assert whole_s(found, 64) == pytest.approx(8.25 * 1.5)
+    for one, before in zip(found.passes, SPEED.passes, strict=True):
+        assert one.fixed_s == before.fixed_s
+        assert one.layers_bytes == tuple(round(size * scale) for size in SIZES)
 
 
-def test_a_mixture_takes_what_its_own_layers_took() -> None:
-    """Not what its types alone would: it was timed itself."""
-    found = retyped_speed(SPEED, Q4, MIXED)
-    assert found.passes[0].layers_s == (1.25, 2.0)
+def test_of_the_whole_the_output_layer_has_its_part_by_bytes() -> None:
+    """Layers have 1.46 times the bytes, the output layer as many as before."""
+    found = retyped_speed(SPEED, Q4, Q6)
+    layers_s = whole_s(found, 1) - found.output_s
+    assert layers_s / found.output_s == pytest.approx((210 / 256) / (18 / 32) * 2.0 / 0.25)
 
 
-def test_the_output_layer_goes_by_its_own_type() -> None:
-    found = retyped_speed(SPEED, Q4, work_of(make_model("Q4_0", output="Q4_0")))
-    assert found.passes == SPEED.passes
-    assert found.output_s == 0.5
+def test_a_mixture_takes_what_it_took_itself() -> None:
+    """Not what its types alone would."""
+    assert whole_s(retyped_speed(SPEED, Q4, MIXED), 1) == pytest.approx(2.25 * 3 / 4)
+
+
+def test_an_output_layer_of_another_type_makes_another_whole() -> None:
+    found = retyped_speed(SPEED, Q4, OTHER_OUTPUT)
+    assert whole_s(found, 1) == pytest.approx(2.25 * 3 / 4)
+    assert found.output_s < 0.25 * 3 / 4
     assert found.output_bytes == output_bytes(make_model("Q4_0", output="Q4_0"))
 
 
@@ -125,12 +139,17 @@ def test_rates_between_and_beyond_the_passes_that_were_timed(tokens: int, second
 def test_what_devices_exchange_stays_when_layers_are_cut() -> None:
     """A group that takes 4 s more than its devices compute takes 4 s more afterwards, too."""
     devices = [make_device(name, 1000) for name in ("a/cpu", "b/cpu")]
-    speed = replace(devices[0].speed, passes=SPEED.passes, rates=RATES)
+    speed = replace(devices[0].speed, passes=SPEED.passes, output_s=0.25, rates=RATES)
     devices = [replace(one, speed=speed) for one in devices]
-    time = replace(make_tensor_time(("a/cpu", "b/cpu"), (1, 1), 1), passes=(PassTime(1, 3.0, (200,), (5.25,)),))
+    alone_s, found_s = (
+        layers_seconds(one, work.layers_bytes // 2, 1)
+        for one, work in ((speed, Q4), (retyped_speed(speed, Q4, Q6), Q6))
+    )
+    timed = PassTime(1, 3.0, (Q4.layers_bytes,), (alone_s + 4.0,))
+    time = replace(make_tensor_time(("a/cpu", "b/cpu"), (1, 1), 1), passes=(timed,))
     (found,) = retyped_survey(make_survey(devices, tensor=[time]), Q4, Q6).tensor
-    (one,) = found.passes
-    assert one.layers_s == pytest.approx((5.25 - 1.25 + 0.75,), rel=1e-2)
+    assert found_s < alone_s
+    assert found.passes[0].layers_s == pytest.approx((found_s + 4.0,), rel=1e-3)
 
 
 def test_a_work_that_some_device_has_no_rate_of_is_not_measured() -> None:
@@ -140,6 +159,7 @@ def test_a_work_that_some_device_has_no_rate_of_is_not_measured() -> None:
     assert is_measured(make_survey([rated]), MIXED)
     assert not is_measured(make_survey([rated, unknown]), Q6)
     assert not is_measured(make_survey([rated]), work_of(make_model("Q8_0")))
+    assert is_measured(make_survey([rated]), OTHER_OUTPUT)
     assert not is_measured(make_survey([rated]), work_of(make_model("Q4_0", output="Q8_0")))
 
 

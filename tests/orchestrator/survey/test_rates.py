@@ -11,6 +11,7 @@ import pytest
 
 from orchestrator.errors import BringUpError, ConnectError, DeadlineError, EngineError
 from orchestrator.inventory import Host
+from orchestrator.plan.retyped import Work
 from orchestrator.report import Event, Remark, Report
 from orchestrator.survey import rates
 from orchestrator.survey.gather import Target
@@ -25,7 +26,7 @@ from workers.budget import Budget
 
 SHAPE = Shape(layers=2, embedding=256, feed_forward=512, heads=4, kv_heads=2, vocabulary=256)
 LAYERS = (("Q4_0",) * 7,) * 2
-WANTED = Wanted((("Q8", Mixture(((("Q8_0", 1),),) * 7)),), (), 1.0)
+WANTED = Wanted({"Q8": Work(Mixture(((("Q8_0", 1),),) * 7), "Q8_0", 1, 1, 1.0)}, 1.0)
 BYTES = {"F16": 500, "Q8_0": 260, "Q4_0": 140}
 TARGET = Target(DeviceSpec("a/cpu", 1), "cpu", "a processor", Budget(10**9, 10**9, 0), 10**9)
 
@@ -49,7 +50,7 @@ class Machine:
         )
         self.path = rates._Path(cast(Measuring, measuring), host, TARGET, LOOPBACK)  # type: ignore[arg-type]
         self.models = {
-            kind: KernelModel(Slice(Path(f"{kind}.gguf"), 2, (size, size), "synthetic"), SHAPE, kind, LAYERS)
+            kind: KernelModel(Slice(Path(f"{kind}.gguf"), 2, (size, size), "synthetic"), SHAPE, kind, LAYERS, "F16")
             for kind, size in BYTES.items()
         }
         monkeypatch.setattr(rates, "workers_of", self.workers_of)
@@ -61,7 +62,7 @@ class Machine:
         yield "endpoint"
 
     async def rate(self, at: Timing, one: KernelModel, *_: object) -> KernelRate:
-        self.asked.append(kind := one.key)
+        self.asked.append(kind := one.rate)
         if (error := self.errors.pop(kind, None)) is not None:
             raise error
         return KernelRate(kind, (1,), (1.0 / len(self.asked),))

@@ -14,7 +14,7 @@ from quant.errors import SliceError
 from quant.gguf_file import read_model
 from quant.mixture import Mixture, mixture_of
 from quant.model import Model, Tensor, output_bytes
-from quant.synthetic import ONE_BILLION, Shape, write_random_model
+from quant.synthetic import ONE_BILLION, Shape, like_work, write_random_model
 
 SHAPE = Shape(layers=6, embedding=256, feed_forward=512, heads=4, kv_heads=2, vocabulary=128)
 
@@ -134,35 +134,44 @@ UNIFORM = Mixture(((("Q6_K", 6),),) * 7)
 MIXED = Mixture(((("Q4_K", 6),),) * 6 + ((("Q4_K", 4), ("Q6_K", 2)),))
 
 
-def test_mixtures_are_compared_on_the_models_own_widths_and_layers(model: Model, tmp_path: Path) -> None:
+def test_a_small_model_is_compared_as_a_whole(model: Model, tmp_path: Path) -> None:
+    model = replace(model, vocabulary=1000)
     store = SliceStore(model, tmp_path / "slices")
-    shape = slices.kernel_shape(model)
-    one = store.of_layers(MIXED, 10**9)
+    one = store.of_types(MIXED, "Q8_0", 10**9)
     assert one is not None
     assert not (tmp_path / "slices").exists()
-    assert (shape.embedding, shape.layers, shape.vocabulary) == (model.embedding_length, model.block_count, 256)
-    assert (one.key, one.weights, one.slice.layers) == (
-        MIXED.name,
-        model.block_count * shape.layer_weights,
-        model.block_count,
-    )
+    assert one.shape == replace(SHAPE, vocabulary=1000)
+    assert one.rate == f"{MIXED.name}, output Q8_0"
     store.write(one)
     made = read_model(one.slice.path)
     assert mixture_of(made) == MIXED
-    matrices = [tensor for tensor in made.tensors if tensor.block is not None and len(tensor.shape) > 1]
+    assert made.output_tied
+    matrices = [tensor for tensor in made.tensors if len(tensor.shape) > 1]
+    assert {tensor.type for tensor in matrices if tensor.block is None} == {"Q8_0"}
     assert sum(tensor.parameters for tensor in matrices) == one.weights
-    assert sum(tensor.size_bytes for tensor in matrices) == one.size_bytes == sum(one.slice.layers_bytes)
+    assert sum(tensor.size_bytes for tensor in matrices) == one.size_bytes
+    assert sum(one.slice.layers_bytes) == sum(one.size_bytes for one in matrices if one.block is not None)
 
 
-def test_large_models_share_one_comparison(model: Model, tmp_path: Path) -> None:
-    """Of widths like those of a model of a billion weights, with layers enough to leave a processor's cache."""
-    large = replace(model, embedding_length=8192, block_count=80)
+def test_large_models_of_like_proportions_share_one_comparison(model: Model, tmp_path: Path) -> None:
+    """Of widths like those of a model of a billion weights, with layers enough to leave a processor's cache, and an
+    output layer that has the part of all weights that it has in the model."""
+    large = replace(model, embedding_length=8192, block_count=80, vocabulary=128_000)
     shape = slices.kernel_shape(large)
-    assert shape == replace(ONE_BILLION, feed_forward=shape.feed_forward, layers=shape.layers, vocabulary=256)
+    assert shape == replace(
+        ONE_BILLION, feed_forward=shape.feed_forward, layers=shape.layers, vocabulary=shape.vocabulary
+    )
     assert shape.layers * shape.layer_weights > slices.KERNEL_WEIGHTS
-    larger = SliceStore(replace(large, embedding_length=5120), tmp_path / "b").of_layers(UNIFORM, 10**9)
-    assert larger is not None
-    assert larger.slice.path.name == f"kernel-Q6_K-2048-{shape.feed_forward}-32-8-{shape.layers}.gguf"
+    whole = like_work(large)
+    assert shape.vocabulary * shape.embedding / (shape.layers * shape.layer_weights) == pytest.approx(
+        128_000 * 8192 / (80 * whole.layer_weights), rel=1e-3
+    )
+    other = SliceStore(replace(large, block_count=160, vocabulary=256_000), tmp_path / "b")
+    one = other.of_types(UNIFORM, "Q6_K", 10**9)
+    assert one is not None
+    assert one.shape == shape
+    words = f"{shape.feed_forward}-32-8-{shape.layers}-{shape.vocabulary}"
+    assert one.slice.path.name == f"kernel-Q6_K-2048-{words}.gguf"
 
 
 def test_of_experts_as_many_are_compared_as_work_for_a_token(model: Model) -> None:
@@ -170,39 +179,19 @@ def test_of_experts_as_many_are_compared_as_work_for_a_token(model: Model) -> No
     assert slices.kernel_shape(replace(model, tensors=(experts,)), 0.25).feed_forward == 8 * 256
 
 
-def test_mixtures_are_compared_on_fewer_layers_where_a_device_holds_no_more(model: Model, tmp_path: Path) -> None:
+def test_types_are_compared_on_fewer_layers_where_a_device_holds_no_more(model: Model, tmp_path: Path) -> None:
     large = replace(model, embedding_length=8192, block_count=80)
-    store, layer = SliceStore(large, tmp_path / "slices"), slices.kernel_shape(large).layer_weights * 210 // 256
-    one = store.of_layers(UNIFORM, slices.BESIDE_LAYERS_BYTES + 3 * layer)
+    store, shape = SliceStore(large, tmp_path / "slices"), slices.kernel_shape(large)
+    layer, output = shape.layer_weights * 210 // 256, 2 * 256 * shape.embedding * 210 // 256
+    one = store.of_types(UNIFORM, "Q6_K", slices.BESIDE_LAYERS_BYTES + output + 3 * layer)
     assert one is not None
-    assert one.slice.layers == 3
-    assert store.of_layers(UNIFORM, slices.BESIDE_LAYERS_BYTES + 2 * layer - 1) is None
+    assert (one.slice.layers, one.shape.vocabulary) == (3, 256)
+    assert store.of_types(UNIFORM, "Q6_K", slices.BESIDE_LAYERS_BYTES + output + 2 * layer - 1) is None
+
+
+def test_types_that_meshctl_does_not_know_are_told(model: Model, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Q9 is no ggml tensor type"):
-        store.of_layers(Mixture(((("Q9", 1),),) * 7), 10**9)
-
-
-def test_an_output_layer_is_compared_with_little_beside_it(model: Model, tmp_path: Path) -> None:
-    store = SliceStore(model, tmp_path / "slices")
-    one = store.of_output("Q8_0", 10**9)
-    assert one is not None
-    store.write(one)
-    made = read_model(one.slice.path)
-    assert (made.vocabulary, made.embedding_length) == (model.vocabulary, model.embedding_length)
-    assert one.weights == sum(one.parameters for one in made.tensors if len(one.shape) > 1) - (
-        made.vocabulary * made.embedding_length
-    )
-    assert {tensor.type for tensor in made.tensors if len(tensor.shape) > 1} == {"Q8_0"}
-
-
-def test_an_output_layer_is_as_large_as_a_device_holds_twice(model: Model, tmp_path: Path) -> None:
-    store = SliceStore(replace(model, vocabulary=100_000), tmp_path / "slices")
-    whole = store.of_output("Q8_0", 10**9)
-    assert whole is not None
-    assert whole.shape.vocabulary == 100_000
-    less = store.of_output("Q8_0", slices.BESIDE_LAYERS_BYTES + whole.size_bytes)
-    assert less is not None
-    assert less.shape.vocabulary == 50_000
-    assert store.of_output("Q8_0", slices.BESIDE_LAYERS_BYTES) is None
+        SliceStore(model, tmp_path / "slices").of_types(Mixture(((("Q9", 1),),) * 7), "Q8_0", 10**9)
 
 
 def test_slices_with_made_up_weights_are_told_from_those_of_the_model(model: Model, tmp_path: Path) -> None:

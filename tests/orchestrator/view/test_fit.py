@@ -19,11 +19,7 @@ from tests.orchestrator.plan.typed_models import LAYERS, make_model
 from tests.orchestrator.view.rendering import rendered
 from workers.engine_commands import CacheType
 
-RATES = tuple(
-    KernelRate(of, (1, 64), (seconds, 12.0))
-    for kind, seconds in (("Q4_0", 4.0), ("Q8_0", 4.4))
-    for of in (kind, f"output {kind}")
-)
+RATES = tuple(KernelRate(kind, (1, 64), (seconds, 12.0)) for kind, seconds in (("Q4_0", 4.0), ("Q8_0", 4.4)))
 INVENTORY = Inventory(Path("inventory.yaml"), "demo", "made-F16.gguf", (Host("a", "ssh"),), context=4096)
 TEXT = OnText("0f12", 512, 8, "engine", "wiki.txt")
 
@@ -75,7 +71,7 @@ made-F16.gguf, 4096 tokens, 1 conversation, for latency
     type  where          size   bits  perplexity  how it would run          decode  prefill  first token  speed from
  ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────
     F16   here        1.5 GiB  16.00              lacks 431 MiB of 1.6 GiB
- →  Q8_0  to be made  816 MiB   8.50        9.88  single a/cpu                23.5      306        3.4 s  kernels
+ →  Q8_0  to be made  816 MiB   8.50        9.88  single a/cpu                23.5      320        3.2 s  kernels
     Q4_0  to be made  432 MiB   4.50              single a/cpu                25.8      306        3.4 s  timed
     Q2_K  to be made  252 MiB   2.63              single a/cpu                44.3      306        3.4 s  bytes
 
