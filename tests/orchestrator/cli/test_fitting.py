@@ -10,8 +10,10 @@ from orchestrator.cli.app import app
 from orchestrator.cli.fitting import read_question
 from orchestrator.errors import PlanError, UsageError
 from orchestrator.fitting import Answer, Question
+from orchestrator.plan.fit import Option
 from orchestrator.survey.values import survey_json
 from tests.orchestrator.plan.examples import make_device, make_survey
+from tests.orchestrator.view.test_fit import OPTIONS, answer
 
 INVENTORY = """\
 cluster: demo
@@ -105,6 +107,15 @@ def test_a_saved_survey_is_not_measured_again(inventory: Path, tmp_path: Path) -
         read_question("m.gguf", inventory, survey=saved, recalibrate=True)
     question = read_question("m.gguf", inventory, survey=saved)
     assert question.saved == (make_survey([make_device("a/cpu", 1000)]), saved)
+
+
+@pytest.mark.parametrize(("kinds", "status"), [(OPTIONS[:1], 1), (OPTIONS[:2], 0)])
+def test_the_status_says_whether_anything_fits(
+    kinds: list[Option], status: int, inventory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "ask", lambda question: answer(kinds))
+    done = CliRunner().invoke(app, ["model", "fit", "m.gguf", str(inventory)])
+    assert (done.exit_code, "Nothing fits" in done.stdout) == (status, status == 1)
 
 
 def test_quantising_needs_a_type_or_hosts_that_it_shall_fit(inventory: Path) -> None:

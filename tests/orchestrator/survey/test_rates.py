@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -85,17 +86,17 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return Machine(tmp_path, monkeypatch)
 
 
-async def test_all_are_timed_twice_the_smallest_first_each_by_a_worker_of_its_own(machine: Machine) -> None:
+async def test_all_are_timed_in_turns_the_smallest_first_each_by_a_worker_of_its_own(machine: Machine) -> None:
     assert await machine.measure() == ["F16", "Q4_0", "Q8_0"]
-    assert machine.asked == ["Q4_0", "Q8_0", "F16"] * 2
-    assert (machine.workers, machine.kept, machine.told) == (6, ["F16", "Q8_0", "Q4_0"], [])
+    assert machine.asked == ["Q4_0", "Q8_0", "F16"] * rates.TURNS
+    assert (machine.workers, machine.kept, machine.told) == (3 * rates.TURNS, ["F16", "Q8_0", "Q4_0"], [])
 
 
 @pytest.mark.parametrize("error", [EngineError("no kernel"), BringUpError("its worker was killed")])
 async def test_one_that_fails_is_left_out_and_the_others_are_timed(machine: Machine, error: Exception) -> None:
     machine.errors["Q8_0"] = error
     assert await machine.measure() == ["F16", "Q4_0"]
-    assert machine.asked == ["Q4_0", "Q8_0", "F16", "Q4_0", "F16"]
+    assert machine.asked == ["Q4_0", "Q8_0", "F16", *["Q4_0", "F16"] * (rates.TURNS - 1)]
     assert machine.told == [f"a/cpu: the speed of Q8 is worked out by its bytes: {error}"]
 
 
@@ -107,8 +108,14 @@ async def test_a_host_that_is_late_or_lost_ends_what_is_larger_and_nothing_else(
 ) -> None:
     machine.errors["Q8_0"] = error
     assert await machine.measure() == ["Q4_0"]
-    assert machine.asked == ["Q4_0", "Q8_0", "Q4_0"]
+    assert machine.asked == ["Q4_0", "Q8_0", *["Q4_0"] * (rates.TURNS - 1)]
     assert machine.told == [f"a/cpu: the speed of Q8, F16 is worked out by its bytes: {error}"]
+
+
+async def test_over_a_network_all_are_timed_less_often(machine: Machine) -> None:
+    machine.path = replace(machine.path, link=replace(LOOPBACK, kind="tunnel"))
+    assert await machine.measure() == ["F16", "Q4_0", "Q8_0"]
+    assert machine.asked == ["Q4_0", "Q8_0", "F16"] * rates.TURNS_OVER_NETWORK
 
 
 async def test_what_has_been_timed_once_counts_when_the_second_time_fails(
