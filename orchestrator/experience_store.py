@@ -27,7 +27,7 @@ from workers.engine_commands import CacheType, FlashAttention
 
 MOST_RECORDS = 300
 MOST_OF_ONE_GROUP = 5
-_FORMAT = "2"
+_FORMAT = "3"
 
 
 @dataclass(frozen=True)

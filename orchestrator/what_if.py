@@ -171,6 +171,7 @@ def _facts(survey: Survey, like: Device, one: Addition) -> HostFacts:
         memory_available_bytes=one.memory_bytes,
         memory_total_bytes=one.memory_bytes,
         memory_limited_by="",
+        boot="",
     )
 
 

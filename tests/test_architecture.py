@@ -108,6 +108,7 @@ READING_ORDER = (
     "orchestrator.plan.conversations",
     "orchestrator.plan.experience",
     "orchestrator.plan.costs",
+    "orchestrator.plan.company",
     "orchestrator.plan.stage_tables",
     "orchestrator.plan.stages",
     "orchestrator.survey.slices",

@@ -322,7 +322,13 @@ def system_facts() -> dict[str, Any]:
         "hostname": socket.gethostname(),
         "user": user_name(),
         "compiler": compiler(),
+        "boot": hashlib.sha256(boot().encode()).hexdigest()[:16] if boot() else "",
     }
+
+
+def boot() -> str:
+    """The same for all that runs on this kernel until it starts anew; "" where it is not told."""
+    return (read_text("/proc/sys/kernel/random/boot_id") or ask(("sysctl", "-n", "kern.bootsessionuuid"))).strip()
 
 
 def is_mac() -> bool:
@@ -2898,8 +2904,8 @@ def read_packed(data: bytes) -> list[Packed]:
 def answer_place(options: argparse.Namespace, words: list[str]) -> None:
     """Which folder this is: the same for all who reach it, by whatever name of the machine, until that starts anew."""
     there = os.stat(options.folder)
-    start = read_text("/proc/sys/kernel/random/boot_id") or ask(("sysctl", "-n", "kern.bootsessionuuid"))
-    place = f"{start.strip()} {there.st_dev} {there.st_ino}"
+    start = boot()
+    place = f"{start} {there.st_dev} {there.st_ino}"
     say({"place": hashlib.sha256(place.encode()).hexdigest() if start else ""})
 
 

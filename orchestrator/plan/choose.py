@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from orchestrator.errors import PlanError
 from orchestrator.plan.asked import Asked
+from orchestrator.plan.company import in_company
 from orchestrator.plan.experience import NO_EXPERIENCE, Experience
 from orchestrator.plan.left_out import left_out_of
 from orchestrator.plan.pools import Candidate, find_candidates
@@ -35,6 +36,7 @@ def rank_plans(
     PlanError: an unknown device, goal or mode, no usable device, or nothing that fits, with every shortfall.
     """
     check_asked(survey, asked)
+    survey = _in_company(survey, memories[0], asked)
     candidates = find_candidates(survey, asked.only_devices)
     if not candidates:
         raise no_device(survey, asked.only_devices)
@@ -53,6 +55,7 @@ def explained(
 ) -> Ranking:
     """The best plan with why it is and what it leaves out, then the others with why not. `compared`, best first, are
     all that the best one is compared with, also what was not asked for."""
+    survey = _in_company(survey, memory, asked)
     candidates = find_candidates(survey, asked.only_devices)
     why = reasons_for(survey, memory, candidates, best, compared, asked)
     left_out = left_out_of(survey, memory, best, others, asked.only_devices)
@@ -60,6 +63,10 @@ def explained(
     return Ranking(
         (chosen, *(replace(one, reasons=runner_up_reasons(one, best), left_out=()) for one in others)),
     )
+
+
+def _in_company(survey: Survey, memory: ModelMemory, asked: Asked) -> Survey:
+    return in_company(survey, sum(memory.layer_weights_bytes), asked.only_devices)
 
 
 def in_order(plans: Sequence[Plan], goal: str) -> tuple[Plan, ...]:
