@@ -58,7 +58,7 @@ def fit(
     Kernels are timed once for each device and quantisation, and kept. Of a published model only headers are fetched.
     Ends with status 1 where nothing fits.
     """
-    from orchestrator.cli.run import answer
+    from orchestrator.cli.run import answer, terminal_columns
     from orchestrator.survey.values import survey_json
     from orchestrator.view.fit import columns_for, fit_json, fit_view
     from quant.whole_file import written_whole
@@ -80,7 +80,8 @@ def fit(
     if json:
         typer.echo(fit_json(found))
     else:
-        answer(columns_for(found)).print(fit_view(found))
+        room = terminal_columns()
+        answer(columns_for(found, room)).print(fit_view(found, room))
     if save is not None:
         with written_whole(save) as partial:
             partial.write_text(survey_json(found.survey))

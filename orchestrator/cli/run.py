@@ -37,6 +37,12 @@ def answer(least_columns: int = LEAST_COLUMNS) -> Console:
     return console
 
 
+def terminal_columns() -> int | None:
+    """How wide the terminal is that stdout goes to; None where that is none, as a pipe has room for everything."""
+    console = Console()
+    return console.width if console.is_terminal else None
+
+
 def answer_is_gone() -> bool:
     """Whether nobody reads stdout any more: a pipe says so also while nothing is written to it."""
     poll = select.poll()

@@ -19,10 +19,10 @@ from orchestrator.plan.values import Plan, plan_key
 from orchestrator.view.ranking import plan_name
 from orchestrator.view.sizes import bytes_text, duration_text, tokens_text
 
-_LEAST_COLUMNS = 118
-_COLUMN_MORE = 12
-_USUAL_WORDS = 32
-"""What "where" and "speed from" take together where nothing is unusual."""
+_HOW, _PLAN_COLUMNS = "how it would run", 36
+
+MAY_GO = ("first token", "speed from", "bits", "where")
+"""Columns that a narrow terminal can do without, the first ones first."""
 
 WHERE = {"here": "here", "hub": "published", "make": "to be made"}
 OF_LOSSY = "of a lossy one"
@@ -31,26 +31,51 @@ BEST = "→"
 _Cell = Callable[[Fit], str]
 
 
-def fit_view(answer: Answer) -> RenderableType:
-    """A row per quantisation, context and cache type; then why the marked ones are best, and what the words mean."""
-    rows = answer.rows
+def fit_view(answer: Answer, room: int | None = None) -> RenderableType:
+    """A row per quantisation, context and cache type; then why the marked ones are best, and what the words mean.
+
+    In a terminal of `room` columns (None: no terminal) without the columns that there is no room for, which is said.
+    """
+    rows, gone = answer.rows, _left_out(answer, room)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    columns = list(_columns(rows))
+    columns = [column for column in _columns(rows) if column[0] not in gone]
     for title, _, justify in columns:
-        table.add_column(title, justify="right" if justify else "left", no_wrap=title != "how it would run")
+        table.add_column(title, justify="right" if justify else "left", no_wrap=title != _HOW)
     for row in rows:
         style = "bold" if row.best else "" if row.plan is not None else "dim"
         table.add_row(*(Text(cell(row)) for _, cell, _ in columns), style=style)
-    return Lines(Text(_title(answer), style="bold"), table, *(Text(line) for line in _below(answer)))
+    below = list(_below(answer, gone))
+    if gone:
+        below.append(f"{', '.join(gone)}: in a terminal of {_table_columns(rows)} columns, or with --json")
+    return Lines(Text(_title(answer), style="bold"), table, *(Text(line) for line in below))
 
 
-def columns_for(answer: Answer) -> int:
+def columns_for(answer: Answer, room: int | None = None) -> int:
     """How wide it is, whatever the terminal is: a plan that is folded cannot be read, and a command not be copied."""
-    usual, rows = 11, answer.rows
-    words = max(len(_where(row)) for row in rows) + max(len(row.speed_from) for row in rows)
-    more = _COLUMN_MORE * max(0, len(list(_columns(rows))) - usual)
     moves = [] if answer.wanted is None else next_moves(answer)
-    return max(_LEAST_COLUMNS + more + max(0, words - _USUAL_WORDS), *(len(f"  {move}") for move in moves), 0)
+    gone = _left_out(answer, room)
+    return max(_table_columns(answer.rows, gone), *(len(f"  {move}") for move in moves), 0)
+
+
+def _left_out(answer: Answer, room: int | None) -> tuple[str, ...]:
+    """What of `MAY_GO` has no room."""
+    gone: tuple[str, ...] = ()
+    for title in MAY_GO:
+        if room is None or _table_columns(answer.rows, gone) <= room:
+            break
+        gone = (*gone, title)
+    return gone
+
+
+def _table_columns(rows: Sequence[Fit], gone: Sequence[str] = ()) -> int:
+    """How wide the table is, `_PLAN_COLUMNS` at most of them for the plan, which is folded."""
+    widths = [
+        min(_PLAN_COLUMNS, width) if title == _HOW else width
+        for title, cell, _ in _columns(rows)
+        if title not in gone
+        for width in [max(len(title), *(len(cell(row)) for row in rows))]
+    ]
+    return sum(widths) + 2 * len(widths)
 
 
 def _title(answer: Answer) -> str:
@@ -79,7 +104,7 @@ def _columns(rows: Sequence[Fit]) -> Iterable[tuple[str, _Cell, bool]]:
         yield "context", lambda row: str(row.context), True
     if len({row.cache_type for row in rows}) > 1:
         yield "KV", lambda row: row.cache_type, False
-    yield "how it would run", lambda row: _short(row.short) if row.plan is None else plan_name(row.plan), False
+    yield _HOW, lambda row: _short(row.short) if row.plan is None else plan_name(row.plan), False
     yield "decode", _of_plan(lambda plan: _number(plan.decode_tokens_per_s)), True
     if any(row.plan is not None and row.plan.parallel > 1 for row in rows):
         yield "all", _of_plan(lambda plan: _number(plan.aggregate_tokens_per_s)), True
@@ -124,7 +149,7 @@ def _first_line(short: Short) -> str:
     return short.reason.partition("\n")[0]
 
 
-def _below(answer: Answer) -> Iterable[str]:
+def _below(answer: Answer, gone: Sequence[str]) -> Iterable[str]:
     rows, best = answer.rows, [row for row in answer.rows if row.best]
     for row in best:
         at = f" at context {row.context}" if len({one.context for one in rows}) > 1 else ""
@@ -138,8 +163,11 @@ def _below(answer: Answer) -> Iterable[str]:
         yield f"  this model was made for {trained} tokens: beyond them (context {long[0]}) its answers get worse"
     planned = [row for row in rows if row.plan is not None]
     yield ""
-    yield f"{_SPEEDS} {_BITS} speed from:" if planned else _BITS
-    yield from (f"  {meaning}" for word, meaning in _MEANINGS.items() if any(word in row.speed_from for row in planned))
+    if told := [*([_SPEEDS] if planned else []), *([] if "bits" in gone else [_BITS])]:
+        yield " ".join([*told, *(["speed from:"] if planned and "speed from" not in gone else [])])
+    if "speed from" not in gone:
+        known = {word for word in _MEANINGS if any(word in row.speed_from for row in planned)}
+        yield from (f"  {meaning}" for word, meaning in _MEANINGS.items() if word in known)
     if answer.survey.made_up:
         yield "  what was timed had weights at random: the model's own are not here"
     for kind in sorted({row.timed_as for row in planned if f" with {row.timed_as}" in row.speed_from}):

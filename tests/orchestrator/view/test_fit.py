@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from orchestrator.fitting import Answer, Question
 from orchestrator.inventory import Host, Inventory
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.fit import Memories, OnText, Option, Where, fit_all
 from orchestrator.plan.retyped import work_of
 from orchestrator.survey.values import KernelRate
-from orchestrator.view.fit import columns_for, fit_json, fit_view, next_moves
+from orchestrator.view.fit import MAY_GO, columns_for, fit_json, fit_view, next_moves
 from quant.quantisations import bits_per_weight
 from tests.orchestrator.plan.examples import make_device, make_memories, make_memory, make_survey
 from tests.orchestrator.plan.typed_models import LAYERS, make_model
@@ -104,6 +106,25 @@ def test_json_has_the_rows_and_the_choice() -> None:
     ]
     assert found["rows"][0]["short"]["there_bytes"] == 1200 * 1024 * 1024
     assert found["rows"][1]["plan"]["devices"] == ["a/cpu"]
+
+
+@pytest.mark.parametrize(
+    ("room", "gone"),
+    [(None, ()), (200, ()), (105, ("first token",)), (85, ("first token", "speed from", "bits")), (20, MAY_GO)],
+)
+def test_in_a_narrow_terminal_some_columns_are_left_out_and_that_is_said(
+    room: int | None, gone: tuple[str, ...]
+) -> None:
+    found = answer(OPTIONS)
+    text = rendered(fit_view(found, room), columns_for(found, room))
+    header = text.splitlines()[2]
+    assert [title for title in MAY_GO if title not in header] == list(gone)
+    assert all(title in header for title in ("type", "size", "how it would run", "decode", "prefill"))
+    assert ("in a terminal of" in text) == bool(gone)
+    if room and room > 20:
+        rows = [line.rstrip() for line in text.splitlines()[2:8]]
+        assert max(map(len, rows)) <= room
+    assert ("speed from:" in text) == ("speed from" not in gone)
 
 
 def test_where_nothing_fits_the_move_is_told_and_nothing_is_chosen() -> None:
