@@ -17,6 +17,7 @@ from orchestrator.folders import Folders
 from orchestrator.hosts import open_hosts
 from orchestrator.inventory import Inventory
 from orchestrator.memory import count_memory
+from orchestrator.plan.experience import Experience
 from orchestrator.plan.fit import Fit, Memories, Option, Prefer, fit_all
 from orchestrator.plan.retyped import Work, work_of
 from orchestrator.plan.values import ModelMemory
@@ -95,12 +96,17 @@ async def answer_fit(question: Question, folders: Folders, report: Report) -> An
     if question.saved is not None:
         survey, surveyed = _from_saved(question, choices, *question.saved)
         path, attention = str(question.saved[1]), question.inventory.flash_attention
-        for doubt in doubts(survey, path, question.cache_types, attention, engine.manifest.engine):
+        names = [host.name for host in question.inventory.hosts]
+        for doubt in doubts(
+            *(survey, path, question.cache_types, attention, engine.manifest.engine),
+            hosts=names,
+            parallel=question.inventory.parallel,
+        ):
             report.warn(doubt)
     else:
         survey, surveyed = await _surveyed(question, choices, memories, folders, report)
     report.step("Planning")
-    options = [_experienced(option, question, surveyed, survey, folders) for option in choices.options]
+    options = _experienced(choices.options, question, surveyed, survey, folders)
     asked = asked_of(Wishes(), question.inventory)
     rows = fit_all(survey, _work_of(surveyed, choices), options, memories, asked, question.prefer)
     _tell_unmeasured(rows, question, report)
@@ -201,16 +207,24 @@ def _work_of(model: Model, choices: Choices) -> Work:
     return next(same, None) or work_of(model, choices.experts_used)
 
 
-def _experienced(option: Option, question: Question, surveyed: Model, survey: Survey, folders: Folders) -> Option:
-    """With what runs of its own have shown, else with how far predictions were off for the one surveyed: by cache type,
+def _experienced(
+    options: Iterable[Option], question: Question, surveyed: Model, survey: Survey, folders: Folders
+) -> list[Option]:
+    """Each with what runs of its own have shown, else with how far predictions were off for the others: by cache type,
     since what a run shows is of one."""
+    options = list(options)
     of = circumstances_of(surveyed, survey.engine, survey, question.inventory)
-    found = {}
+    shapes = {option.name: shape_digest(option.model) for option in options}
+    found: dict[str, dict[CacheType, Experience]] = {name: {} for name in shapes}
     for kept_as in question.cache_types:
-        general = replace(of, cache_type=kept_as)
-        own = load_experience(folders, replace(general, shape=shape_digest(option.model)))
-        found[kept_as] = own if own.records else load_experience(folders, general).of_another()
-    return replace(option, experience=found)
+        run = {
+            shape: load_experience(folders, replace(of, cache_type=kept_as, shape=shape))
+            for shape in dict.fromkeys((of.shape, *shapes.values()))
+        }
+        others = Experience(tuple(record for one in run.values() for record in one.of_another().records))
+        for name, shape in shapes.items():
+            found[name][kept_as] = run[shape] if run[shape].records else others
+    return [replace(option, experience=found[option.name]) for option in options]
 
 
 def _tell_unmeasured(rows: Iterable[Fit], question: Question, report: Report) -> None:

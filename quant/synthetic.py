@@ -5,7 +5,7 @@ For measuring and counting only: such a model answers nothing sensible. Knows no
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -113,21 +113,23 @@ def like_shape(model: Model, layers: int) -> Shape:
 
 
 def like_work(model: Model, experts_used: float = 1.0) -> Shape:
-    """The shape of a llama model whose layers are as much work for a token as this model's: as wide as all experts that
-    work for it, this part of them. Widths are the model's own where heads divide them, else in whole blocks."""
-    feed_forward = max(_work_of_layers(model, experts_used).values(), default=4 * model.embedding_length)
+    """The shape of a llama model whose layers are as much work for a token as this model's on the average: as wide
+    between up and down as makes them have as many weights, if they have more than attention of this width alone.
+
+    `experts_used`: the part that works for a token. The width is the model's own where heads divide it, else in whole
+    blocks.
+    """
+    weights = sum(
+        tensor.parameters * (experts_used if "_exps." in tensor.name else 1.0)
+        for tensor in model.tensors
+        if tensor.block is not None and len(tensor.shape) > 1
+    )
     own = model.embedding_length % (max(1, model.head_count) * _KV_BLOCK) == 0
-    return _like(model, model.block_count, round(feed_forward), _KV_BLOCK if own else _BLOCK)
-
-
-def _work_of_layers(model: Model, experts_used: float) -> Mapping[int | None, float]:
-    """By layer, the rows of the matrices up that a token is multiplied by."""
-    rows: dict[int | None, float] = {}
-    for tensor in model.tensors:
-        if ".ffn_up" in tensor.name and len(tensor.shape) > 1:
-            experts = tensor.shape[2] * experts_used if len(tensor.shape) > 2 else 1.0
-            rows[tensor.block] = rows.get(tensor.block, 0.0) + tensor.shape[1] * experts
-    return rows
+    shape = _like(model, model.block_count, 0, _KV_BLOCK if own else _BLOCK)
+    attention = shape.embedding * 2 * (shape.embedding + shape.kv_width)
+    scale = shape.embedding / model.embedding_length  # of what is rounded to whole blocks
+    forward = max(0.0, weights * scale * scale / max(1, model.block_count) - attention) / (3 * shape.embedding)
+    return replace(shape, feed_forward=_whole_blocks(round(forward), _KV_BLOCK if own else _BLOCK))
 
 
 def _like(model: Model, layers: int, feed_forward: int, block: int) -> Shape:

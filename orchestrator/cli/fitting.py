@@ -36,8 +36,6 @@ Preferred = Annotated[
 ]
 Saved = Annotated[Path | None, typer.Option("--survey", help="Use this saved survey; no host is contacted.")]
 
-LEAST_CONTEXT = 256
-
 
 def fit(
     name: Name,
@@ -166,12 +164,13 @@ def _words(text: str) -> tuple[str, ...]:
 
 def _contexts(text: str) -> tuple[int, ...]:
     from orchestrator.errors import UsageError
+    from orchestrator.inventory_fields import CONTEXT_RANGE
 
-    words = _words(text)
-    wrong = [word for word in words if not word.isdecimal() or int(word) < LEAST_CONTEXT]
+    words, (least, most) = _words(text), CONTEXT_RANGE
+    wrong = [word for word in words if not word.isdecimal() or not least <= int(word) <= most]
     if wrong or not words:
         raise UsageError(
-            f"--context {text!r}: {wrong[0] if wrong else 'nothing'} is no number of {LEAST_CONTEXT} tokens or more",
+            f"--context {text!r}: {wrong[0] if wrong else 'nothing'} is no number of {least} to {most} tokens",
             hint="write numbers with commas between, such as 4096,16384",
         )
     return tuple(sorted(int(word) for word in words))

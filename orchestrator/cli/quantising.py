@@ -74,13 +74,15 @@ def _made(wanted: "Wanted") -> Path:
 def _best(source: str, inventory: Path, survey: Path | None, prefer: "Prefer", importance: Path | None) -> "Option":
     """What `meshctl model fit` marks; it is shown, on stderr. PlanError where nothing fits."""
     from orchestrator.cli.fitting import ask, read_question
-    from orchestrator.cli.run import talk
+    from orchestrator.cli.run import talk, terminal_columns
     from orchestrator.errors import PlanError, UsageError
     from orchestrator.fitting import published_name
-    from orchestrator.view.fit import fit_view
+    from orchestrator.view.fit import columns_for, fit_view
 
     answer = ask(read_question(source, inventory, prefer=prefer, survey=survey, importance=importance))
-    talk().print(fit_view(answer))
+    console, room = talk(), terminal_columns(stderr=True)
+    console.width = max(console.width, columns_for(answer, room))
+    console.print(fit_view(answer, room))
     if answer.wanted is None:
         raise PlanError(f"no quantisation of {source} fits these hosts", hint="see the table: meshctl model fit")
     option = answer.wanted.option

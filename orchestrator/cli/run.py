@@ -37,9 +37,9 @@ def answer(least_columns: int = LEAST_COLUMNS) -> Console:
     return console
 
 
-def terminal_columns() -> int | None:
-    """How wide the terminal is that stdout goes to; None where that is none, as a pipe has room for everything."""
-    console = Console()
+def terminal_columns(*, stderr: bool = False) -> int | None:
+    """How wide the terminal is that stdout, or stderr, goes to; None where that is none: a pipe has room for all."""
+    console = Console(stderr=stderr)
     return console.width if console.is_terminal else None
 
 

@@ -197,14 +197,19 @@ def best_rows(rows: Iterable[Fit], prefer: Prefer) -> tuple[Fit, ...]:
 
 
 def considered(rows: Iterable[Fit]) -> list[Fit]:
-    """Those of one context that the choice is made from: of what fits the better kinds, if there are any: not made of
-    what had lost precision; with `SOUND_BITS` or more; then with the most precise cache type that is left, so that each
-    option is there once."""
+    """Those of one context that the choice is made from: of what fits the better kinds, if there are any: not with a
+    speed that is worked out by bytes only; not made of what had lost precision; with `SOUND_BITS` or more; then with
+    the most precise cache type that is left, so that each option is there once."""
     fitting = [row for row in rows if row.plan is not None]
+    fitting = [row for row in fitting if not _is_guessed(row)] or fitting
     fitting = [row for row in fitting if not row.option.lost] or fitting
     fitting = [row for row in fitting if _is_sound(row)] or fitting
     first = min(map(_cache_rank, fitting), default=0)
     return [row for row in fitting if _cache_rank(row) == first]
+
+
+def _is_guessed(row: Fit) -> bool:
+    return row.unmeasured and row.speed_from.startswith("bytes")
 
 
 def _is_sound(row: Fit) -> bool:
@@ -299,6 +304,7 @@ def _passed_over(best: Fit, rows: Iterable[Fit]) -> str:
     """What else fits, and is worse."""
     others = [row for row in rows if row is not best]
     kinds = {
+        "whose speed is worked out by bytes": not _is_guessed(best) and any(map(_is_guessed, others)),
         "made of what had lost precision": not best.option.lost and any(row.option.lost for row in others),
         f"with less than {SOUND_BITS:g} bits": _is_sound(best) and not all(map(_is_sound, others)),
         "with a less precise KV cache": any(_cache_rank(row) > _cache_rank(best) for row in others),

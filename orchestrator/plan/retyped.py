@@ -53,13 +53,15 @@ class Work:
 
 def work_of(model: Model, experts_used: float = 1.0) -> Work:
     """`experts_used`: the part of the experts that work for one token."""
-    output = max(device_tensors(model, 0, 0, output=True), key=lambda tensor: tensor.parameters)
+    outputs = device_tensors(model, 0, 0, output=True)
+    largest = max(outputs, key=lambda tensor: tensor.parameters, default=None)
     used_bytes = sum(
         tensor.size_bytes * (experts_used if "_exps." in tensor.name else 1.0)
         for tensor in model.tensors
         if tensor.block is not None and len(tensor.shape) > 1
     )
-    return Work(mixture_of(model), output.type, sum(layer_bytes(model)), output_bytes(model), max(1.0, used_bytes))
+    output_type = model.quantisation if largest is None else largest.type
+    return Work(mixture_of(model), output_type, sum(layer_bytes(model)), output_bytes(model), max(1.0, used_bytes))
 
 
 def is_measured(survey: Survey, work: Work) -> bool:
@@ -100,7 +102,7 @@ def retyped_speed(speed: Speed, before: Work, after: Work) -> Speed:
         speed,
         passes=tuple(_retyped_pass(one, speed, output_s, before, after, scale) for one in speed.passes),
         output_s=output_s,
-        output_bytes=round(speed.output_bytes * after.output_bytes / before.output_bytes),
+        output_bytes=round(speed.output_bytes * after.output_bytes / max(1, before.output_bytes)),
     )
 
 
@@ -155,7 +157,7 @@ def _layers_ratio(tokens: int, speed: Speed, output_s: float, before: Work, afte
 def _output_ratio(speed: Speed, before: Work, after: Work) -> float:
     """Of what decoding takes altogether, the part that the output layer has by its bytes."""
     of_layers = after.used_bytes / before.used_bytes
-    of_output = after.output_bytes / before.output_bytes
+    of_output = after.output_bytes / max(1, before.output_bytes)
     whole, layers_s = _whole_ratio(1, speed, before, after), _weights_s(speed, before, 1)
     if whole is None:
         return of_output

@@ -2,11 +2,12 @@
 path.
 
 So that speeds are known of quantisations that were never timed (`plan.retyped`). Measured once for a device, engine,
-path, mixture and for layers of like widths, and kept: all models of these widths have them.
+path, mixture and model of these proportions, and kept.
 """
 
 import asyncio
 import hashlib
+import statistics
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from orchestrator.engine.lock import exclusive
 from orchestrator.errors import BringUpError, EngineError, HostError
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.hosts import OpenHost
@@ -32,6 +34,7 @@ from orchestrator.survey.speeds import (
 )
 from orchestrator.survey.timing import Measuring, Timing, always, time_passes
 from orchestrator.survey.values import Device, HostSurvey, KernelRate, Link, Speed, Survey
+from quant.errors import NoRoomError
 from workers.pass_bench import Timed
 
 PASSES = (1, 8, SHORT_PROMPT)
@@ -44,8 +47,13 @@ weights happen to lie in memory. Of each pass the fastest repetition counts."""
 TURNS_OVER_NETWORK = 2
 """Each time all weights travel to the worker."""
 
-FORMAT = "rates 4"
-_RATE = TypeAdapter(KernelRate)
+DISTURBED = 1.5
+"""Decoding that took this much longer in one turn than in another was not alone on its machine."""
+
+ODD = 2.0
+"""A processor that seems this much slower natively than through RPC on its own machine was not alone all the time."""
+
+FORMAT = "rates 5"
 _FLOAT_BYTES = 4
 
 
@@ -81,6 +89,13 @@ async def measure_rates(
     is left out, and said.
     """
     wanted, measuring = Wanted(works, experts_used), replace(measuring, cache_type="f16", flash_attention="auto")
+    async with exclusive(
+        measuring.kept / "rates.lock", lambda: report.say("another meshctl is timing kernels: waiting")
+    ):
+        return await _all_rates(measuring, survey, wanted, report)
+
+
+async def _all_rates(measuring: Measuring, survey: Survey, wanted: Wanted, report: Report) -> Survey:
     local = asyncio.Lock()
     controller = measuring.hosts.controller
     alone = _Path(measuring, controller, targets_of(controller, ())[0], None)
@@ -120,7 +135,22 @@ async def _device(
         speed = await _with_rates(_Path(measuring, host, target, device.link), speed, wanted, report)
     if native.measured:
         native = await _with_rates(_Path(measuring, host, target, None), native, wanted, report)
+        if device.link.kind == "loopback" and (times := times_slower(native, speed)) > ODD:
+            report.warn(
+                f"{device.name}: natively it seems {times:.1f} times as slow as through RPC, so something else ran "
+                f"when that was timed; {_AGAIN}"
+            )
     return replace(device, speed=speed, native=native)
+
+
+_AGAIN = "measure again when it has nothing else to do: --recalibrate"
+
+
+def times_slower(one: Speed, other: Speed) -> float:
+    """How many times longer decoding takes with the same types, on the median; 0 where none are the same."""
+    others = {rate.of: rate.weight_s[0] for rate in other.rates}
+    found = [rate.weight_s[0] / others[rate.of] for rate in one.rates if rate.of in others]
+    return statistics.median(found) if found else 0.0
 
 
 @dataclass(frozen=True)
@@ -154,20 +184,42 @@ class _Path:
         return self.measuring.kept / f"rate-{key}.json"
 
 
+@dataclass(frozen=True)
+class Timings:
+    """What is kept: the rate, of how many turns it is the fastest, and how long decoding took in the slowest."""
+
+    rate: KernelRate
+    turns: int
+    slowest_s: float
+
+    def and_one(self, rate: KernelRate) -> "Timings":
+        """With one turn more."""
+        return Timings(faster(self.rate, rate), self.turns + 1, max(self.slowest_s, rate.weight_s[0]))
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether something else went on in one of the turns at least, so perhaps in all."""
+        return self.slowest_s > DISTURBED * self.rate.weight_s[0]
+
+
+_TIMINGS = TypeAdapter(Timings)
+
+
 async def _with_rates(path: _Path, speed: Speed, wanted: Wanted, report: Report) -> Speed:
-    """With the rates that are kept, and the others measured."""
+    """With the rates that are kept, and the others measured; also those whose turns were cut short."""
     measuring = path.measuring
-    found: dict[str, KernelRate] = {}
-    missing: dict[str, KernelModel] = {}
     models = wanted.models(measuring.slices, path.target.available_bytes)
-    for key, one in models.items():
-        if (rate := _kept(path.kept_file(one), measuring.recalibrate)) is not None:
-            found[key] = rate
-        else:
-            missing[key] = one
+    kept = {key: _kept(path.kept_file(one), measuring.recalibrate) for key, one in models.items()}
+    known = {key: timings for key, timings in kept.items() if timings is not None}
+    missing = {key: one for key, one in models.items() if key not in known or known[key].turns < path.turns}
     if missing:
-        found |= await _measure(path, wanted, missing, _repetitions(speed), report)
-    return replace(speed, rates=tuple(found[key] for key in models if key in found))
+        known |= await _measure(path, wanted, missing, known, _repetitions(speed), report)
+    if disturbed := [wanted.called(key) for key, timings in known.items() if timings.disturbed]:
+        report.warn(
+            f"{path.target.name}: something else ran when {', '.join(disturbed)} was timed {path.name}, which makes "
+            f"the table wrong by as much; {_AGAIN}"
+        )
+    return replace(speed, rates=tuple(known[key].rate for key in models if key in known))
 
 
 def faster(one: KernelRate, other: KernelRate) -> KernelRate:
@@ -175,14 +227,14 @@ def faster(one: KernelRate, other: KernelRate) -> KernelRate:
     return replace(one, weight_s=tuple(map(min, one.weight_s, other.weight_s)))
 
 
-def _keep(file: Path, rate: KernelRate) -> None:
+def _keep(file: Path, timings: Timings) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_private(file, _RATE.dump_json(rate).decode())
+    write_private(file, _TIMINGS.dump_json(timings).decode())
 
 
-def _kept(file: Path, recalibrate: bool) -> KernelRate | None:
+def _kept(file: Path, recalibrate: bool) -> Timings | None:
     try:
-        return None if recalibrate else _RATE.validate_json(file.read_bytes())
+        return None if recalibrate else _TIMINGS.validate_json(file.read_bytes())
     except (OSError, ValidationError):
         return None
 
@@ -194,19 +246,26 @@ def _repetitions(speed: Speed) -> int:
 
 
 async def _measure(
-    path: _Path, wanted: Wanted, missing: dict[str, KernelModel], repetitions: int, report: Report
-) -> dict[str, KernelRate]:
-    """The smallest first, each kept as soon as it is known. One that fails is left out; where a host is late or
-    lost, those after it, too."""
-    name, found = path.target.name, dict[str, KernelRate]()
+    path: _Path,
+    wanted: Wanted,
+    missing: Mapping[str, KernelModel],
+    known: Mapping[str, Timings],
+    repetitions: int,
+    report: Report,
+) -> dict[str, Timings]:
+    """The smallest first, each turn kept as soon as it is over; of what is known already the turns that it lacks. One
+    that fails is left out; where a host is late or lost, those after it, too."""
+    name, found = path.target.name, {key: known[key] for key in missing if key in known}
     left = sorted(missing, key=lambda key: missing[key].size_bytes)
     for turn in range(1, path.turns + 1):
         for key in tuple(left):
+            if key in found and found[key].turns >= turn:
+                continue
             report.say(f"{name}: timing {wanted.called(key)} {path.name}, turn {turn} of {path.turns}")
             try:
                 async with _timing(path) as at:
                     rate = await _rate(at, missing[key], repetitions, path.link)
-            except (EngineError, BringUpError, HostError) as error:
+            except (EngineError, BringUpError, HostError, NoRoomError, OSError) as error:
                 gone = left[left.index(key) :] if isinstance(error, HostError) else [key]
                 left = [one for one in left if one not in gone]
                 if unknown := [wanted.called(one) for one in gone if one not in found]:
@@ -214,7 +273,7 @@ async def _measure(
                 if isinstance(error, HostError):
                     break
                 continue
-            found[key] = faster(found.get(key, rate), rate)
+            found[key] = found[key].and_one(rate) if key in found else Timings(rate, 1, rate.weight_s[0])
             _keep(path.kept_file(missing[key]), found[key])
     return found
 

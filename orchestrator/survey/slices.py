@@ -23,6 +23,7 @@ from quant.synthetic import (
     write_mixed_model,
     write_random_model,
 )
+from quant.whole_file import check_room
 from workers.agent import Recorded, mark_of, read_record, sha256_of, touch, write_record
 from workers.budget import MIB
 
@@ -162,12 +163,13 @@ class SliceStore:
         return None
 
     def write(self, one: KernelModel) -> None:
-        """Where it is not there yet."""
+        """Where it is not there yet. NoRoomError where the disk has no room, OSError where it cannot be written."""
         path = one.slice.path
         with self._writing:
             self._folder.mkdir(parents=True, exist_ok=True)
             if not _is_whole(path):
                 self._delete_old()
+                check_room(path.parent, 2 * one.size_bytes, f"a model to compare {one.rate} by")
                 write_mixed_model(path, one.shape, one.layers, one.output_type)
                 _record(path)
 

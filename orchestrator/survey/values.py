@@ -211,9 +211,23 @@ def kept_as(cache_type: CacheType, flash_attention: FlashAttention) -> tuple[str
 
 
 def doubts(
-    survey: Survey, path: str, cache_types: Iterable[CacheType], flash_attention: FlashAttention, engine: str
+    survey: Survey,
+    path: str,
+    cache_types: Iterable[CacheType],
+    flash_attention: FlashAttention,
+    engine: str,
+    *,
+    hosts: Iterable[str] | None = None,
+    parallel: int = 1,
 ) -> Iterator[str]:
-    """What is to be said of planning from this saved survey, for these cache types and attention on this engine."""
+    """What is to be said of planning from this saved survey, for these cache types and attention on this engine, hosts
+    of these names (None: whichever) and so many conversations at once."""
+    measured = sorted(host.name for host in survey.hosts)
+    if hosts is not None and (asked := sorted(hosts)) != measured:
+        yield f"{path} was measured on {', '.join(measured)}: these are planned for, not {', '.join(asked)}"
+    timed = {one.tokens for device in survey.devices for one in device.speed.passes}
+    if parallel > 1 and parallel not in timed:
+        yield f"{path} was not measured with {parallel} conversations at once: their speed is worked out between others"
     others = [kind for kind in cache_types if kind != survey.cache_type]
     if others:
         yield (
@@ -261,7 +275,32 @@ def read_survey(path: Path) -> Survey:
     for place, rates in _all_rates(survey):
         if problem := _rates_problem(rates):
             raise UsageError(f"{path}: {place}.rates: {problem}", hint=again)
+    for place, problem in _other_problems(survey):
+        raise UsageError(f"{path}: {place}: {problem}", hint=again)
     return survey
+
+
+def _other_problems(survey: Survey) -> Iterator[tuple[str, str]]:
+    """What nothing can be worked out from, and where it is."""
+    for place, speed in _all_speeds(survey):
+        if not (0 <= speed.output_s < inf and 0 <= speed.context_s < inf and speed.output_bytes >= 0):
+            yield place, "output_s, output_bytes and context_s must be numbers of 0 or more"
+    names = [device.name for device in survey.devices]
+    for device in survey.devices:
+        if names.count(device.name) > 1:
+            yield device.name, "it is there twice"
+        link = device.link
+        if not (0 <= link.round_trip_s < inf and link.up_bytes_per_s < inf and link.down_bytes_per_s < inf):
+            yield f"{device.name} link", "times and rates must be numbers of 0 or more"
+        if device.threads < 0:
+            yield f"{device.name} threads", f"{device.threads} is no number of threads"
+    for number, time in enumerate(survey.tensor):
+        if unknown := sorted(set(time.devices) - set(names)):
+            yield f"tensor.{number}.devices", f"there is no device {unknown[0]}"
+        if len(time.parts) != len(time.devices) or not all(part > 0 for part in time.parts):
+            yield f"tensor.{number}.parts", "one of 1 or more for each device"
+        if not 0 <= time.output_s < inf:
+            yield f"tensor.{number}.output_s", "must be a number of 0 or more"
 
 
 def _all_passes(survey: Survey) -> Iterator[tuple[str, tuple[PassTime, ...]]]:

@@ -120,6 +120,27 @@ async def test_what_has_run_with_one_cache_type_is_shown_of_that_only(
     assert [(one.cache_type, one.speed_from) for one in again.rows] == [("f16", "measured"), ("q8_0", "timed with f16")]
 
 
+async def test_what_one_quantisation_has_shown_corrects_the_others_and_not_it_alone(
+    source: Model, engine: Engine, folders: Folders, report: Report
+) -> None:
+    """Else one that ran, and was as much slower as all would be, would be passed over for one that never did."""
+    survey = surveyed(source, engine)
+    question = ask(source, survey, types=("F16", "Q8_0"), contexts=(1024,))
+    before = {row.option.name: row for row in (await answer_fit(question, folders, report)).rows}
+    ran = before["Q8_0"]
+    assert ran.plan is not None
+    of = circumstances_of(ran.option.model, survey.engine, survey, question.inventory)
+    group = ran.plan.fastest
+    remember(folders, of, group, Measured(group.token_s / 1.3, group.step_s / 1.3, group.prefill_s))
+    after = {row.option.name: row for row in (await answer_fit(question, folders, report)).rows}
+    assert {name: row.speed_from for name, row in after.items()} == {"F16": "timed, corrected", "Q8_0": "measured"}
+    for name in ("F16", "Q8_0"):
+        was, now = before[name].plan, after[name].plan
+        assert was is not None
+        assert now is not None
+        assert now.decode_tokens_per_s / was.decode_tokens_per_s == pytest.approx(1.3)
+
+
 async def test_with_an_importance_matrix_there_is_more_to_choose_from(
     source: Model, engine: Engine, folders: Folders, report: Report, tmp_path: Path
 ) -> None:

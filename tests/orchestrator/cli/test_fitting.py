@@ -85,8 +85,9 @@ DIFFERENT_TYPES = (
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (["--context", "4k"], "--context '4k': 4k is no number of 256 tokens or more"),
-        (["--context", "4096,16"], "--context '4096,16': 16 is no number of 256 tokens or more"),
+        (["--context", "4k"], "--context '4k': 4k is no number of 256 to 16777216 tokens"),
+        (["--context", "4096,16"], "--context '4096,16': 16 is no number of 256 to 16777216 tokens"),
+        (["--context", "99999999999"], "--context '99999999999': 99999999999 is no number of 256 to 16777216 tokens"),
         (["--cache-type", "f16,f32"], '--cache-type: "f32" takes twice the memory of f16'),
         (["--cache-type", "q8_0/q4_0"], DIFFERENT_TYPES),
         (["--cache-type", ","], "--cache-type names nothing"),

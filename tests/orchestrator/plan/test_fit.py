@@ -302,6 +302,20 @@ def test_a_cache_type_that_the_engine_refuses_is_a_row_that_says_so() -> None:
     assert [(row.plan, row.short) for row in rows] == [(None, Short("no such heads", refused=True))]
 
 
+def test_a_speed_by_bytes_is_taken_only_where_there_is_no_other() -> None:
+    """Though it is said to be by far the fastest."""
+    survey = decoding(survey_of(3000), {"Q4_0": 4.0, "Q8_0": 12.0})
+    rows = table(survey, [option("Q8_0"), option("Q6_K")], "speed", contexts=(4096,))
+    seconds = {row.option.name: row.plan.goal_s for row in rows if row.plan is not None}
+    assert seconds["Q6_K"] < seconds["Q8_0"] / 1.5
+    assert [row.speed_from for row in rows] == ["kernels", "bytes"]
+    assert best_of(rows) == ["Q8_0"]
+    assert "Q8_0 is the only one that fits, but for those whose speed is worked out by bytes" in why_best(
+        rows[0], rows, "speed"
+    )
+    assert best_of(table(survey, [option("Q6_K")], "speed", contexts=(4096,))) == ["Q6_K"]
+
+
 def test_types_without_a_rate_are_told_and_go_by_bytes() -> None:
     (row,) = table(survey_of(3000), [option("TQ2_0")], contexts=(4096,))
     assert (row.unmeasured, row.speed_from) == (True, "bytes")

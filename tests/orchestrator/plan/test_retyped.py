@@ -62,6 +62,14 @@ def test_work_has_the_types_of_matrices_and_the_bytes_that_are_read() -> None:
     assert work_of(make_model("Q4_0", output="Q4_0")).rate == "Q4_0"
 
 
+def test_a_file_without_an_output_layer_has_work_all_the_same() -> None:
+    model = make_model("Q4_0")
+    layers = tuple(one for one in model.tensors if one.block is not None)
+    work = work_of(replace(model, tensors=layers))
+    assert (work.output_type, work.output_bytes) == ("Q4_0", 0)
+    assert retyped_speed(SPEED, work, Q6).output_s > 0
+
+
 def test_of_experts_only_those_that_work_are_read() -> None:
     model = make_model("Q4_0", layers=1)
     experts = make_tensor("blk.0.ffn_up_exps.weight", "Q6_K", (WIDTH, ROWS, 8))

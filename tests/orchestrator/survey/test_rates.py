@@ -1,6 +1,7 @@
 """How kernels are compared; that they are really timed is in `tests/end_to_end/test_fit.py`."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -16,10 +17,11 @@ from orchestrator.plan.retyped import Work
 from orchestrator.report import Event, Remark, Report
 from orchestrator.survey import rates
 from orchestrator.survey.gather import Target
-from orchestrator.survey.rates import Wanted, faster
+from orchestrator.survey.rates import Wanted, faster, times_slower
 from orchestrator.survey.slices import KernelModel, Slice
 from orchestrator.survey.timing import Measuring, Timing
-from orchestrator.survey.values import DeviceSpec, KernelRate
+from orchestrator.survey.values import NOT_MEASURED, DeviceSpec, KernelRate, Speed
+from quant.errors import NoRoomError
 from quant.mixture import Mixture
 from quant.synthetic import Shape
 from tests.orchestrator.plan.examples import FACTS, LOOPBACK
@@ -45,10 +47,12 @@ class Machine:
         self.workers = 0
         self.errors: dict[str, BaseException] = {}
         self.told: list[str] = []
+        self.times: list[float] = []
         host = SimpleNamespace(facts=FACTS, host=Host("a", "local"), name="a")
         measuring = SimpleNamespace(
             kept=kept, engine_name=lambda host: "engine", hosts=SimpleNamespace(controller=host), recalibrate=False
         )
+        measuring.slices = None
         self.path = rates._Path(cast(Measuring, measuring), host, TARGET, LOOPBACK)  # type: ignore[arg-type]
         self.models = {
             kind: KernelModel(Slice(Path(f"{kind}.gguf"), 2, (size, size), "synthetic"), SHAPE, kind, LAYERS, "F16")
@@ -56,6 +60,7 @@ class Machine:
         }
         monkeypatch.setattr(rates, "workers_of", self.workers_of)
         monkeypatch.setattr(rates, "_rate", self.rate)
+        monkeypatch.setattr(Wanted, "models", lambda wanted, slices, available_bytes: self.models)
 
     @asynccontextmanager
     async def workers_of(self, *_: object) -> AsyncIterator[str]:
@@ -66,14 +71,15 @@ class Machine:
         self.asked.append(kind := one.rate)
         if (error := self.errors.pop(kind, None)) is not None:
             raise error
-        return KernelRate(kind, (1,), (1.0 / len(self.asked),))
+        return KernelRate(kind, (1,), (self.times.pop(0) if self.times else 1.0,))
 
     async def measure(self) -> list[str]:
         def listen(event: Event) -> None:
             if isinstance(event, Remark) and event.level == "warning":
                 self.told.append(event.text)
 
-        return sorted(await rates._measure(self.path, WANTED, self.models, 3, Report(listen)))
+        found = await rates._with_rates(self.path, NOT_MEASURED, WANTED, Report(listen))
+        return sorted(rate.of for rate in found.rates)
 
     @property
     def kept(self) -> list[str]:
@@ -135,3 +141,49 @@ async def test_what_was_timed_before_somebody_interrupts_is_kept(machine: Machin
     with pytest.raises(asyncio.CancelledError):
         await machine.measure()
     assert machine.kept == ["Q8_0", "Q4_0"]
+
+
+async def test_turns_that_were_cut_short_are_made_up_for_the_next_time(machine: Machine) -> None:
+    async def interrupted(at: Timing, one: KernelModel, *rest: object) -> KernelRate:
+        if len(machine.asked) == 4:
+            raise asyncio.CancelledError
+        return await Machine.rate(machine, at, one, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rates, "_rate", interrupted)
+        with pytest.raises(asyncio.CancelledError):
+            await machine.measure()
+    machine.asked = []
+    assert await machine.measure() == ["F16", "Q4_0", "Q8_0"]
+    assert Counter(machine.asked) == {"Q4_0": rates.TURNS - 2, "Q8_0": rates.TURNS - 1, "F16": rates.TURNS - 1}
+    machine.asked = []
+    assert await machine.measure() == ["F16", "Q4_0", "Q8_0"]
+    assert machine.asked == []
+
+
+async def test_what_was_disturbed_is_told_now_and_later(machine: Machine) -> None:
+    machine.times = [1.0, 1.0, 1.0, 1.0, 1.7, 1.4]
+    warning = (
+        "a/cpu: something else ran when Q8 was timed through RPC (loopback), which makes the table wrong by as much; "
+        "measure again when it has nothing else to do: --recalibrate"
+    )
+    for _ in range(2):
+        await machine.measure()
+        assert machine.told == [warning]
+        machine.told = []
+
+
+async def test_a_model_that_the_disk_has_no_room_for_leaves_the_others_timed(machine: Machine) -> None:
+    machine.errors["F16"] = NoRoomError("a model to compare F16 by needs 1 GiB of disk")
+    assert await machine.measure() == ["Q4_0", "Q8_0"]
+    assert machine.told == [
+        "a/cpu: the speed of F16 is worked out by its bytes: a model to compare F16 by needs 1 GiB of disk"
+    ]
+
+
+def test_a_processor_that_seems_slower_natively_than_through_rpc_is_odd() -> None:
+    def speed(**weight_s: float) -> Speed:
+        return replace(NOT_MEASURED, rates=tuple(KernelRate(kind, (1,), (one,)) for kind, one in weight_s.items()))
+
+    assert times_slower(speed(Q4_0=3.0, Q8_0=4.0, F16=5.0), speed(Q4_0=1.0, Q8_0=2.0, F16=2.0)) == 2.5
+    assert times_slower(speed(Q4_0=3.0), speed(Q8_0=1.0)) == 0.0

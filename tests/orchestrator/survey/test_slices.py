@@ -153,34 +153,69 @@ def test_a_small_model_is_compared_as_a_whole(model: Model, tmp_path: Path) -> N
     assert sum(one.slice.layers_bytes) == sum(one.size_bytes for one in matrices if one.block is not None)
 
 
+def large_model(model: Model, *, embedding: int = 8192, feed_forward: int = 28672, layers: int = 80) -> Model:
+    """In the proportions of Llama 3 70B; no file has it."""
+    shape = Shape(layers, embedding, feed_forward, heads=64, kv_heads=8, vocabulary=128_000)
+    wide, narrow = shape.embedding, shape.kv_width
+    rows = {"attn_q": (wide, wide), "attn_k": (wide, narrow), "attn_v": (wide, narrow), "attn_output": (wide, wide)}
+    rows |= dict.fromkeys(("ffn_gate", "ffn_up"), (wide, feed_forward)) | {"ffn_down": (feed_forward, wide)}
+    tensors = tuple(
+        Tensor(f"blk.{layer}.{name}.weight", "Q6_K", size, 0, 0)
+        for layer in range(layers)
+        for name, size in rows.items()
+    )
+    return replace(
+        model,
+        embedding_length=embedding,
+        block_count=layers,
+        head_count=shape.heads,
+        head_count_kv=(shape.kv_heads,) * layers,
+        vocabulary=shape.vocabulary,
+        tensors=tensors,
+    )
+
+
 def test_large_models_of_like_proportions_share_one_comparison(model: Model, tmp_path: Path) -> None:
     """Of widths like those of a model of a billion weights, with layers enough to leave a processor's cache, and an
     output layer that has the part of all weights that it has in the model."""
-    large = replace(model, embedding_length=8192, block_count=80, vocabulary=128_000)
+    large = large_model(model)
+    assert like_work(large) == Shape(80, 8192, 28672, 64, 8, 128_000)
     shape = slices.kernel_shape(large)
-    assert shape == replace(
-        ONE_BILLION, feed_forward=shape.feed_forward, layers=shape.layers, vocabulary=shape.vocabulary
-    )
+    assert shape == replace(ONE_BILLION, layers=shape.layers, vocabulary=shape.vocabulary)
     assert shape.layers * shape.layer_weights > slices.KERNEL_WEIGHTS
-    whole = like_work(large)
     assert shape.vocabulary * shape.embedding / (shape.layers * shape.layer_weights) == pytest.approx(
-        128_000 * 8192 / (80 * whole.layer_weights), rel=1e-3
+        128_000 * 8192 / (80 * like_work(large).layer_weights), rel=1e-3
     )
-    other = SliceStore(replace(large, block_count=160, vocabulary=256_000), tmp_path / "b")
+    other = SliceStore(replace(large_model(model, layers=160), vocabulary=256_000), tmp_path / "b")
     one = other.of_types(UNIFORM, "Q6_K", 10**9)
     assert one is not None
     assert one.shape == shape
-    words = f"{shape.feed_forward}-32-8-{shape.layers}-{shape.vocabulary}"
-    assert one.slice.path.name == f"kernel-Q6_K-2048-{words}.gguf"
+    assert one.slice.path.name == f"kernel-Q6_K-2048-8192-32-8-{shape.layers}-{shape.vocabulary}.gguf"
 
 
-def test_of_experts_as_many_are_compared_as_work_for_a_token(model: Model) -> None:
-    experts = Tensor("blk.0.ffn_up_exps.weight", "Q4_0", (512, 256, 32), 1, 0)
-    assert slices.kernel_shape(replace(model, tensors=(experts,)), 0.25).feed_forward == 8 * 256
+def test_layers_are_compared_with_as_many_weights_as_work_for_a_token(model: Model) -> None:
+    """Of experts a part; of matrices that are joined in one, or are of another kind, all."""
+    dense = like_work(model)
+    assert dense == SHAPE
+    up = next(one for one in model.tensors if one.name == "blk.0.ffn_up.weight")
+    others = tuple(one for one in model.tensors if not one.name.endswith((".ffn_up.weight", ".ffn_gate.weight")))
+    joined = tuple(
+        replace(up, name=f"blk.{layer}.ffn_gate_up.weight", shape=(up.shape[0], 2 * up.shape[1])) for layer in range(6)
+    )
+    assert like_work(replace(model, tensors=(*others, *joined))) == dense
+    experts = tuple(
+        replace(one, name=one.name.replace(".weight", "_exps.weight"), shape=(*one.shape, 32))
+        if "ffn_" in one.name
+        else one
+        for one in model.tensors
+        if "ffn_norm" not in one.name
+    )
+    assert like_work(replace(model, tensors=experts), 0.25).feed_forward == 8 * dense.feed_forward
+    assert slices.kernel_shape(replace(model, tensors=experts), 0.25).feed_forward == 8 * dense.feed_forward
 
 
 def test_types_are_compared_on_fewer_layers_where_a_device_holds_no_more(model: Model, tmp_path: Path) -> None:
-    large = replace(model, embedding_length=8192, block_count=80)
+    large = replace(large_model(model), vocabulary=100)
     store, shape = SliceStore(large, tmp_path / "slices"), slices.kernel_shape(large)
     layer, output = shape.layer_weights * 210 // 256, 2 * 256 * shape.embedding * 210 // 256
     one = store.of_types(UNIFORM, "Q6_K", slices.BESIDE_LAYERS_BYTES + output + 3 * layer)

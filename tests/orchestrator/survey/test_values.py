@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import UsageError
-from orchestrator.survey.values import KernelRate, PassTime, Survey, doubts, read_survey, survey_json
+from orchestrator.survey.values import KernelRate, PassTime, Survey, TensorTime, doubts, read_survey, survey_json
 from tests.orchestrator.plan.examples import make_device, make_survey, make_tensor_time
 
 SURVEY = make_survey(
@@ -91,6 +91,51 @@ def test_rates_that_compare_nothing_are_refused(tmp_path: Path, rate: KernelRate
     with pytest.raises(UsageError) as refused:
         read_survey(path)
     assert str(refused.value) == f"{path}: controller_speed.rates: {problem}"
+
+
+def with_device(**changes: object) -> Survey:
+    (host, *others) = SURVEY.hosts
+    (device,) = host.devices
+    changed = replace(device, **changes)  # type: ignore[arg-type] # each test knows its fields
+    return replace(SURVEY, hosts=(replace(host, devices=(changed,)), *others))
+
+
+DEVICE = SURVEY.devices[0]
+TIME = TensorTime((DEVICE.name,), (1,), DEVICE.speed.passes, 0.001)
+
+
+@pytest.mark.parametrize(
+    ("survey", "problem"),
+    [
+        (with_device(native=replace(DEVICE.speed, output_s=-1.0)), f"{DEVICE.name} native: output_s, output_bytes and"),
+        (
+            with_device(native=replace(DEVICE.speed, output_bytes=-1)),
+            f"{DEVICE.name} native: output_s, output_bytes and",
+        ),
+        (with_device(speed=replace(DEVICE.speed, context_s=-1.0)), f"{DEVICE.name} speed: output_s, output_bytes and"),
+        (with_device(link=replace(DEVICE.link, round_trip_s=-1.0)), f"{DEVICE.name} link: times and rates must be"),
+        (with_device(threads=-3), f"{DEVICE.name} threads: -3 is no number of threads"),
+        (with_device(name=SURVEY.devices[-1].name), f"{SURVEY.devices[-1].name}: it is there twice"),
+        (replace(SURVEY, tensor=(replace(TIME, devices=("nope",)),)), "tensor.0.devices: there is no device nope"),
+        (replace(SURVEY, tensor=(replace(TIME, parts=(0,)),)), "tensor.0.parts: one of 1 or more for each device"),
+        (replace(SURVEY, tensor=(replace(TIME, output_s=-1.0),)), "tensor.0.output_s: must be a number of 0 or more"),
+    ],
+)
+def test_a_survey_that_nothing_can_be_worked_out_from_is_refused(survey: Survey, problem: str, tmp_path: Path) -> None:
+    path = kept(survey, tmp_path)
+    with pytest.raises(UsageError) as refused:
+        read_survey(path)
+    assert str(refused.value).startswith(f"{path}: {problem}")
+
+
+def test_other_hosts_and_more_conversations_than_were_measured_are_doubted() -> None:
+    names = [host.name for host in SURVEY.hosts]
+    about = (SURVEY, "s.json", ("f16",), "auto", SURVEY.engine)
+    assert list(doubts(*about, hosts=reversed(names))) == []  # type: ignore[arg-type]
+    assert list(doubts(*about, hosts=["x"], parallel=3)) == [  # type: ignore[arg-type]
+        f"s.json was measured on {', '.join(sorted(names))}: these are planned for, not x",
+        "s.json was not measured with 3 conversations at once: their speed is worked out between others",
+    ]
 
 
 def test_what_a_survey_is_not_of_is_doubted() -> None:
