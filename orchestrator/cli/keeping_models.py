@@ -24,7 +24,7 @@ def list_command(inventory: Hosts = None, json: AsJson = False) -> None:
     """Show which models lie here and, with an inventory, what of them lies on its hosts; sizes and when last used."""
     from time import time
 
-    from orchestrator.cli.run import answer, talk
+    from orchestrator.cli.run import talk
     from orchestrator.errors import MeshctlError
     from orchestrator.fanout import all_or_raise
     from orchestrator.folders import user_folders
@@ -38,7 +38,7 @@ def list_command(inventory: Hosts = None, json: AsJson = False) -> None:
         typer.echo(models_json(listed, quota, folder))
     else:
         kept = [one for found in listed.values() if not isinstance(found, MeshctlError) for one in found]
-        answer().print(models_table(kept, time()))
+        print_whole(models_table(kept, time()))
         talk().print(quota_text(kept, quota, folder), markup=False, soft_wrap=True)
     all_or_raise(listed)
 

@@ -41,6 +41,8 @@ def quantise(
     from quant.errors import QuantiseError
     from quant.quantisations import find_quantisation
 
+    if out is not None and not out.absolute().parent.is_dir():
+        raise UsageError(f"--out {out}: there is no folder {out.parent}", hint="make it, or name another file")
     if (kind is None) == (inventory is None):
         raise UsageError("what shall it become?", hint="give either --type TYPE or --fit INVENTORY")
     best = None if inventory is None else _best(source, inventory, survey, prefer, imatrix)

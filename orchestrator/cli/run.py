@@ -17,12 +17,15 @@ from rich.text import Text
 from orchestrator.errors import REPORTED, UsageError, of_system
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from orchestrator.report import Report
 
 T = TypeVar("T")
 
 INTERRUPTED = 130
 LEAST_COLUMNS = 80
+WIDEST = 10_000
 
 
 def talk() -> Console:
@@ -35,6 +38,15 @@ def answer(least_columns: int = LEAST_COLUMNS) -> Console:
     console = Console(highlight=False)
     console.width = max(console.width, least_columns)
     return console
+
+
+def print_whole(table: Table) -> None:
+    """An answer whose cells are not cut, however narrow the terminal is."""
+    console = answer()
+    console.width = max(
+        console.width, Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
+    )
+    console.print(table)
 
 
 def terminal_columns(*, stderr: bool = False) -> int | None:

@@ -55,7 +55,8 @@ class OnText:
     text: str = field(default="", compare=False)
 
     def __str__(self) -> str:
-        return f"{self.text}, {self.chunks} chunks of {self.context} tokens"
+        chunks = f"{self.chunks} chunk{'s' if self.chunks > 1 else ''}"
+        return f"{self.text}, {chunks} of {self.context} tokens"
 
 
 @dataclass(frozen=True)

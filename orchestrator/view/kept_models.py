@@ -22,10 +22,10 @@ WHAT = {
 
 
 def models_table(kept: Sequence[Kept], now_s: float) -> Table:
-    """A row per model and place: by model, this machine first."""
-    table = Table(Column("model", overflow="fold"), "where", "what", "mostly", box=None, pad_edge=False)
-    table.add_column("size", justify="right")
-    table.add_column("last used")
+    """A row per model and place: by model, this machine first. Nothing is folded: names are there to be copied."""
+    titles = ("model", "where", "what", "mostly", "size", "last used")
+    columns = [Column(title, no_wrap=True, justify="right" if title == "size" else "left") for title in titles]
+    table = Table(*columns, box=None, pad_edge=False)
     for one in sorted(kept, key=lambda one: (one.model, one.host != CONTROLLER, one.host, one.what)):
         used = "in use" if one.in_use else f"{age_text(now_s - one.used_s)} ago"
         name = one.model.removesuffix(".gguf")

@@ -23,6 +23,14 @@ def test_an_unknown_type_is_wrong_usage_and_answered_with_all_that_there_are(tmp
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    out = tmp_path / "none" / "a.gguf"
+    done = CliRunner().invoke(app, ["model", "quantise", "smollm2-135m", "--type", "Q4_K_M", "--out", str(out)])
+    assert isinstance(done.exception, UsageError)
+    assert str(done.exception) == f"--out {out}: there is no folder {out.parent}"
+    assert not out.parent.exists()
+
+
 def test_a_text_that_is_not_there_or_is_none_is_wrong_usage(tmp_path: Path) -> None:
     (tmp_path / "model.txt").write_bytes(b"GGUF\3\0\0\0")
     for name, answer in (("none.txt", "is no file"), ("model.txt", "is no text: there are bytes of value 0 in it")):

@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
-from orchestrator.cli.run import show_error
+from orchestrator.cli.run import print_whole, show_error
 from orchestrator.errors import MeshctlError
 from tests.program import processes_with
 
@@ -52,3 +53,16 @@ def test_what_an_engine_quotes_of_a_model_does_not_drive_the_terminal(capsys: py
     assert capsys.readouterr().err == (
         "error: m [2J.gguf fails\n  | unknown ' [31mnope\n  | ' end\n  |  last\nhint: check  it\n"
     )
+
+
+def test_a_table_that_is_there_to_be_copied_from_is_whole_in_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    table = Table("model", "where", box=None)
+    for column in table.columns:
+        column.no_wrap = True
+    name = "a-model-with-a-long-name-" * 6
+    table.add_row(name, "controller")
+    print_whole(table)
+    assert any(name in line and "controller" in line for line in capsys.readouterr().out.splitlines())
