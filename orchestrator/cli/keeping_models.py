@@ -24,7 +24,7 @@ def list_command(inventory: Hosts = None, json: AsJson = False) -> None:
     """Show which models lie here and, with an inventory, what of them lies on its hosts; sizes and when last used."""
     from time import time
 
-    from orchestrator.cli.run import talk
+    from orchestrator.cli.run import print_whole, talk
     from orchestrator.errors import MeshctlError
     from orchestrator.fanout import all_or_raise
     from orchestrator.folders import user_folders

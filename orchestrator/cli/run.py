@@ -40,12 +40,13 @@ def answer(least_columns: int = LEAST_COLUMNS) -> Console:
     return console
 
 
-def print_whole(table: Table) -> None:
+def print_whole(table: "Table") -> None:
     """An answer whose cells are not cut, however narrow the terminal is."""
+    from rich.measure import Measurement
+
     console = answer()
-    console.width = max(
-        console.width, Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
-    )
+    room = console.options.update(max_width=WIDEST)
+    console.width = max(console.width, Measurement.get(console, room, table).maximum)
     console.print(table)
 
 
