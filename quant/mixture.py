@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from quant.model import Model, Tensor
+from quant.model import Model, Tensor, layer_matrices
 
 MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 """Those of a layer of the architecture `llama`, by their names in GGUF."""
@@ -75,9 +75,8 @@ def mixture_of(model: Model) -> Mixture:
 
 def _layers(model: Model) -> Iterator[list[Tensor]]:
     matrices: dict[int, list[Tensor]] = {}
-    for tensor in model.tensors:
-        if tensor.block is not None and len(tensor.shape) > 1:
-            matrices.setdefault(tensor.block, []).append(tensor)
+    for tensor in layer_matrices(model):
+        matrices.setdefault(tensor.block or 0, []).append(tensor)
     return (matrices[block] for block in sorted(matrices))
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -83,6 +84,16 @@ class Model:
     def size_bytes(self) -> int:
         """All tensors; the files are a little larger."""
         return sum(tensor.size_bytes for tensor in self.tensors)
+
+
+def layer_matrices(model: Model) -> Iterator[Tensor]:
+    """The matrices of all layers; vectors, such as norms, are no work to speak of."""
+    return (tensor for tensor in model.tensors if tensor.block is not None and len(tensor.shape) > 1)
+
+
+def used_part(tensor: Tensor, experts_used: float) -> float:
+    """The part of a tensor that works for one token: of experts this part, of all else the whole."""
+    return experts_used if "_exps." in tensor.name else 1.0
 
 
 def dominant_type(tensors: tuple[Tensor, ...]) -> str:

@@ -13,7 +13,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, TokenType
 from numpy.typing import NDArray
 
 from quant.mixture import MATRICES, LayerTypes
-from quant.model import Model
+from quant.model import Model, layer_matrices, used_part
 from quant.whole_file import written_whole
 
 _FLOAT_FILL = 0x3C
@@ -119,11 +119,7 @@ def like_work(model: Model, experts_used: float = 1.0) -> Shape:
     `experts_used`: the part that works for a token. The width is the model's own where heads divide it, else in whole
     blocks.
     """
-    weights = sum(
-        tensor.parameters * (experts_used if "_exps." in tensor.name else 1.0)
-        for tensor in model.tensors
-        if tensor.block is not None and len(tensor.shape) > 1
-    )
+    weights = sum(tensor.parameters * used_part(tensor, experts_used) for tensor in layer_matrices(model))
     own = model.embedding_length % (max(1, model.head_count) * _KV_BLOCK) == 0
     shape = _like(model, model.block_count, 0, _KV_BLOCK if own else _BLOCK)
     attention = shape.embedding * 2 * (shape.embedding + shape.kv_width)

@@ -313,6 +313,7 @@ def answer_facts(options: argparse.Namespace, words: list[str]) -> None:
 
 
 def system_facts() -> dict[str, Any]:
+    start = boot()
     return {
         "os": platform.system(),
         "os_name": os_name(),
@@ -322,7 +323,7 @@ def system_facts() -> dict[str, Any]:
         "hostname": socket.gethostname(),
         "user": user_name(),
         "compiler": compiler(),
-        "boot": hashlib.sha256(boot().encode()).hexdigest()[:16] if boot() else "",
+        "boot": hashlib.sha256(start.encode()).hexdigest()[:16] if start else "",
     }
 
 

@@ -95,8 +95,15 @@ def check_save(save: Path | None) -> None:
         return
     if save.is_dir():
         raise UsageError(f"--save {save} is a folder", hint="name a file in it")
-    if not save.absolute().parent.is_dir():
-        raise UsageError(f"--save {save}: there is no folder {save.parent}", hint="make it, or name another file")
+    check_folder("--save", save)
+
+
+def check_folder(option: str, file: Path) -> None:
+    """UsageError where the folder that a file shall be written to is not there: none is made unasked."""
+    from orchestrator.errors import UsageError
+
+    if not file.absolute().parent.is_dir():
+        raise UsageError(f"{option} {file}: there is no folder {file.parent}", hint="make it, or name another file")
 
 
 def ask(question: "Question") -> "Answer":

@@ -36,13 +36,14 @@ def quantise(
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
     """Make a smaller model of one that is here; prints where it lies. What it takes is said before it is written."""
+    from orchestrator.cli.fitting import check_folder
     from orchestrator.errors import UsageError
     from orchestrator.quantising import Wanted
     from quant.errors import QuantiseError
     from quant.quantisations import find_quantisation
 
-    if out is not None and not out.absolute().parent.is_dir():
-        raise UsageError(f"--out {out}: there is no folder {out.parent}", hint="make it, or name another file")
+    if out is not None:
+        check_folder("--out", out)
     if (kind is None) == (inventory is None):
         raise UsageError("what shall it become?", hint="give either --type TYPE or --fit INVENTORY")
     best = None if inventory is None else _best(source, inventory, survey, prefer, imatrix)
@@ -82,9 +83,8 @@ def _best(source: str, inventory: Path, survey: Path | None, prefer: "Prefer", i
     from orchestrator.view.fit import columns_for, fit_view
 
     answer = ask(read_question(source, inventory, prefer=prefer, survey=survey, importance=importance))
-    console, room = talk(), terminal_columns(stderr=True)
-    console.width = max(console.width, columns_for(answer, room))
-    console.print(fit_view(answer, room))
+    room = terminal_columns(stderr=True)
+    talk(columns_for(answer, room)).print(fit_view(answer, room))
     if answer.wanted is None:
         raise PlanError(f"no quantisation of {source} fits these hosts", hint="see the table: meshctl model fit")
     option = answer.wanted.option

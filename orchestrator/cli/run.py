@@ -28,15 +28,19 @@ LEAST_COLUMNS = 80
 WIDEST = 10_000
 
 
-def talk() -> Console:
+def talk(least_columns: int = 0) -> Console:
     """Where talk goes: stderr."""
-    return Console(stderr=True, highlight=False)
+    return _at_least(Console(stderr=True, highlight=False), least_columns)
 
 
 def answer(least_columns: int = LEAST_COLUMNS) -> Console:
     """Where answers go: stdout. Never narrower than tables are: a terminal wraps lines, but would lose their ends."""
-    console = Console(highlight=False)
-    console.width = max(console.width, least_columns)
+    return _at_least(Console(highlight=False), least_columns)
+
+
+def _at_least(console: Console, columns: int) -> Console:
+    if console.width < columns:
+        console.width = columns
     return console
 
 
@@ -46,8 +50,7 @@ def print_whole(table: "Table") -> None:
 
     console = answer()
     room = console.options.update(max_width=WIDEST)
-    console.width = max(console.width, Measurement.get(console, room, table).maximum)
-    console.print(table)
+    _at_least(console, Measurement.get(console, room, table).maximum).print(table)
 
 
 def terminal_columns(*, stderr: bool = False) -> int | None:

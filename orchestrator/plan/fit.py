@@ -210,7 +210,7 @@ def considered(rows: Iterable[Fit]) -> list[Fit]:
 
 
 def _is_guessed(row: Fit) -> bool:
-    return row.unmeasured and row.speed_from.startswith("bytes")
+    return row.speed_from.startswith("bytes")
 
 
 def _is_sound(row: Fit) -> bool:

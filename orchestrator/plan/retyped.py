@@ -24,8 +24,10 @@ from quant.model import (
     head_groups,
     input_bytes,
     layer_bytes,
+    layer_matrices,
     mirrored_bytes,
     output_bytes,
+    used_part,
 )
 
 _LEAST = 0.05
@@ -55,11 +57,7 @@ def work_of(model: Model, experts_used: float = 1.0) -> Work:
     """`experts_used`: the part of the experts that work for one token."""
     outputs = device_tensors(model, 0, 0, output=True)
     largest = max(outputs, key=lambda tensor: tensor.parameters, default=None)
-    used_bytes = sum(
-        tensor.size_bytes * (experts_used if "_exps." in tensor.name else 1.0)
-        for tensor in model.tensors
-        if tensor.block is not None and len(tensor.shape) > 1
-    )
+    used_bytes = sum(tensor.size_bytes * used_part(tensor, experts_used) for tensor in layer_matrices(model))
     output_type = model.quantisation if largest is None else largest.type
     return Work(mixture_of(model), output_type, sum(layer_bytes(model)), output_bytes(model), max(1.0, used_bytes))
 
