@@ -34,6 +34,9 @@ HOST_BYTES = 420 * MIB
 HOG_STEP_BYTES = 6 * MIB
 DISK_BYTES = 700 * MIB
 SLOW = "20mbit"
+RETRANSMITTED_S = 130.0
+"""sshd learns that nobody is there any more when it sends again, which it does after twice as long each time that
+nothing carries it, up to TCP_RTO_MAX, two minutes (linux/include/net/tcp.h): seen after a link that was black-holed."""
 
 AT_ONCE_S, HANG_S, PATH_S, HOG_S = 2.0, 30.0, 20.0, 90.0
 """Bounds within which a fault is to be noticed: the end of a process, a hang, a path that carries nothing, and memory
@@ -256,7 +259,7 @@ def test_paths_and_keys_of_hosts_reached_by_ssh(make_lab: MakeLab, meshctl: Mesh
     assert "THE HOST KEY OF" in meshctl.state()["message"]
     meshctl.ok("down")
     for one in lab.hosts:
-        wait_idle(one, deadline_s=15)
+        wait_idle(one, deadline_s=RETRANSMITTED_S)
     assert processes_with(str(meshctl.folder / "state")) == []
 
 
