@@ -6,7 +6,7 @@ few milliseconds. Programs that go on and files go the shell's own way, and so d
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from orchestrator.errors import DeadlineError, HostError
+from orchestrator.host_door import Attending, let_attend, tell_nobody
 from orchestrator.shell.local import failed
 from orchestrator.shell.protocol import Finished, Process, Progress, Shell, Span, Words
 from orchestrator.shell.resume import Resumable
@@ -42,14 +43,20 @@ class _Answer:
 _ANSWER = TypeAdapter(_Answer)
 
 
-class AttendedShell:
-    """`agent` is the agent's path on the host."""
+async def attend(shell: Shell, tell: Callable[[str], None] = tell_nobody) -> "AttendedShell":
+    """The agent is put there when it is not there yet, and waits for questions: see `host_door.let_attend`."""
+    agent, attending = await let_attend(shell, tell)
+    return AttendedShell(shell, agent, attending)
 
-    def __init__(self, shell: Shell, agent: str) -> None:
+
+class AttendedShell:
+    """`agent` is the agent's path on the host; `attending` waits there already."""
+
+    def __init__(self, shell: Shell, agent: str, attending: Attending) -> None:
         self._shell = shell
-        self._agent = agent
+        self.agent = agent
         self._prefix = agent_words(agent, "")[:-1]
-        self._attendant: _Attendant | None = None
+        self._attendant: _Attendant | None = _Attendant(attending)
         self._starting = asyncio.Lock()
         self._turns = asyncio.Semaphore(AT_ONCE)
 
@@ -97,7 +104,7 @@ class AttendedShell:
         """A verb of the agent with its options."""
         if words[: len(self._prefix)] == self._prefix and not environment:
             return words[len(self._prefix) :]
-        return enter_words(self._agent, (), under_c_locale(words, environment))[len(self._prefix) :]
+        return enter_words(self.agent, (), under_c_locale(words, environment))[len(self._prefix) :]
 
     async def start(self, words: Words, *, environment: Mapping[str, str] | None = None) -> Process:
         """Start and return at once."""
@@ -146,16 +153,18 @@ class AttendedShell:
     async def _attending(self) -> "_Attendant":
         async with self._starting:
             if self._attendant is None or self._attendant.gone:
-                words = attend_words(self._agent)
-                self._attendant = _Attendant(await self._shell.start(words, environment={"LC_ALL": "C"}))
+                words = attend_words(self.agent)
+                process = await self._shell.start(words, environment={"LC_ALL": "C"})
+                self._attendant = _Attendant(Attending(process, process.lines()))
             return self._attendant
 
 
 class _Attendant:
     """Our side of the process: sends questions, and gives each answer to whoever waits for it."""
 
-    def __init__(self, process: Process) -> None:
-        self._process = process
+    def __init__(self, attending: Attending) -> None:
+        self._process = attending.process
+        self._answers = attending.answers
         self._waiting: dict[int, asyncio.Future[_Answer]] = {}
         self._count = 0
         self.gone = False
@@ -201,7 +210,7 @@ class _Attendant:
 
     async def _read(self) -> None:
         try:
-            async for line in self._process.lines():
+            async for line in self._answers:
                 answer = _ANSWER.validate_json(line)
                 waiting = self._waiting.get(answer.id)
                 if waiting is not None and not waiting.done():

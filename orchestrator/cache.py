@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from orchestrator.attended import attend
 from orchestrator.errors import REPORTED, MeshctlError
 from orchestrator.fanout import each_host
 from orchestrator.folders import Folders
-from orchestrator.host_agent import ensure_agent, tidy
+from orchestrator.host_agent import tidy
 from orchestrator.host_cache import HostCache, Item, ask_cache, forget, mend, quota_bytes
 from orchestrator.inventory import CONTROLLER, Host, Inventory
 from orchestrator.inventory_file import load_inventory
@@ -171,7 +172,9 @@ async def on_each_cache(
         else:
             shell = await connect(host, ssh, local_root=folders.cache)
         try:
-            return await work(host, shell, await ensure_agent(shell, tell))
+            attended = await attend(shell, tell)
+            shell = attended
+            return await work(host, attended, attended.agent)
         finally:
             await shell.close()
 

@@ -1,4 +1,4 @@
-"""Our side of the agent: put it on a host and ask it; `leash` holds programs there.
+"""Our side of the agent: ask it; `host_door` puts it on a host, `leash` holds programs there.
 
 Works over any `Shell`. Every question has a deadline; an answer that cannot be read is an error that names the host.
 """
@@ -9,7 +9,6 @@ import socket
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from importlib import resources
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -28,48 +27,15 @@ FACTS_S = 90.0  # nvidia-smi without its daemon and system_profiler may take hal
 UNPACK_S = 600.0
 LOCK_S = 4 * 3600.0
 REAP_S = 5.0
-OLDEST_PYTHON = (3, 8)
 NOT_FOUND = 127
 
 T = TypeVar("T")
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
-def tell_nobody(text: str) -> None:
-    """For those who have nobody to tell."""
-
-
-async def ensure_agent(shell: Shell, tell: Callable[[str], None] = tell_nobody) -> str:
-    """The agent's absolute path on the host; it is put there only when it is missing or another one.
-
-    Before it is run its digest is compared, and our folder is closed to the host's other users; what had to be mended
-    is told. HostError when the host has no Python 3, or one that is too old, or when our folder is somebody else's.
-    """
-    source = agent_source()
-    digest = hashlib.sha256(source).hexdigest()
-    path = f"{shell.root}/agent/agent-{digest[:12]}.py"
-    door = await _look_at_door(shell, path)
-    for text in door.mended:
-        tell(f"{shell.host}: {text}")
-    if door.agent == digest:
-        return path
-    if door.agent:
-        tell(f"{shell.host}: the agent there was not as it was put (by its sha256): it is put there anew")
-    await _check_python(shell)
-    await shell.put_bytes(source, path, mode=0o700)
-    if (await _look_at_door(shell, path)).agent != digest:
-        raise HostError(shell.host, f"the agent at {path} is not what was put there", hint=_doctor_hint())
-    return path
-
-
-def agent_source() -> bytes:
-    """Our own copy of the agent."""
-    return resources.files("workers").joinpath("agent.py").read_bytes()
-
-
 async def ask_facts(shell: Shell, agent: str) -> HostFacts:
     """What the host says of itself."""
-    finished = await _run(shell, commands.facts_words(agent, shell.root), FACTS_S)
+    finished = await run_unjudged(shell, commands.facts_words(agent, shell.root), FACTS_S)
     _read_answer(shell.host, finished)
     return read_facts(finished.stdout)
 
@@ -83,7 +49,7 @@ async def free_ports(shell: Shell, agent: str, count: int, address: str = LOOPBA
 def read_ports(host: str, answer: dict[str, Any], count: int) -> tuple[int, ...]:
     ports = read_part(host, _PORTS, answer.get("ports"))
     if len(ports) < count:
-        raise HostError(host, f"the agent found {len(ports)} free ports instead of {count}", hint=_doctor_hint())
+        raise HostError(host, f"the agent found {len(ports)} free ports instead of {count}", hint=doctor_hint())
     return ports
 
 
@@ -328,7 +294,7 @@ async def ask_agent(
     shell: Shell, words: Words, deadline_s: float = QUESTION_S, *, stdin: bytes = b""
 ) -> dict[str, Any]:
     """What a verb of the agent answers; HostError with what it says when it cannot do it."""
-    return _read_answer(shell.host, await _run(shell, words, deadline_s, stdin=stdin))
+    return _read_answer(shell.host, await run_unjudged(shell, words, deadline_s, stdin=stdin))
 
 
 async def ask_at_length(
@@ -358,7 +324,7 @@ async def ask_at_length(
     return _read_answer(shell.host, Finished(status, b"", process.stderr_tail().encode()))
 
 
-async def _run(shell: Shell, words: Words, deadline_s: float, *, stdin: bytes = b"") -> Finished:
+async def run_unjudged(shell: Shell, words: Words, deadline_s: float, *, stdin: bytes = b"") -> Finished:
     """Run without judging the status; a shell that cannot even start the program says status 127."""
     try:
         return await shell.run(words, deadline_s=deadline_s, stdin=stdin, check=False)
@@ -370,7 +336,7 @@ async def _run(shell: Shell, words: Words, deadline_s: float, *, stdin: bytes = 
 
 def _read_answer(host: str, finished: Finished) -> dict[str, Any]:
     if finished.status == NOT_FOUND:
-        raise _no_python(host)
+        raise no_python(host)
     if finished.status not in (0, 1) or not finished.stdout.strip():
         said = finished.stderr.decode(errors="replace").strip()
         raise CommandError(
@@ -402,7 +368,7 @@ def read_part(host: str, kind: TypeAdapter[T], part: object) -> T:
         first = error.errors()[0]
         place = ".".join(str(step) for step in first["loc"])
         said = f"{place}: {first['msg']}" if place else first["msg"]
-        raise HostError(host, f"the agent's answer is not as it should be: {said}", hint=_doctor_hint()) from error
+        raise HostError(host, f"the agent's answer is not as it should be: {said}", hint=doctor_hint()) from error
 
 
 _OBJECT = TypeAdapter(dict[str, Any])
@@ -418,63 +384,12 @@ _TOOLS = TypeAdapter(BuildTools)
 _ORPHANS = TypeAdapter(tuple[Orphan, ...])
 
 
-@dataclass(frozen=True)
-class _Door:
-    """What `workers/door.py` says of our folder and of the agent in it ("": it is not there)."""
-
-    agent: str
-    mended: tuple[str, ...]
-    refused: str
-
-
-_DOOR = TypeAdapter(_Door)
-
-
-async def _look_at_door(shell: Shell, agent: str) -> _Door:
-    """Nothing that lies on the host is run for this. HostError when our folder is not ours alone."""
-    program = resources.files("workers").joinpath("door.py").read_bytes()
-    words = commands.door_words(shell.root, agent)
-    finished = await _run(shell, words, QUESTION_S, stdin=program)
-    if finished.status == NOT_FOUND:
-        raise _no_python(shell.host)
-    if finished.status != 0:
-        await _check_python(shell)
-        raise CommandError(
-            shell.host,
-            f"its Python cannot look at {shell.root} (exit status {finished.status})",
-            status=finished.status,
-            hint=_WHOLE_PYTHON if b"ModuleNotFoundError" in finished.stderr else "",
-            details=finished.stderr.decode(errors="replace").strip(),
-        )
-    door = read_part(shell.host, _DOOR, read_object(shell.host, finished.stdout.decode(errors="replace")))
-    if door.refused:
-        hint = f"only this user may write below {shell.root}: remove or take over what is not theirs, then try again"
-        raise HostError(shell.host, door.refused, hint=hint)
-    return door
-
-
-async def _check_python(shell: Shell) -> None:
-    finished = await _run(shell, commands.PYTHON_VERSION, QUESTION_S)
-    said = finished.stdout.decode(errors="replace").strip()
-    numbers = said.split(".")
-    if finished.status == NOT_FOUND or len(numbers) != 3 or not all(part.isdigit() for part in numbers):
-        raise _no_python(shell.host, finished.stderr.decode(errors="replace").strip())
-    if (int(numbers[0]), int(numbers[1])) < OLDEST_PYTHON:
-        oldest = ".".join(str(part) for part in OLDEST_PYTHON)
-        raise HostError(
-            shell.host,
-            f"python3 there is {said}, the agent needs {oldest} or newer",
-            hint="install a newer one and make it the first python3 on the PATH",
-        )
-
-
-_WHOLE_PYTHON = "install all of its standard library (on Debian and Ubuntu python3, beside python3-minimal)"
-
-
-def _no_python(host: str, said: str = "") -> MeshctlError:
+def no_python(host: str, said: str = "") -> MeshctlError:
+    """`said`: by what is there in its place."""
     hint = "install it there: `apt install python3`, `dnf install python3`, or on a Mac `brew install python3`"
     return HostError(host, "has no python3", hint=hint, details=said)
 
 
-def _doctor_hint() -> str:
+def doctor_hint() -> str:
+    """For what should not be."""
     return "see what is wrong with `meshctl doctor`"

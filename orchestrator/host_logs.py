@@ -13,7 +13,8 @@ from pydantic import TypeAdapter
 from orchestrator.errors import REPORTED, HostError, UsageError
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
-from orchestrator.host_agent import Wanted, ensure_agent, log_tail, read_object, read_part
+from orchestrator.host_agent import Wanted, log_tail, read_object, read_part
+from orchestrator.host_door import ensure_agent
 from orchestrator.inventory import CONTROLLER, Host, Inventory
 from orchestrator.processes import BENCH_LOGS, SURVEY_LOGS
 from orchestrator.shell.connect import connect

@@ -7,11 +7,12 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.attended import attend
 from orchestrator.engine.install import prove_here
 from orchestrator.engine.stock import Stock
 from orchestrator.engine.store import Engine
 from orchestrator.folders import Folders
-from orchestrator.host_agent import ask_facts, ensure_agent
+from orchestrator.host_agent import ask_facts
 from orchestrator.hosts import OpenHost
 from orchestrator.inventory import CONTROLLER, Host
 from orchestrator.report import Report
@@ -47,9 +48,9 @@ class OwnMachine:
 @asynccontextmanager
 async def own_shell(folders: Folders) -> AsyncIterator[tuple[Shell, str]]:
     """A shell on this machine, and its agent's path."""
-    shell = LocalShell(CONTROLLER, folders.cache, account_home())
+    shell = await attend(LocalShell(CONTROLLER, folders.cache, account_home()))
     try:
-        yield shell, await ensure_agent(shell)
+        yield shell, shell.agent
     finally:
         await shell.close()
 

@@ -95,6 +95,7 @@ READING_ORDER = (
     "orchestrator.tunnel",
     "orchestrator.trust",
     "orchestrator.host_agent",
+    "orchestrator.host_door",
     "orchestrator.attended",
     "orchestrator.network",
     "orchestrator.direct",

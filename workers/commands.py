@@ -11,9 +11,19 @@ PYTHON_VERSION: Words = (*PYTHON, "-c", "import sys; print('%d.%d.%d' % sys.vers
 """Asks which Python a host has; any Python 3 understands it."""
 
 
-def door_words(root: str, agent: str) -> Words:
-    """Runs the program that comes through stdin (`workers/door.py`): nothing that lies on the host."""
-    return (*PYTHON, "-", root, agent)
+READ_AND_RUN = (
+    "import os,sys;r=lambda n:n and(lambda b:b and b+r(n-len(b)))(os.read(0,n))or bytes();exec(r(int(sys.argv.pop(1))))"
+)
+"""Runs a program of so many bytes that comes first through stdin, and leaves what follows it there. Without quotes and
+line breaks, which login shells read differently."""
+
+
+def door_words(program_bytes: int, root: str, agent: str, become: str = "") -> Words:
+    """Runs the program of this size that comes through stdin (`workers/door.py`): nothing that lies on the host.
+
+    `become`: the digest of the agent that goes on in its place and waits for questions.
+    """
+    return (*PYTHON, "-c", READ_AND_RUN, str(program_bytes), root, agent, *((become,) if become else ()))
 
 
 def agent_words(agent: str, verb: str, *options: str) -> Words:

@@ -1,8 +1,9 @@
 """What is looked at on a host before anything that lies there is run: whose our folder is, and the agent's digest.
 
-It is sent to `python3 -` there, so it runs as it lies here; the standard library of any Python 3 is all it may use.
-Prints {"agent": "SHA-256, or nothing", "mended": [...], "refused": "..."}: what other users could change is closed to
-them; what is not ours is not touched, and refused.
+It is sent to a Python there through stdin, so it runs as it lies here; the standard library of any Python 3 is all it
+may use. Prints {"agent": "SHA-256, or nothing", "mended": [...], "refused": "..."} on a line: what other users could
+change is closed to them; what is not ours is not touched, and refused. Where the agent is the one that is wanted, this
+process then becomes it and waits for questions: what runs are the very bytes that were looked at.
 """
 
 import hashlib
@@ -20,16 +21,21 @@ class RefusedError(Exception):
     """Somebody else could change what we run."""
 
 
-def main(root: str, agent: str) -> None:
-    mended, digest, refused = [], "", ""
+def main(root: str, agent: str, wanted: str = "") -> None:
+    """`wanted`: the digest of the agent that this process shall become."""
+    mended, source, refused = [], b"", ""
     try:
         mended = close_to_others(root)
-        digest = digest_of(agent)
+        source = source_of(agent)
     except RefusedError as error:
         refused = str(error)
     except OSError as error:
         refused = f"{error.filename}: {error.strerror}"
-    sys.stdout.write(json.dumps({"agent": digest, "mended": mended, "refused": refused}))
+    digest = hashlib.sha256(source).hexdigest() if source else ""
+    sys.stdout.write(json.dumps({"agent": digest, "mended": mended, "refused": refused}) + "\n")
+    sys.stdout.flush()
+    if wanted and digest == wanted:
+        become(agent, source)
 
 
 def close_to_others(root: str) -> "list[str]":
@@ -74,13 +80,19 @@ def name_of(user: int) -> str:
         return f"the user with number {user}"
 
 
-def digest_of(path: str) -> str:
-    """Of the agent, which is marked as used; nothing when it is not there."""
+def source_of(path: str) -> bytes:
+    """The agent, which is marked as used; nothing when it is not there."""
     if not os.path.isfile(path):
-        return ""
+        return b""
     os.utime(path)
     with open(path, "rb") as file:
-        return hashlib.sha256(file.read()).hexdigest()
+        return file.read()
+
+
+def become(path: str, source: bytes) -> None:
+    """Go on as `python3 agent.py attend` would."""
+    sys.argv = [path, "attend"]
+    exec(compile(source, path, "exec", dont_inherit=True), {"__name__": "__main__", "__file__": path})
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from orchestrator.engine.host_build import able_tools, build_on_host, check_room
 from orchestrator.engine.lock import exclusive
 from orchestrator.engine.offer import Offer
 from orchestrator.engine.own import check_own, prove_own
-from orchestrator.engine.smoke import prove_engine
+from orchestrator.engine.smoke import is_proven, prove_engine
 from orchestrator.engine.store import (
     EXCLUDED,
     INSTALL_LOCK,
@@ -181,7 +181,11 @@ async def _ensure_own(shell: Shell, agent: str, offer: Offer, folder: str) -> In
 
 
 async def _ensure_remote(shell: Shell, facts: HostFacts, agent: str, offer: Offer, report: Report) -> Installed:
-    folder = _folder_there(shell, offer.name_on(facts.platform))
+    name = offer.name_on(facts.platform)
+    folder = _folder_there(shell, name)
+    there, _ = await _manifest_there(shell, agent, folder)
+    if there is not None and is_wanted(there, offer, name) and await is_proven(shell, folder, facts.cpu_name):
+        return Installed(folder, "there", excluded=there.excluded, backend=offer.recipe.backend)
     async with _only_there(shell, agent, folder, report):
         there, damage = await _manifest_there(shell, agent, folder)
         if damage:

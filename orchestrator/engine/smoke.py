@@ -68,6 +68,11 @@ async def prove_engine(
     return proven
 
 
+async def is_proven(shell: Shell, folder: str, cpu_name: str) -> bool:
+    """Whether `prove_engine` has nothing to do there."""
+    return any(proof.device == cpu_name for proof in await _read_proofs(shell, folder))
+
+
 async def prove_gpu(shell: Shell, folder: str, gpu: EngineGpu, *, keep: bool = True) -> str:
     """Let the engine in `folder` compute on this GPU, unless that was done; why it cannot, "" when it can.
 

@@ -9,21 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.attended import AttendedShell
+from orchestrator.attended import AttendedShell, attend
 from orchestrator.errors import CommandError, DeadlineError, HostError
-from orchestrator.host_agent import ask_agent, ask_facts, ensure_agent
+from orchestrator.host_agent import ask_agent, ask_facts
 from orchestrator.shell.local import LocalShell
 from orchestrator.shell.protocol import Finished, Shell
 from orchestrator.shell.ssh import SshShell
 from tests.orchestrator.shell.ssh_server import Server
 from workers.agent import running_processes
-from workers.commands import agent_words, enter_words, look_words
+from workers.commands import READ_AND_RUN, agent_words, enter_words, look_words
 
 
 @pytest.fixture(params=["local", "ssh"])
 async def attended(request: pytest.FixtureRequest, shell: SshShell, tmp_path: Path) -> AsyncIterator[AttendedShell]:
     plain: Shell = shell if request.param == "ssh" else LocalShell("desk", tmp_path / "root", tmp_path)
-    one = AttendedShell(plain, await ensure_agent(plain))
+    one = await attend(plain)
     yield one
     if one._attendant is not None:
         await one._attendant.close()
@@ -31,14 +31,15 @@ async def attended(request: pytest.FixtureRequest, shell: SshShell, tmp_path: Pa
 
 def attendants(shell: AttendedShell) -> list[int]:
     """The processes that wait for its questions."""
-    wanted = f"{shell._agent}\0attend"
+    begun = ("-c", READ_AND_RUN), (shell.agent, "attend")  # when it was let in, and after a rest
+    wanted = ["\0".join(words) for words in begun]
     found = []
     for pid in running_processes():
         try:
             command = Path(f"/proc/{pid}/cmdline").read_text()
         except OSError:
             continue
-        if wanted in command and "\0-c\0" not in command:
+        if shell.agent in command and any(words in command for words in wanted):
             found.append(pid)
     return found
 
@@ -51,12 +52,12 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def test_many_questions_are_answered_by_one_process(attended: AttendedShell, tmp_path: Path) -> None:
     (tmp_path / "a").write_text("12345")
-    words = look_words(attended._agent, str(tmp_path / "a"), "")
+    words = look_words(attended.agent, str(tmp_path / "a"), "")
     expected = {"size_bytes": 5, "recorded": False, "damaged": False}
     answers = await asyncio.gather(*(ask_agent(attended, words) for _ in range(20)))
     assert answers == [expected] * 20
     assert len(attendants(attended)) == 1
-    assert (await ask_facts(attended, attended._agent)).user
+    assert (await ask_facts(attended, attended.agent)).user
     await attended._attendant.close()  # type: ignore[union-attr]
     await until(lambda: not attendants(attended))
     assert await ask_agent(attended, words) == expected
@@ -64,7 +65,7 @@ async def test_many_questions_are_answered_by_one_process(attended: AttendedShel
 
 async def test_an_answer_is_what_the_verb_by_itself_would_say(attended: AttendedShell, tmp_path: Path) -> None:
     """Status, both outputs, stdin and wrong usage."""
-    agent = attended._agent
+    agent = attended.agent
     missing = agent_words(agent, "tail", str(tmp_path / "no.log"))
     program = enter_words(agent, (), ("sh", "-c", "cat; echo ä >&2; exit 3"))
     for words in (missing, agent_words(agent, "dance"), program):
@@ -91,7 +92,7 @@ async def test_any_command_is_run_as_by_the_shell_itself(attended: AttendedShell
 
 
 async def test_a_large_text_comes_to_stdin_and_back(attended: AttendedShell) -> None:
-    words = enter_words(attended._agent, (), ("cat",))
+    words = enter_words(attended.agent, (), ("cat",))
     text = b"0123456789abcdef" * 40_000
     assert (await attended.run(words, deadline_s=20, stdin=text)).stdout == text
 
@@ -101,7 +102,7 @@ async def test_a_question_that_takes_too_long_or_is_not_wanted_any_more_is_ended
 ) -> None:
     number = tmp_path / "number"
     words = enter_words(
-        attended._agent, (), ("sh", "-c", f"sleep 97 & echo $! > {number}.new; mv {number}.new {number}; wait")
+        attended.agent, (), ("sh", "-c", f"sleep 97 & echo $! > {number}.new; mv {number}.new {number}; wait")
     )
     with pytest.raises(DeadlineError, match=r"did not end within 1 s and was killed"):
         await attended.run(words, deadline_s=1)
@@ -119,7 +120,7 @@ async def test_when_the_process_is_killed_its_questions_are_asked_again(
     attended: AttendedShell, tmp_path: Path
 ) -> None:
     words = enter_words(
-        attended._agent,
+        attended.agent,
         (),
         ("sh", "-c", f"echo >> {tmp_path}/asked; while [ ! -e {tmp_path}/go ]; do sleep 0.1; done; echo done"),
     )
@@ -133,9 +134,9 @@ async def test_when_the_process_is_killed_its_questions_are_asked_again(
 
 
 async def test_it_ends_with_the_connection(shell: SshShell, server: Server, tmp_path: Path) -> None:
-    attended = AttendedShell(shell, await ensure_agent(shell))
+    attended = await attend(shell)
     (tmp_path / "a").touch()
-    await ask_agent(attended, look_words(attended._agent, str(tmp_path / "a"), ""))
+    await ask_agent(attended, look_words(attended.agent, str(tmp_path / "a"), ""))
     assert len(attendants(attended)) == 1
     for connection in server.connections:
         connection.abort()
@@ -143,14 +144,14 @@ async def test_it_ends_with_the_connection(shell: SshShell, server: Server, tmp_
     await until(lambda: not attendants(attended))
     assert time.monotonic() - began < 5
     with pytest.raises(HostError):
-        await ask_agent(attended, look_words(attended._agent, str(tmp_path / "a"), ""))
+        await ask_agent(attended, look_words(attended.agent, str(tmp_path / "a"), ""))
 
 
 async def test_it_rests_until_the_next_question_unless_it_is_being_asked(
     attended: AttendedShell, tmp_path: Path
 ) -> None:
     (tmp_path / "a").touch()
-    words = look_words(attended._agent, str(tmp_path / "a"), "")
+    words = look_words(attended.agent, str(tmp_path / "a"), "")
     await attended.rest()
     task = asyncio.create_task(attended.run(("sh", "-c", "sleep 0.5; echo done"), deadline_s=10))
     await until(lambda: len(attendants(attended)) == 1)

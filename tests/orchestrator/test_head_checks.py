@@ -20,7 +20,7 @@ from orchestrator.head_checks import (
     prompt_scale,
     wait_loaded,
 )
-from orchestrator.host_agent import ensure_agent
+from orchestrator.host_door import ensure_agent
 from orchestrator.leash import Leashed, start_leashed
 from orchestrator.processes import Head, Started
 from orchestrator.shell.local import LocalShell

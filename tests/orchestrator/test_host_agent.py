@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import host_agent
+from orchestrator import host_agent, host_door
 from orchestrator.errors import BringUpError, DeadlineError, HostError
 from orchestrator.host_agent import FolderCheck
 from orchestrator.leash import Exit, Leashed, start_leashed
@@ -25,7 +25,7 @@ async def shell(tmp_path: Path) -> AsyncIterator[LocalShell]:
 
 @pytest.fixture
 async def agent(shell: LocalShell) -> str:
-    return await host_agent.ensure_agent(shell)
+    return await host_door.ensure_agent(shell)
 
 
 def python3_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None) -> None:
@@ -49,16 +49,16 @@ async def until(held: Leashed, pid: int) -> None:
 async def test_the_agent_is_put_once_and_again_without_running_it_when_it_was_changed(
     shell: LocalShell, tmp_path: Path
 ) -> None:
-    path = Path(await host_agent.ensure_agent(shell))
+    path = Path(await host_door.ensure_agent(shell))
     assert path.parent == Path(shell.root) / "agent"
-    assert path.read_bytes() == host_agent.agent_source()
+    assert path.read_bytes() == host_door.agent_source()
     before = path.stat().st_ino
-    assert await host_agent.ensure_agent(shell) == str(path)
+    assert await host_door.ensure_agent(shell) == str(path)
     assert path.stat().st_ino == before
     path.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     told: list[str] = []
-    assert await host_agent.ensure_agent(shell, told.append) == str(path)
-    assert path.read_bytes() == host_agent.agent_source()
+    assert await host_door.ensure_agent(shell, told.append) == str(path)
+    assert path.read_bytes() == host_door.agent_source()
     assert told == ["desk: the agent there was not as it was put (by its sha256): it is put there anew"]
     assert not (tmp_path / "ran").exists()
 
@@ -68,14 +68,14 @@ async def test_a_folder_of_another_user_is_refused(shell: LocalShell) -> None:
     Path(shell.root).mkdir()
     os.chown(shell.root, 65534, 65534)
     with pytest.raises(HostError, match=r"^desk: .*/root belongs to the user nobody, who could change what runs here$"):
-        await host_agent.ensure_agent(shell)
+        await host_door.ensure_agent(shell)
 
 
 async def test_a_folder_that_was_open_to_others_is_closed_and_told(shell: LocalShell) -> None:
     Path(shell.root).mkdir()
     Path(shell.root).chmod(0o777)
     told: list[str] = []
-    await host_agent.ensure_agent(shell, told.append)
+    await host_door.ensure_agent(shell, told.append)
     (text,) = told
     assert text.startswith(f"desk: {shell.root} could be written to by other users (mode 777)")
 
@@ -85,7 +85,7 @@ async def test_a_host_without_python_gets_an_error_that_says_so(
 ) -> None:
     python3_is(tmp_path, monkeypatch, None)
     with pytest.raises(HostError, match=r"^desk: has no python3$") as caught:
-        await host_agent.ensure_agent(shell)
+        await host_door.ensure_agent(shell)
     assert "apt install python3" in caught.value.hint
 
 
@@ -93,10 +93,12 @@ async def test_a_host_with_half_a_python_is_told_which_package_has_the_rest(
     shell: LocalShell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a Debian that has python3-minimal only."""
-    missing = '[ "$3" = -c ] && echo 3.9.2 || { echo "ModuleNotFoundError: No module named json" >&2; exit 1; }'
+    missing = (
+        'case "$4" in *version*) echo 3.9.2;; *) echo "ModuleNotFoundError: No module named json" >&2; exit 1;; esac'
+    )
     python3_is(tmp_path, monkeypatch, missing)
     with pytest.raises(HostError, match="its Python cannot look at") as caught:
-        await host_agent.ensure_agent(shell)
+        await host_door.ensure_agent(shell)
     assert "python3, beside python3-minimal" in caught.value.hint
 
 
@@ -106,16 +108,16 @@ async def test_a_host_whose_python_is_only_a_placeholder_has_no_python(
     """As on a Mac without developer tools."""
     python3_is(tmp_path, monkeypatch, "echo 'xcode-select: note: no developer tools were found' >&2; exit 1")
     with pytest.raises(HostError, match=r"^desk: has no python3$") as caught:
-        await host_agent.ensure_agent(shell)
+        await host_door.ensure_agent(shell)
     assert caught.value.details == "xcode-select: note: no developer tools were found"
 
 
 async def test_an_old_python_is_named_with_what_is_needed(
     shell: LocalShell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    python3_is(tmp_path, monkeypatch, '[ "$3" = -c ] && echo 3.6.15 || exit 2')
+    python3_is(tmp_path, monkeypatch, 'case "$4" in *version*) echo 3.6.15;; *) exit 2;; esac')
     with pytest.raises(HostError, match=r"^desk: python3 there is 3\.6\.15, the agent needs 3\.8 or newer$"):
-        await host_agent.ensure_agent(shell)
+        await host_door.ensure_agent(shell)
 
 
 async def test_facts_are_those_of_the_host(shell: LocalShell, agent: str) -> None:

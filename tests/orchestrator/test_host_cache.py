@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import TransferError
-from orchestrator.host_agent import ensure_agent
 from orchestrator.host_cache import (
     FRESH_S,
     SLICE_KEPT_S,
@@ -20,6 +19,7 @@ from orchestrator.host_cache import (
     make_room,
     quota_bytes,
 )
+from orchestrator.host_door import ensure_agent
 from orchestrator.shell.local import LocalShell
 from workers.budget import MemoryCap
 from workers.engine import RECIPES, engine_id

@@ -8,8 +8,8 @@ import pytest
 
 from orchestrator.errors import ConnectError, TransferError
 from orchestrator.folders import Folders
-from orchestrator.host_agent import ensure_agent
 from orchestrator.host_cache import ask_cache
+from orchestrator.host_door import ensure_agent
 from orchestrator.hosts import OpenHost, open_hosts
 from orchestrator.inventory import Host
 from orchestrator.inventory_file import load_inventory

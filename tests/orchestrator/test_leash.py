@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import DeadlineError
-from orchestrator.host_agent import ensure_agent
+from orchestrator.host_door import ensure_agent
 from orchestrator.leash import run_leashed, start_leashed
 from orchestrator.shell.local import LocalShell
 from orchestrator.shell.protocol import Finished

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import pack_peers
-from orchestrator.host_agent import ensure_agent
+from orchestrator.host_door import ensure_agent
 from orchestrator.hosts import OpenHost, OpenHosts
 from orchestrator.inventory import CONTROLLER, Host
 from orchestrator.model_copies import model_on_host

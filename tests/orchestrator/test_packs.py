@@ -16,7 +16,7 @@ import pytest
 
 from orchestrator import packs
 from orchestrator.errors import HostError, TransferError
-from orchestrator.host_agent import ensure_agent
+from orchestrator.host_door import ensure_agent
 from orchestrator.hosts import OpenHost, OpenHosts
 from orchestrator.inventory import CONTROLLER, Host
 from orchestrator.model_copies import model_on_host

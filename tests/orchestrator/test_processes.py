@@ -12,7 +12,8 @@ import pytest
 
 from orchestrator import processes
 from orchestrator.errors import HostError
-from orchestrator.host_agent import ask_facts, ensure_agent
+from orchestrator.host_agent import ask_facts
+from orchestrator.host_door import ensure_agent
 from orchestrator.hosts import OpenHost, OpenHosts
 from orchestrator.inventory import Host
 from orchestrator.network import PrivateNetwork

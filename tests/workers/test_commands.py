@@ -27,7 +27,10 @@ def test_the_words_of_a_leash() -> None:
 
 def test_the_words_of_the_questions() -> None:
     start = ("python3", "-I", "-S", "/a.py")
-    assert commands.door_words("/r", "/a.py") == (*start[:-1], "-", "/r", "/a.py")
+    door = (*start[:-1], "-c", commands.READ_AND_RUN, "7", "/r", "/a.py")
+    assert commands.door_words(7, "/r", "/a.py") == door
+    assert commands.door_words(7, "/r", "/a.py", "cafe") == (*door, "cafe")
+    assert not set(commands.READ_AND_RUN) & set("'\"`$\\!\n")
     assert commands.facts_words("/a.py", "/r") == (*start, "facts", "--root", "/r")
     assert commands.link_words("/a.py", "::1") == (*start, "link", "--address", "::1")
     assert commands.ports_words("/a.py", 2, "::1") == (*start, "ports", "--count", "2", "--address", "::1")

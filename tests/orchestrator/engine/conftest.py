@@ -9,7 +9,8 @@ import pytest
 from orchestrator.engine.build import find_program
 from orchestrator.engine.offer import Offer
 from orchestrator.engine.store import Engine
-from orchestrator.host_agent import ask_facts, ensure_agent
+from orchestrator.host_agent import ask_facts
+from orchestrator.host_door import ensure_agent
 from orchestrator.report import Event, Progress, Remark, Report
 from orchestrator.shell.local import LocalShell
 from tests.orchestrator.engine.fake_engine import make_engine

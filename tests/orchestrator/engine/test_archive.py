@@ -4,7 +4,7 @@ import tarfile
 from pathlib import Path
 
 from orchestrator.engine.archive import Member, packed, send_archive
-from orchestrator.host_agent import ensure_agent
+from orchestrator.host_door import ensure_agent
 from orchestrator.shell.local import LocalShell
 
 

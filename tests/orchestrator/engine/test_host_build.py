@@ -16,7 +16,8 @@ from orchestrator.engine.install import Installed, ensure_on_host, foresee
 from orchestrator.engine.offer import Offer
 from orchestrator.engine.store import Engine, check_engine, read_engine
 from orchestrator.errors import EngineError
-from orchestrator.host_agent import ask_facts, ensure_agent
+from orchestrator.host_agent import ask_facts
+from orchestrator.host_door import ensure_agent
 from orchestrator.shell.local import LocalShell
 from tests.orchestrator.engine.conftest import Heard, MakeThere, OfferOf
 from workers.agent import openmp_runtime, running_processes

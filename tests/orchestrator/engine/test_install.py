@@ -166,7 +166,8 @@ from pathlib import Path
 from orchestrator.engine.offer import Offer
 from orchestrator.engine.install import ensure_on_host
 from orchestrator.engine.store import read_engine
-from orchestrator.host_agent import ask_facts, ensure_agent
+from orchestrator.host_agent import ask_facts
+from orchestrator.host_door import ensure_agent
 from orchestrator.report import silent
 from orchestrator.shell.local import LocalShell
 from orchestrator.view.sizes import bytes_text

@@ -6,7 +6,7 @@ import pytest
 from orchestrator.engine.own import check_own, prove_own
 from orchestrator.engine.store import MANIFEST, Engine, describe_file
 from orchestrator.errors import EngineError
-from orchestrator.host_agent import ensure_agent
+from orchestrator.host_door import ensure_agent
 from orchestrator.shell.local import LocalShell
 from tests.orchestrator.engine.fake_engine import BEST, make_engine
 from workers.engine import PROGRAMS

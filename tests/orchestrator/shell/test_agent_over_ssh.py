@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from orchestrator import host_agent
+from orchestrator import host_agent, host_door
 from orchestrator.leash import start_leashed
 from orchestrator.shell.ssh import SshShell
 from workers import commands
@@ -11,7 +11,7 @@ from workers.agent import running_processes
 
 
 async def test_a_leashed_program_ends_with_the_connection(shell: SshShell) -> None:
-    agent = await host_agent.ensure_agent(shell)
+    agent = await host_door.ensure_agent(shell)
     log = f"{shell.root}/logs/program.log"
     held = await start_leashed(shell, agent, ("sleep", "99"), log=log, name="program")
     assert held.pid in running_processes()
@@ -23,7 +23,7 @@ async def test_a_leashed_program_ends_with_the_connection(shell: SshShell) -> No
 
 
 async def test_logs_are_followed_no_longer_than_the_connection_is_there(shell: SshShell) -> None:
-    agent = await host_agent.ensure_agent(shell)
+    agent = await host_door.ensure_agent(shell)
     folder = Path(shell.root, "logs", "demo", "far")
     folder.mkdir(parents=True)
     (folder / "head.log").write_text("one\n")
@@ -45,7 +45,7 @@ def _command_line(pid: int) -> bytes:
 
 
 async def test_a_leashed_program_is_stopped_in_order_over_ssh(shell: SshShell) -> None:
-    agent = await host_agent.ensure_agent(shell)
+    agent = await host_door.ensure_agent(shell)
     log = f"{shell.root}/logs/program.log"
     words = ("sh", "-c", "echo ready; exec sleep 99")
     held = await start_leashed(shell, agent, words, log=log, name="program")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import ConnectError
-from orchestrator.host_agent import ensure_agent, start_link_server
+from orchestrator.host_agent import start_link_server
+from orchestrator.host_door import ensure_agent
 from orchestrator.shell.local import LocalShell
 from orchestrator.survey.links import Line, measure_link
 
