@@ -17,8 +17,9 @@ from orchestrator.engine.install import (
     prove_here,
     whole_manifest,
 )
-from orchestrator.engine.store import EXCLUDED, MANIFEST, Engine, read_engine
+from orchestrator.engine.store import EXCLUDED, INSTALL_LOCK, MANIFEST, Engine, read_engine
 from orchestrator.errors import EngineError
+from orchestrator.host_agent import host_lock
 from orchestrator.report import Progress
 from orchestrator.shell.local import LocalShell
 from orchestrator.view.sizes import bytes_text
@@ -158,6 +159,16 @@ async def test_two_names_of_one_machine_install_one_after_the_other(engine: Engi
     assert sorted(one.how for one in installed) == ["sent", "there", "there"]
     assert runs(Engine(Path(installed[0].folder), engine.manifest)) == 1
     assert set(heard.said) == {"there: another meshctl is putting the engine there; waiting for it"}
+
+
+async def test_a_whole_engine_is_found_while_another_controller_holds_its_lock(
+    there: LocalShell, agent: str, engine: Engine, bring: Bring, heard: Heard
+) -> None:
+    folder = (await bring(engine)).folder
+    nobody = lambda: pytest.fail("nobody else holds it")  # noqa: E731
+    async with host_lock(there, agent, folder + INSTALL_LOCK, nobody), asyncio.timeout(20):
+        assert (await bring(engine)).how == "there"
+    assert heard.said == []
 
 
 CONTROLLER = """
