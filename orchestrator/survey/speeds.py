@@ -139,7 +139,7 @@ def rpc_speed(
     on_head_s = transfer_s(link, slices.hidden_bytes, slices.hidden_bytes)
     head_s = head.output_s * slices.output_bytes / head.output_bytes if head.output_bytes else head.output_s
     difference_s = shallow[DECODE].seconds - on_worker_s - (output_on_head.seconds - on_head_s)
-    output_s = _plausible_output(slices, decode, difference_s + head_s)
+    output_s = _plausible_output(slices, decode, difference_s + head_s, on_worker_s)
 
     def link_s(tokens: int) -> float:
         return transfer_s(link, slices.hidden_bytes * tokens, slices.logits_bytes)
@@ -193,9 +193,17 @@ class _Line:
         return max(0.0, self.at_s[0] - self.slope_s * self.at_bytes[0])
 
 
-def _plausible_output(slices: Slices, decode: _Line, measured_s: float) -> float:
-    """The measured time of the output layer, within what its bytes make plausible and the shallow pass leaves room."""
+def _plausible_output(slices: Slices, decode: _Line, measured_s: float, link_s: float = 0.0) -> float:
+    """The measured time of the output layer, within what its bytes make plausible and the shallow pass leaves room.
+
+    Where next to nothing is left for it, the processor's cache held the shallow slice, so that the line through both
+    depths is too steep: then by its part of the bytes of the deep one.
+    """
     like_layers_s = decode.slope_s * slices.output_bytes
+    part = slices.output_bytes / (slices.output_bytes + decode.at_bytes[1])
+    like_deep_s = part * (decode.at_s[1] - link_s)
+    if measured_s < LEAST_OUTPUT * like_layers_s:
+        measured_s = min(like_deep_s, like_layers_s)
     plausible_s = min(max(measured_s, LEAST_OUTPUT * like_layers_s), MOST_OUTPUT * like_layers_s)
     return min(plausible_s, 0.9 * decode.at_s[0])
 

@@ -13,7 +13,7 @@ from orchestrator.plan.choose import rank_plans
 from orchestrator.plan.conversations import for_conversations
 from orchestrator.plan.costs import needed_bytes
 from orchestrator.plan.pools import Candidate, find_candidates
-from orchestrator.plan.replicas import best_counts, find_replicas
+from orchestrator.plan.replicas import EVEN_COST, best_counts, evened, find_replicas
 from orchestrator.plan.single import run_alone, why_not_alone
 from orchestrator.plan.split import find_splits
 from orchestrator.plan.tensor import find_tensors
@@ -153,6 +153,29 @@ def test_conversations_are_distributed_as_the_best_of_all_ways(seed: int) -> Non
     assert sum(rates[head, p] for head, p in enumerate(found)) == pytest.approx(best)
 
 
+def test_seven_conversations_do_not_share_a_device_while_one_has_another_to_itself() -> None:
+    """As measured once: with eight conversations a device decoded little faster than with one, with seven fastest."""
+    row = [0.0, 38.1, 39.5, 40.5, 41.0, 42.0, 44.0, 45.7, 42.3]
+    rates = np.array([row, row])
+    assert sorted(best_counts(rates)) == [1, 7]
+    assert evened(rates, best_counts(rates)) == (4, 4)
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_evened_conversations_cost_little_and_the_slowest_gains(seed: int) -> None:
+    random = Random(seed)
+    total, count = random.randint(2, 8), random.randint(2, 4)
+    rates = np.array([[0.0, *(random.choice([1, 2, 4]) + random.random() for _ in range(total))] for _ in range(count)])
+    before = best_counts(rates)
+    after = evened(rates, before)
+    assert sum(after) == total
+    assert [bool(some) for some in after] == [bool(some) for some in before]
+    aggregates = [sum(rates[head, some] for head, some in enumerate(counts)) for counts in (before, after)]
+    assert aggregates[1] >= aggregates[0] * (1 - EVEN_COST)
+    slowest = [min(rates[head, some] / some for head, some in enumerate(counts) if some) for counts in (before, after)]
+    assert slowest[1] >= slowest[0]
+
+
 def test_heads_alone_serve_as_the_best_of_all_ways_to_share_the_conversations_among_devices() -> None:
     """Brute force over 500 surveys: which devices hold how many conversations and how fast, worked out one by one."""
     for seed in range(500):
@@ -182,7 +205,10 @@ def test_heads_alone_serve_as_the_best_of_all_ways_to_share_the_conversations_am
             for plan in find_replicas(survey, memories, (), (), candidates)
             if {group.mode for group in plan} == {"single"}
         ]
-        assert max(found, default=-np.inf) == pytest.approx(best), seed
+        if not np.isfinite(best):
+            assert found == [], seed
+            continue
+        assert best * (1 - EVEN_COST) <= max(found) <= best * 1.000001, seed
 
 
 def alone(memories: tuple[ModelMemory, ...], device: Candidate, count: int) -> float:

@@ -91,6 +91,15 @@ def test_natively_the_line_through_both_depths_is_found_and_the_rest_is_the_outp
     assert (speed.source, speed.output_bytes) == ("slice", OUTPUT)
 
 
+def test_where_the_cache_holds_the_shallow_slice_the_output_layer_costs_its_part_of_the_deep_one() -> None:
+    """All weights at 10 us per byte, but for the two layers that are in the cache."""
+    deep_s = (4 * LAYER + OUTPUT) * DECODE_S
+    shallow, deep = ({**natively(one), 1: Timed(s, 0.0)} for one, s in ((SLICES.shallow, 0.012), (SLICES.deep, deep_s)))
+    speed = native_speed(SLICES, shallow, deep)
+    assert speed.output_s == pytest.approx(OUTPUT * DECODE_S)
+    assert layers_seconds(speed, 4 * LAYER, 1) == pytest.approx(4 * LAYER * DECODE_S)
+
+
 def test_the_spread_of_a_pass_is_that_of_the_slice_that_was_disturbed_more() -> None:
     shallow, deep = natively(SLICES.shallow), natively(SLICES.deep)
     deep = {1: replace(deep[1], spread=0.2), 64: replace(deep[64], spread=0.1)}
