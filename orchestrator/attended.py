@@ -14,12 +14,13 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from orchestrator.errors import DeadlineError, HostError
-from orchestrator.host_door import Attending, let_attend, tell_nobody
+from orchestrator.host_door import Attending, let_attend, let_attend_with_facts, tell_nobody
 from orchestrator.shell.local import failed
 from orchestrator.shell.protocol import Finished, Process, Progress, Shell, Span, Words
 from orchestrator.shell.resume import Resumable
 from orchestrator.shell.words import shown, under_c_locale
-from workers.commands import agent_words, attend_words, enter_words
+from workers.commands import ATTEND, agent_words, enter_words
+from workers.facts import HostFacts
 
 AT_ONCE = 8
 BYTES = "latin-1"
@@ -47,6 +48,14 @@ async def attend(shell: Shell, tell: Callable[[str], None] = tell_nobody) -> "At
     """The agent is put there when it is not there yet, and waits for questions: see `host_door.let_attend`."""
     agent, attending = await let_attend(shell, tell)
     return AttendedShell(shell, agent, attending)
+
+
+async def attend_with_facts(
+    shell: Shell, tell: Callable[[str], None] = tell_nobody
+) -> "tuple[AttendedShell, HostFacts]":
+    """The same, with what the host says of itself."""
+    agent, attending, facts = await let_attend_with_facts(shell, tell)
+    return AttendedShell(shell, agent, attending), facts
 
 
 class AttendedShell:
@@ -153,7 +162,7 @@ class AttendedShell:
     async def _attending(self) -> "_Attendant":
         async with self._starting:
             if self._attendant is None or self._attendant.gone:
-                words = attend_words(self.agent)
+                words = agent_words(self.agent, *ATTEND)
                 process = await self._shell.start(words, environment={"LC_ALL": "C"})
                 self._attendant = _Attendant(Attending(process, process.lines()))
             return self._attendant

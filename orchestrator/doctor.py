@@ -7,7 +7,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import time
 
-from orchestrator.attended import attend
 from orchestrator.direct import direct_warning, worker_address
 from orchestrator.engine.build import local_platform
 from orchestrator.engine.install import foresee
@@ -24,6 +23,7 @@ from orchestrator.errors import (
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
 from orchestrator.host_agent import LOOPBACK, Others, ask_facts, ask_others, start_link_server
+from orchestrator.host_door import ensure_agent
 from orchestrator.hosts import OpenHost, network_refused
 from orchestrator.inventory import CONTROLLER, Host, Inventory
 from orchestrator.report import silent
@@ -83,8 +83,7 @@ async def _examine_controller(inventory: Inventory, ssh: SshFiles, folders: Fold
     host = Host(CONTROLLER, "local")
     shell = await connect(host, ssh, local_root=folders.cache)
     try:
-        shell = await attend(shell)
-        agent = shell.agent
+        agent = await ensure_agent(shell)
         refused = network_refused(inventory, await ask_facts(shell, agent))
         if not refused:
             return ()
@@ -99,8 +98,7 @@ async def _examine(host: Host, inventory: Inventory, ssh: SshFiles, folders: Fol
     try:
         shell = await connect(host, ssh, local_root=folders.cache)
         checks += _let_in(host)
-        shell = await attend(shell)
-        agent = shell.agent
+        agent = await ensure_agent(shell)
         facts = await ask_facts(shell, agent)
         checks.append(Check("python", True, facts.python))
         checks.append(await _engine(OpenHost(host, shell, agent, facts), stock))

@@ -35,8 +35,11 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 
 async def ask_facts(shell: Shell, agent: str) -> HostFacts:
     """What the host says of itself."""
-    finished = await run_unjudged(shell, commands.facts_words(agent, shell.root), FACTS_S)
-    _read_answer(shell.host, finished)
+    return read_facts_answer(shell.host, await run_unjudged(shell, commands.facts_words(agent, shell.root), FACTS_S))
+
+
+def read_facts_answer(host: str, finished: Finished) -> HostFacts:
+    _read_answer(host, finished)
     return read_facts(finished.stdout)
 
 

@@ -13,17 +13,20 @@ from pydantic import TypeAdapter
 
 from orchestrator.errors import CommandError, DeadlineError, HostError
 from orchestrator.host_agent import (
+    FACTS_S,
     NOT_FOUND,
     QUESTION_S,
     REAP_S,
     doctor_hint,
     no_python,
+    read_facts_answer,
     read_object,
     read_part,
     run_unjudged,
 )
-from orchestrator.shell.protocol import Process, Shell
+from orchestrator.shell.protocol import Finished, Process, Shell
 from workers import commands
+from workers.facts import HostFacts
 
 OLDEST_PYTHON = (3, 8)
 _WHOLE_PYTHON = "install all of its standard library (on Debian and Ubuntu python3, beside python3-minimal)"
@@ -47,14 +50,24 @@ async def ensure_agent(shell: Shell, tell: Callable[[str], None] = tell_nobody) 
     Before it is run its digest is compared, and our folder is closed to the host's other users; what had to be mended
     is told. HostError when the host has no Python 3, or one that is too old, or when our folder is somebody else's.
     """
-    agent, ended = await _let_in(shell, tell, attends=False)
+    agent, ended = await _let_in(shell, tell, ())
     await ended.process.kill()
     return agent
 
 
 async def let_attend(shell: Shell, tell: Callable[[str], None]) -> tuple[str, Attending]:
     """The same, and the agent waits for questions there."""
-    return await _let_in(shell, tell, attends=True)
+    return await _let_in(shell, tell, commands.ATTEND)
+
+
+async def let_attend_with_facts(shell: Shell, tell: Callable[[str], None]) -> tuple[str, Attending, HostFacts]:
+    """The same, and what the host says of itself, while nothing else of ours takes memory there."""
+    agent, attending = await _let_in(shell, tell, commands.facts_and_attend(shell.root))
+    try:
+        return agent, attending, await _facts_said(shell, attending)
+    except BaseException:
+        await attending.process.kill()
+        raise
 
 
 def agent_source() -> bytes:
@@ -62,11 +75,21 @@ def agent_source() -> bytes:
     return resources.files("workers").joinpath("agent.py").read_bytes()
 
 
-async def _let_in(shell: Shell, tell: Callable[[str], None], *, attends: bool) -> tuple[str, Attending]:
+async def _facts_said(shell: Shell, attending: Attending) -> HostFacts:
+    try:
+        async with asyncio.timeout(FACTS_S):
+            line = await anext(attending.answers, "")
+    except TimeoutError as error:
+        raise DeadlineError(shell.host, f"the agent did not say what the host has within {FACTS_S:g} s") from error
+    status = None if line else await attending.process.wait(deadline_s=REAP_S)
+    return read_facts_answer(shell.host, Finished(status or 0, line.encode(), attending.process.stderr_tail().encode()))
+
+
+async def _let_in(shell: Shell, tell: Callable[[str], None], verb: commands.Words) -> tuple[str, Attending]:
     source = agent_source()
     digest = hashlib.sha256(source).hexdigest()
     path = f"{shell.root}/agent/agent-{digest[:12]}.py"
-    become = digest if attends else ""
+    become = (digest, *verb) if verb else ()
     there, attending = await _at_the_door(shell, path, become, tell)
     if there == digest:
         return path, attending
@@ -94,8 +117,11 @@ class _Door:
 _DOOR = TypeAdapter(_Door)
 
 
-async def _at_the_door(shell: Shell, agent: str, become: str, tell: Callable[[str], None]) -> tuple[str, Attending]:
-    """The digest of the agent there, "" for none, and the process, which waits for questions if that is `become`.
+async def _at_the_door(
+    shell: Shell, agent: str, become: commands.Words, tell: Callable[[str], None]
+) -> tuple[str, Attending]:
+    """The digest of the agent there, "" for none, and the process, which goes on as the agent if that is the one of
+    `become`.
 
     Nothing that lies on the host is run for this. HostError when our folder is not ours alone.
     """

@@ -11,12 +11,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.attended import AttendedShell, attend
+from orchestrator.attended import AttendedShell, attend_with_facts
 from orchestrator.direct import direct_warning, worker_address
 from orchestrator.errors import HostError, MeshctlError, TransferError
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
-from orchestrator.host_agent import ask_facts, tidy
+from orchestrator.host_agent import tidy
 from orchestrator.host_cache import Seen, item_of, look_at, make_room, record
 from orchestrator.inventory import CONTROLLER, Host, Inventory
 from orchestrator.network import PrivateNetwork
@@ -208,10 +208,9 @@ async def open_hosts(
 async def _open(host: Host, ssh: SshFiles, folders: Folders, shells: list[Shell], report: Report) -> OpenHost:
     plain = await connect(host, ssh, local_root=folders.cache)
     shells.append(plain)
-    shell = await attend(plain, report.warn)
+    shell, facts = await attend_with_facts(plain, report.warn)
     shells[shells.index(plain)] = shell
     agent = shell.agent
-    facts = await ask_facts(shell, agent)
     if not shell.is_local or host.name == CONTROLLER:  # local hosts share one folder
         await tidy(shell, agent)
         await make_room(shell, agent, host.cache, report.warn)

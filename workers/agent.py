@@ -207,7 +207,7 @@ def parser() -> argparse.ArgumentParser:
     verb("forget", answer_forget, ("--root", needed), ("items", {"nargs": "*"}))
     verb("others", answer_others)
     verb("vulkan", answer_vulkan)
-    verb("attend", answer_many)
+    verb("attend", answer_many, ("--facts", {"default": ""}))
     tell: tuple[str, dict[str, Any]] = ("--tell", {"action": "store_true"})
     verb("pack", answer_pack, ("item", {}), ("token", {}), ("--every-byte", {"action": "store_true"}), tell)
     verb("carve", answer_carve, ("item", {}), ("model", {}), tell)
@@ -1089,8 +1089,10 @@ def answer_many(options: argparse.Namespace, words: list[str]) -> None:
 
     {"id": 1, "words": ["facts", ...], "stdin": "..."} is answered by {"id": 1, "status": 0, "stdout": "...",
     "stderr": "..."}, as the verb would be as a program of its own, without the time that Python takes to start;
-    {"cancel": 1} ends one. Each character of the texts is a byte.
+    {"cancel": 1} ends one. Each character of the texts is a byte. `--facts ROOT` is answered before the first.
     """
+    if options.facts:
+        answer_facts(argparse.Namespace(root=options.facts), [])
     Attendant().run()
 
 

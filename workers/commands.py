@@ -18,12 +18,12 @@ READ_AND_RUN = (
 line breaks, which login shells read differently."""
 
 
-def door_words(program_bytes: int, root: str, agent: str, become: str = "") -> Words:
+def door_words(program_bytes: int, root: str, agent: str, become: Words = ()) -> Words:
     """Runs the program of this size that comes through stdin (`workers/door.py`): nothing that lies on the host.
 
-    `become`: the digest of the agent that goes on in its place and waits for questions.
+    `become`: the digest of the agent that goes on in its place, and the verb that it runs.
     """
-    return (*PYTHON, "-c", READ_AND_RUN, str(program_bytes), root, agent, *((become,) if become else ()))
+    return (*PYTHON, "-c", READ_AND_RUN, str(program_bytes), root, agent, *become)
 
 
 def agent_words(agent: str, verb: str, *options: str) -> Words:
@@ -31,9 +31,13 @@ def agent_words(agent: str, verb: str, *options: str) -> Words:
     return (*PYTHON, agent, verb, *options)
 
 
-def attend_words(agent: str) -> Words:
-    """Wait for questions, which are verbs of the agent."""
-    return agent_words(agent, "attend")
+ATTEND: Words = ("attend",)
+"""The verb that waits for questions, which are verbs of the agent."""
+
+
+def facts_and_attend(root: str) -> Words:
+    """The same, once it has answered `facts`: without a fork, so that the memory that is free is found in full."""
+    return (*ATTEND, "--facts", root)
 
 
 def facts_words(agent: str, root: str) -> Words:

@@ -3,7 +3,7 @@
 It is sent to a Python there through stdin, so it runs as it lies here; the standard library of any Python 3 is all it
 may use. Prints {"agent": "SHA-256, or nothing", "mended": [...], "refused": "..."} on a line: what other users could
 change is closed to them; what is not ours is not touched, and refused. Where the agent is the one that is wanted, this
-process then becomes it and waits for questions: what runs are the very bytes that were looked at.
+process then becomes it: what runs are the very bytes that were looked at.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ class RefusedError(Exception):
     """Somebody else could change what we run."""
 
 
-def main(root: str, agent: str, wanted: str = "") -> None:
-    """`wanted`: the digest of the agent that this process shall become."""
+def main(root: str, agent: str, wanted: str = "", *words: str) -> None:
+    """`wanted`: the digest of the agent that this process shall become, `words` the verb that it then runs."""
     mended, source, refused = [], b"", ""
     try:
         mended = close_to_others(root)
@@ -35,7 +35,7 @@ def main(root: str, agent: str, wanted: str = "") -> None:
     sys.stdout.write(json.dumps({"agent": digest, "mended": mended, "refused": refused}) + "\n")
     sys.stdout.flush()
     if wanted and digest == wanted:
-        become(agent, source)
+        become(agent, source, words)
 
 
 def close_to_others(root: str) -> "list[str]":
@@ -89,9 +89,9 @@ def source_of(path: str) -> bytes:
         return file.read()
 
 
-def become(path: str, source: bytes) -> None:
-    """Go on as `python3 agent.py attend` would."""
-    sys.argv = [path, "attend"]
+def become(path: str, source: bytes, words: "tuple[str, ...]") -> None:
+    """Go on as `python3 agent.py` with these words would."""
+    sys.argv = [path, *words]
     exec(compile(source, path, "exec", dont_inherit=True), {"__name__": "__main__", "__file__": path})
 
 

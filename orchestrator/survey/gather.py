@@ -45,6 +45,9 @@ from workers.facts import HostFacts
 from workers.pass_bench import REPETITIONS, Timed
 
 LINKS_AT_ONCE = 2
+TWO_AGENTS_BYTES = 96 * MIB
+"""A host with less is asked nothing while its measuring server runs: each is a Python of up to 30 MB."""
+
 PROBE_OF_GPU = 2
 LONGEST_PASS = 512
 """The largest micro-batch that is planned with."""
@@ -397,6 +400,8 @@ async def _measured_link(measuring: Measuring, host: OpenHost, line: Line) -> Li
         # The name of a socket is known before anybody listens there.
         opening = asyncio.create_task(open_link(started, measuring.hosts, measuring.logs, host, door)) if door else None
         try:
+            if host.facts.memory_available_bytes < TWO_AGENTS_BYTES:
+                await host.rest()
             server = await start_link_server(host.shell, host.agent, address=address, socket=door)
             try:
                 if host.is_local:

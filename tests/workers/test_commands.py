@@ -29,7 +29,7 @@ def test_the_words_of_the_questions() -> None:
     start = ("python3", "-I", "-S", "/a.py")
     door = (*start[:-1], "-c", commands.READ_AND_RUN, "7", "/r", "/a.py")
     assert commands.door_words(7, "/r", "/a.py") == door
-    assert commands.door_words(7, "/r", "/a.py", "cafe") == (*door, "cafe")
+    assert commands.door_words(7, "/r", "/a.py", ("cafe", *commands.ATTEND)) == (*door, "cafe", "attend")
     assert not set(commands.READ_AND_RUN) & set("'\"`$\\!\n")
     assert commands.facts_words("/a.py", "/r") == (*start, "facts", "--root", "/r")
     assert commands.link_words("/a.py", "::1") == (*start, "link", "--address", "::1")
