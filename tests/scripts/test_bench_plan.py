@@ -6,7 +6,17 @@ from pathlib import Path
 from bench_plan_cells import CONTROLLER_CORES, GOALS, MODELS, SETUPS, cells
 from bench_plan_devices import cpu_quota
 from bench_plan_record import CellRecord, Memory, Rates, Run, append_record, read_records
-from bench_plan_report import best_plan, best_single, errors_of, markdown, nearness, ratio, run_of_role, targets
+from bench_plan_report import (
+    best_plan,
+    best_single,
+    errors_of,
+    is_doubtful,
+    markdown,
+    nearness,
+    ratio,
+    run_of_role,
+    targets,
+)
 
 CHOSEN = Run("plan", "tensor a b", "tensor", ("a/cpu", "b/cpu"), Rates(5.0, 40.0), Rates(4.5, 42.0))
 OTHER = Run("plan", "layers a b", "layers", ("a/cpu", "b/cpu"), Rates(3.0, 50.0), Rates(3.0))
@@ -75,6 +85,19 @@ def test_targets_say_whether_they_are_met_and_when_nothing_tells() -> None:
         "8 streams on two equal by the better device": None,
         "prefill of 1,024 on two by one worker": True,
     }
+
+
+def test_a_cell_whose_default_split_beats_one_worker_is_doubtful_and_in_no_target() -> None:
+    """One worker decodes 2.5 tokens per second."""
+    doubtful, fine = (
+        replace(RECORD, runs=(CHOSEN, OTHER, ALONE, WORKER, replace(SPLIT, measured=Rates(rate))))
+        for rate in (3.1, 2.9)
+    )
+    assert [is_doubtful(one) for one in (doubtful, fine, RECORD)] == [True, False, False]
+    assert {one.name for one in targets([doubtful]) if one.count} == {"memory against planned, worst"}
+    assert "| two-equal, latency, 1b, local † |" in markdown([doubtful])
+    assert "\n†: the default split decoded more than 1.2 times as fast as one worker" in markdown([doubtful])
+    assert "†" not in markdown([fine])
 
 
 def test_a_shorter_prompt_tells_nothing_about_one_of_1024() -> None:
