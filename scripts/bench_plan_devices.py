@@ -5,9 +5,12 @@ a lab instead: reached by SSH over a link of that rate. The controller, which is
 """
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 
 import lab_hosts
 import lab_kernel as kernel
@@ -22,6 +25,13 @@ CONTROLLER = Names("bench-controller")
 PERIOD_US = 5_000
 """Time that a cgroup has not used it may use at once when it wakes: about one period. Measured at a quarter of a core,
 5 ms of computing after a pause take 5, 8.5 and 15 ms with periods of 20, 10 and 5 ms; a slow machine takes 20."""
+
+PHASE_US = 150
+"""How far from the others a device may begin to compute in a period. The kernel gives the timer of each cgroup a random
+offset (`init_cfs_bandwidth` in kernel/sched/fair.c, since Linux 6.3): devices that have to meet many times per token
+would wait for each other's quarter of a period, which slow machines do not have."""
+
+PHASE_TRIES, PHASE_PERIODS = 200, 24
 
 LEAST_QUOTA_US = 1_000
 BESIDE_BUDGET_BYTES = 512 * MIB
@@ -61,12 +71,33 @@ def devices(cell: Cell, folder: Path, memory_bytes: int | None) -> Iterator[tupl
 
 
 def hold_cpu(cgroup: str, cores: float) -> None:
-    """Give the cgroup that part of a core, with periods as short as the kernel allows for it."""
+    """Give the cgroup that part of a core, with periods as short as the kernel allows for it, at the same time as every
+    other: the timer's offset is changed at random until it is that."""
+    folder, random = _cpu_folder(cgroup), Random()
     quota_us, period_us = cpu_quota(cores)
-    folder = _cpu_folder(cgroup)
+    for _ in range(PHASE_TRIES):
+        _set_quota(folder, quota_us, period_us)
+        phase_us = _phase(folder)
+        if phase_us is None or abs(phase_us) <= PHASE_US:
+            return
+        other_us = random.randint(2 * period_us, 8 * period_us)
+        _set_quota(folder, max(LEAST_QUOTA_US, round(cores * other_us)), other_us)
+        _phase(folder)
+    raise LabError(f"the kernel's timer for the quota of {cgroup} cannot be brought together with the others'")
+
+
+def _set_quota(folder: Path, quota_us: int, period_us: int) -> None:
     (folder / "cpu.cfs_quota_us").write_text("-1")
     (folder / "cpu.cfs_period_us").write_text(str(period_us))
     (folder / "cpu.cfs_quota_us").write_text(str(quota_us))
+
+
+def _phase(folder: Path) -> int | None:
+    """From when on, in microseconds within `PERIOD_US`, processes there may compute; None where they always may."""
+    script, procs = Path(__file__).with_name("bench_plan_phase.py"), folder / "cgroup.procs"
+    words = (sys.executable, "-I", "-S", str(script), str(procs), str(PERIOD_US), str(PHASE_PERIODS))
+    said = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    return int(said) if said else None
 
 
 def cpu_quota(cores: float) -> tuple[int, int]:
