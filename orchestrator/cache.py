@@ -172,9 +172,8 @@ async def on_each_cache(
         else:
             shell = await connect(host, ssh, local_root=folders.cache)
         try:
-            attended = await attend(shell, tell)
-            shell = attended
-            return await work(host, attended, attended.agent)
+            shell = attended = await attend(shell, tell)
+            return await work(host, shell, attended.agent)
         finally:
             await shell.close()
 

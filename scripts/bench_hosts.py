@@ -32,12 +32,23 @@ from tests.program import Meshctl
 WANTED = 3.0
 FEW, MANY = 2, 32
 TIMES = 5
+HEADINGS = (
+    "hosts",
+    "login alone, s",
+    "connect and facts, s",
+    "engine, s",
+    "both by two hosts",
+    "login by two hosts",
+    "controller's processor time, s",
+)
 
 
 def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench-hosts", description=__doc__)
     parser.add_argument("--hosts", type=int, default=MANY, metavar="N", help=f"the most (default: {MANY})")
     options = parser.parse_args(words)
+    if options.hosts < FEW:
+        parser.error(f"--hosts: at least {FEW}, which others are compared with")
     for number in (signal.SIGTERM, signal.SIGHUP):  # leave by way of every `finally`: the lab goes, too
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     if reason := unavailable():
@@ -73,7 +84,7 @@ def _measured(lab: Lab, folder: Path, most: int) -> dict[int, Meeting]:
     print(f"the engine on {most} hosts ...", file=sys.stderr)
     asyncio.run(_meet(inventory, folders))
     found = {}
-    for count in sorted({1, FEW, 8, most}):
+    for count in sorted(count for count in {1, FEW, 8, most} if count <= most):
         some = replace(inventory, hosts=inventory.hosts[:count])
         times = [asyncio.run(_meet(some, folders)) for _ in range(TIMES)]
         columns = zip(*(astuple(one) for one in times), strict=True)
@@ -111,13 +122,12 @@ def _processor_s() -> float:
 
 def _report(found: dict[int, Meeting]) -> int:
     few = found[FEW]
-    print(
-        "| hosts | login alone, s | connect and facts, s | engine, s | both by two hosts | login by two hosts |", end=""
-    )
-    print(" controller's processor time, s |\n| --: | --: | --: | --: | --: | --: | --: |")
+    print(f"| {' | '.join(HEADINGS)} |\n|{' --: |' * len(HEADINGS)}")
     for count, one in found.items():
-        print(f"| {count} | {one.login_s:.2f} | {one.connect_s:.2f} | {one.engine_s:.2f} ", end="")
-        print(f"| {one.met_s / few.met_s:.1f} | {one.login_s / few.login_s:.1f} | {one.here_s:.2f} |")
+        seconds = (one.login_s, one.connect_s, one.engine_s)
+        ratios = (one.met_s / few.met_s, one.login_s / few.login_s)
+        cells = (str(count), *(f"{one:.2f}" for one in seconds), *(f"{one:.1f}" for one in ratios), f"{one.here_s:.2f}")
+        print(f"| {' | '.join(cells)} |")
     ratio = found[max(found)].met_s / few.met_s
     print(f"\nWanted: {max(found)} hosts in {WANTED:g} times the time of two: {'met' if ratio <= WANTED else 'missed'}")
     return int(ratio > WANTED)
