@@ -144,8 +144,7 @@ class Relay(Response):
                 self._counters.resume()
                 self._asking = asking
                 return False
-        await out.event(answer.end("length", usage=_wants_usage(self._question)))
-        await out.end()
+        await out.end(answer.end("length", usage=_wants_usage(self._question)))
         return True
 
     async def _in_turn(self, out: "_Out", answer: Answer) -> None:
@@ -213,11 +212,12 @@ class Relay(Response):
             if generated and not before:
                 self._counters.first_token_s.observe(monotonic() - self._arrived_s)
             await out.begin_stream({ANSWERED_BY: name})
+            if answer.ended:
+                await out.end(passed)
+                return
             if passed:
                 await out.event(passed)
-        if not answer.ended:
-            raise lost()
-        await out.end()
+        raise lost()
 
 
 class _Beginning:
@@ -333,8 +333,9 @@ class _Out:
     async def event(self, event: bytes) -> None:
         await self._body(event, more=True)
 
-    async def end(self) -> None:
-        await self._body(b"", more=False)
+    async def end(self, event: bytes) -> None:
+        """With the last event goes the end of the response: clients that have `[DONE]` wait for no more."""
+        await self._body(event, more=False)
 
     async def fail(self, problem: ApiError) -> None:
         """An error, in the form that is still possible."""

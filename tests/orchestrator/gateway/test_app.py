@@ -80,6 +80,15 @@ async def test_a_stream_passes_event_by_event_up_to_done() -> None:
         await _until(lambda: gateway.counters.now == Counts(finished=1, prompt_tokens=7, tokens=1))
 
 
+async def test_an_answer_is_over_at_done() -> None:
+    """Clients close their connection there: who has the whole answer has not left before its end."""
+    head = FakeHead(parts=(chunk("a"), last_chunk(1), DONE), hang=True)
+    async with gateway_for(head, deadlines=Deadlines(silence_s=30)) as gateway, asyncio.timeout(10):
+        assert (await gateway.http.post(CHAT, json=STREAMED)).text.endswith("data: [DONE]\n\n")
+        assert gateway.counters.now == Counts(finished=1, prompt_tokens=7, tokens=1)
+        await head.left.wait()
+
+
 async def test_a_token_passes_before_the_next_one_exists() -> None:
     head = FakeHead(parts=(chunk("first"),), hang=True)
     async with gateway_for(head) as gateway, gateway.http.stream("POST", CHAT, json=STREAMED) as response:
