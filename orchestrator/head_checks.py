@@ -33,6 +33,9 @@ REPETITIONS = 3
 ROOM_TOKENS = 16
 """Cells of a conversation that a measured prompt leaves free."""
 
+TIMED_TOKENS = 256
+"""Of the longest pass that calibration times on every device."""
+
 LATE = 10
 LATE_S = 60.0
 """A measurement may take this many times what was predicted, and this much more."""
@@ -135,9 +138,9 @@ def prompt_scale(group: Group, tokens: int) -> float:
 
     Of a pipeline of s stages, m micro-batches take (s - 1 + m) times the slowest stage, were all equally slow
     (`plan.costs.pipeline_s`), half a micro-batch half of s; without overlap s counts as one. What the context adds
-    grows with the prompt's square: the last of m micro-batches has m - 1 before it (`plan.costs.context_seconds`).
+    grows with the prompt's square, beyond the passes that were timed (`plan.costs.average_context`).
     """
-    alone_s, size = group.prefill_s - group.context_s, group.micro_batch
+    alone_s, size = group.prefill_s - group.context_s, min(group.micro_batch, TIMED_TOKENS)
     whole, part = (count * max(0, count - size) for count in (group.prompt_tokens, tokens))
     context_s = group.context_s * part / whole if whole else 0.0
     return group.prefill_s / (alone_s / _scale_without_context(group, tokens) + context_s)

@@ -176,15 +176,18 @@ def prefill_stage_s(
 def context_seconds(speed: Speed, layers: int, tokens: int, memory: ModelMemory) -> float:
     """What a micro-batch of a prompt takes longer in so many layers for the context before it, on the average.
 
-    Passes are timed without any; m micro-batches of u tokens have (m - 1) u / 2 before them. Linear in both, measured:
-    1.2 B natively, per token 2.86 / 3.03 / 3.23 / 3.53 ms after 0 / 256 / 512 / 1,024 tokens.
+    Linear in both, measured: 1.2 B natively, per token 2.86 / 3.03 / 3.23 / 3.53 ms after 0 / 256 / 512 / 1,024 tokens.
     """
-    return speed.context_s * layers * tokens * average_context(memory)
+    return speed.context_s * layers * tokens * average_context(memory, speed.passes[-1].tokens)
 
 
-def average_context(memory: ModelMemory) -> float:
-    """Tokens before a micro-batch of the prompt that prefill is predicted for."""
-    return max(0, memory.prompt_tokens - memory.micro_batch) / 2
+def average_context(memory: ModelMemory, timed_tokens: int) -> float:
+    """Tokens before a token of the prompt that prefill is predicted for, beyond those of its timed pass.
+
+    A token of a prompt of t has t / 2 before it on the average. A pass was timed with its own tokens only, u / 2 for
+    each of a micro-batch of u; one larger than the longest that was timed is taken as several of those.
+    """
+    return (memory.prompt_tokens - min(memory.micro_batch, memory.prompt_tokens, timed_tokens)) / 2
 
 
 def pipeline_s(stages_s: tuple[float, ...], prompt_tokens: int, micro_batch: int, *, overlap: bool) -> float:

@@ -32,10 +32,17 @@ CURVE = Speed((PassTime(1, 1.0, (2, 4), (2.0, 6.0)), PassTime(5, 5.0, (2, 4), (6
 
 
 def test_a_prompt_takes_longer_for_the_context_before_its_micro_batches() -> None:
-    """1,024 tokens by 64 have 480 before a micro-batch on the average; by 1,024 none at all."""
+    """1,024 tokens by 64 have 480 before a micro-batch on the average.
+
+    By 1,024, of which only 512 were timed, it is 256: of the tokens in a pass 512 come before one on the average, and
+    256 of these were in the timed pass.
+    """
     speed = replace(DEVICE.speed, context_s=1e-9)
     assert context_seconds(speed, 5, 64, MEMORY) == pytest.approx(1e-9 * 5 * 64 * 480)
-    assert context_seconds(speed, 5, 1024, replace(MEMORY, micro_batch=1024)) == 0.0
+    assert context_seconds(speed, 5, 512, replace(MEMORY, micro_batch=512)) == pytest.approx(1e-9 * 5 * 512 * 256)
+    assert context_seconds(speed, 5, 1024, replace(MEMORY, micro_batch=1024)) == pytest.approx(1e-9 * 5 * 1024 * 256)
+    short = replace(MEMORY, micro_batch=512, context=300)
+    assert context_seconds(speed, 5, 300, short) == 0.0
 
 
 def test_a_share_counts_weights_kv_and_the_buffers_of_its_place() -> None:
