@@ -138,7 +138,7 @@ async def _at_the_door(
         tell(f"{shell.host}: {text}")
     if door.refused:
         await process.kill()
-        hint = f"only this user may write below {shell.root}: remove or take over what is not theirs, then try again"
+        hint = f"{shell.root} must be this user's own folder, with nothing of others in it: mend that, and try again"
         raise HostError(shell.host, door.refused, hint=hint)
     return door.agent, attending
 

@@ -83,6 +83,16 @@ def test_a_group_that_was_not_timed_is_off_the_formula_by_as_much_as_those_that_
     assert slower.shares[0].time_s == pytest.approx(slower.token_s)
 
 
+def test_of_micro_batches_that_read_as_fast_the_largest_is_taken() -> None:
+    """Every pass exchanges graphs, which the proportion to the longest timed pass leaves out."""
+    devices = [make_device(f"{name}/cpu", 1000) for name in "ab"]
+    survey = make_survey(devices, tensor=[make_tensor_time(("b/cpu", "a/cpu"), (5, 3), 18)])
+    memories = [replace(MODEL, micro_batch=tokens) for tokens in (64, 128, 256, 512)]
+    (group,) = find_tensors(survey, memories, find_candidates(survey, None))
+    (smallest,) = tensors(survey, memories[0])
+    assert (group.micro_batch, group.prefill_s) == (512, pytest.approx(smallest.prefill_s))
+
+
 def test_a_context_adds_the_slowest_part_of_its_attention_to_a_prompt() -> None:
     """1,024 tokens in passes of 64: 480 before each on the average, in each of 10 layers."""
     devices = [make_device(f"{name}/cpu", 1000, link=ROUND) for name in "ab"]
