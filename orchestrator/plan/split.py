@@ -312,7 +312,7 @@ def _best_memory(
         return any(fitting(memory, pooled) for pooled in pools_for(survey, memory, candidates, variant))
 
     allowed = [memories[0], *(memory for memory in memories[1:] if fits_somehow(memory))]
-    return min(allowed, key=lambda memory: (stages_prefill_s(memory, stages), -memory.micro_batch))
+    return min(allowed, key=lambda memory: (round(stages_prefill_s(memory, stages), 9), -memory.micro_batch))
 
 
 def _head_speed(survey: Survey, candidates: Sequence[Candidate], variant: Variant) -> tuple[Speed, tuple[str, ...]]:

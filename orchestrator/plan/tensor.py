@@ -170,7 +170,7 @@ def tensor_group(
         return None
     timed = _timed(survey, members, parts)
     pass_s = _by_formula(members, parts) if timed is None else _as_timed(timed)
-    memory = min(fitting, key=lambda one: (_prefill_s(one, members, parts, pass_s), -one.micro_batch))
+    memory = min(fitting, key=lambda one: (round(_prefill_s(one, members, parts, pass_s), 9), -one.micro_batch))
     return _group(
         memory, _pooled(survey, memory, members), parts, pass_s, (NOT_EQUAL,) if timed else (NOT_EQUAL, NOT_TIMED)
     )
