@@ -26,8 +26,6 @@ from orchestrator.survey.speeds import (
     passes_for,
     repetitions_for,
     rising,
-    short_passes,
-    with_long_passes,
 )
 from orchestrator.survey.timing import Measuring, Timing, always, stopping, time_passes
 from orchestrator.survey.values import Device, DeviceSpec, Link, PassTime, Survey, TensorTime, kept_as
@@ -152,8 +150,8 @@ async def _measure_set(measuring: Measuring, devices: Sequence[Device], one: Ten
     hosts = [(device.spec, measuring.hosts.by_name[device.host]) for device in devices]
     shallow = await _time_over(measuring, hosts, one.parts, slices.shallow, passes)
     repetitions = repetitions_for(shallow)
-    deep = await _time_over(measuring, hosts, one.parts, slices.deep, short_passes(passes), repetitions)
-    deep = with_long_passes(deep, shallow)
+    # Also the long pass: what passes cost beside the layers is much here, and not in proportion to their tokens.
+    deep = await _time_over(measuring, hosts, one.parts, slices.deep, passes, repetitions)
     return tensor_time(one, slices, shallow, deep)
 
 
