@@ -160,6 +160,7 @@ READING_ORDER = (
     "orchestrator.head_checks",
     "orchestrator.survey.timing",
     "orchestrator.survey.links",
+    "orchestrator.survey.plausible",
     "orchestrator.survey.speeds",
     "orchestrator.survey.gather",
     "orchestrator.survey.tensor_times",

@@ -13,10 +13,10 @@ from orchestrator.hosts import OpenHost
 from orchestrator.processes import ended_by_itself, open_link, start_worker
 from orchestrator.report import Report
 from orchestrator.survey.links import Line, measure_link
+from orchestrator.survey.plausible import DECODE
 from orchestrator.survey.slices import Slice, Slices
 from orchestrator.survey.speeds import (
     CONTEXT_TOKENS,
-    DECODE,
     HURRIED_REPETITIONS,
     SHORT_PROMPT,
     VERY_SLOW_S,
@@ -33,7 +33,6 @@ from orchestrator.survey.speeds import (
     short_passes,
     speed_key,
     with_guessed_passes,
-    with_long_passes,
 )
 from orchestrator.survey.timing import Measuring, Placed, Timing, always, stopping, time_passes
 from orchestrator.survey.values import NOT_MEASURED, Device, DeviceSpec, HostSurvey, Link, Speed, Survey
@@ -243,7 +242,7 @@ async def _native(measuring: Measuring, host: OpenHost, target: Target, slices: 
     at = Timing(measuring, host, target.spec.threads, always(target.where), target.name, target.spec.environment)
     hurried = target.kind != "cpu" and await _is_very_slow(at, slices)
     shallow, deep = await _at_both_depths(at, slices, passes, hurried)
-    speed = native_speed(slices, shallow, deep)
+    speed = native_speed(slices, shallow, deep, processor=target.kind == "cpu")
     if not hurried:
         speed = await _with_context(at, slices, shallow, speed)
     keep_speed(measuring.kept, key, speed)
@@ -272,7 +271,8 @@ async def _through_rpc(
             repetitions = HURRIED_REPETITIONS if hurried else REPETITIONS
             on_head = replace(at, placed=on_worker(worker, slices.output_tied, output_on_head=True))
             apart = await time_passes(on_head, slices.shallow, (DECODE,), repetitions)
-            speed = rpc_speed(slices, shallow, deep, apart[DECODE], head, link)
+            cpu = target.kind == "cpu"
+            speed = rpc_speed(slices, shallow, deep, apart[DECODE], head, link, processor=cpu)
             if not hurried:
                 speed = await _with_context(at, slices, shallow, speed)
         else:
@@ -355,7 +355,7 @@ async def _is_very_slow(at: Timing, slices: Slices) -> bool:
 async def _at_both_depths(
     at: Timing, slices: Slices, passes: Sequence[int], hurried: bool
 ) -> tuple[Mapping[int, Timed], Mapping[int, Timed]]:
-    """The shallow and the deep slice; of the latter the long passes are worked out, of a `hurried` one all of them.
+    """The shallow and the deep slice, the latter without the long passes; of a `hurried` one these are worked out.
 
     Only a device with room to spare is timed again: a worker does not give back all that it has freed.
     """
@@ -368,7 +368,7 @@ async def _at_both_depths(
     timing = _calmly if slices.output_fits else time_passes
     shallow = await timing(at, slices.shallow, passes)
     deep = await timing(at, slices.deep, short_passes(passes), repetitions_for(shallow))
-    return shallow, with_long_passes(deep, shallow)
+    return shallow, deep
 
 
 async def _calmly(at: Timing, one: Slice, passes: Sequence[int], repetitions: int = REPETITIONS) -> Mapping[int, Timed]:

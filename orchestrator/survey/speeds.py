@@ -6,21 +6,21 @@ exceed the processor's last-level cache.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.hosts import OpenHost
-from orchestrator.plan.costs import LAST_BLOCK_PREFILL, transfer_s
+from orchestrator.plan.costs import transfer_s
 from orchestrator.state import write_private
+from orchestrator.survey.plausible import DECODE, last_block, plausible_shallow
 from orchestrator.survey.slices import Slice, Slices
 from orchestrator.survey.values import Link, PassTime, Speed, kept_as
 from workers.engine_commands import CacheType, FlashAttention
 from workers.pass_bench import REPETITIONS, Timed
 
-DECODE = 1
 SHORT_PROMPT = 64
 PROMPT_PASSES = (SHORT_PROMPT, 256)
 CONTEXT_TOKENS = 1024
@@ -65,7 +65,7 @@ def repetitions_for(shallow: Mapping[int, Timed]) -> int:
 
 
 def with_long_passes(deep: Mapping[int, Timed], shallow: Mapping[int, Timed]) -> dict[int, Timed]:
-    """The deep slice's times with those of the passes that only the shallow one was timed on."""
+    """The deep slice's times with those of the passes that only the shallow one was timed on, in proportion."""
     ratio = deep[SHORT_PROMPT].seconds / shallow[SHORT_PROMPT].seconds
     return {tokens: deep.get(tokens) or Timed(timed.seconds * ratio, timed.spread) for tokens, timed in shallow.items()}
 
@@ -111,9 +111,12 @@ def context_cost(slices: Slices, shallow: Mapping[int, Timed], in_context: Mappi
     return added_s / (slices.shallow.layers * SHORT_PROMPT * CONTEXT_TOKENS)
 
 
-def native_speed(slices: Slices, shallow: Mapping[int, Timed], deep: Mapping[int, Timed]) -> Speed:
-    """Of a head on the host itself: what does not depend on the layers is the output layer."""
-    shallow, deep = rising(shallow), rising(deep)
+def native_speed(
+    slices: Slices, shallow: Mapping[int, Timed], deep: Mapping[int, Timed], *, processor: bool = False
+) -> Speed:
+    """Of a head on the host itself: what does not depend on the layers is the output layer. Here and in what follows,
+    what a pass takes beside the layers is within what is plausible (`survey.plausible`) where that is a `processor`."""
+    shallow, deep = _both(slices, shallow, deep, processor, lambda tokens: 0.0)
     decode = _Line(slices, shallow, deep, DECODE)
     output_s = _plausible_output(slices, decode, decode.at_zero_s)
     passes = tuple(_pass_time(slices, shallow, deep, tokens, output_s, 0.0) for tokens in sorted(shallow))
@@ -127,23 +130,24 @@ def rpc_speed(
     output_on_head: Timed,
     head: Speed,
     link: Link,
+    *,
+    processor: bool = False,
 ) -> Speed:
     """Of a worker, its link taken off.
 
     `output_on_head` is the shallow slice's decoding with the output layer on the head, whose own speed is `head`: the
     difference to the same on the worker is what the output layer costs more or less there.
     """
-    shallow, deep = rising(shallow), rising(deep)
-    decode = _Line(slices, shallow, deep, DECODE)
-    on_worker_s = transfer_s(link, slices.hidden_bytes, slices.logits_bytes)
-    on_head_s = transfer_s(link, slices.hidden_bytes, slices.hidden_bytes)
-    head_s = head.output_s * slices.output_bytes / head.output_bytes if head.output_bytes else head.output_s
-    difference_s = shallow[DECODE].seconds - on_worker_s - (output_on_head.seconds - on_head_s)
-    output_s = _plausible_output(slices, decode, difference_s + head_s, on_worker_s)
 
     def link_s(tokens: int) -> float:
         return transfer_s(link, slices.hidden_bytes * tokens, slices.logits_bytes)
 
+    on_head_s = transfer_s(link, slices.hidden_bytes, slices.hidden_bytes)
+    head_s = head.output_s * slices.output_bytes / head.output_bytes if head.output_bytes else head.output_s
+    difference_s = shallow[DECODE].seconds - link_s(DECODE) - (output_on_head.seconds - on_head_s)
+    shallow, deep = _both(slices, shallow, deep, processor, link_s)
+    decode = _Line(slices, shallow, deep, DECODE)
+    output_s = _plausible_output(slices, decode, difference_s + head_s, link_s(DECODE))
     passes = tuple(_pass_time(slices, shallow, deep, tokens, output_s, link_s(tokens)) for tokens in sorted(shallow))
     return _speed(slices, passes, output_s)
 
@@ -152,7 +156,7 @@ def rpc_speed_without_output(
     slices: Slices, shallow: Mapping[int, Timed], deep: Mapping[int, Timed], head: Speed, link: Link
 ) -> Speed:
     """Of a worker too small for the output layer, timed with that on the head: taken to cost there what layers cost."""
-    shallow, deep = rising(shallow), rising(deep)
+    shallow, deep = _both(slices, shallow, deep, False, lambda tokens: 0.0)
     head_s = head.output_s * slices.output_bytes / head.output_bytes if head.output_bytes else head.output_s
 
     def beside_s(tokens: int) -> float:
@@ -163,15 +167,18 @@ def rpc_speed_without_output(
     return _speed(slices, passes, output_s)
 
 
-def last_block(shallow: Mapping[int, Timed], deep: Mapping[int, Timed], tokens: int) -> float:
-    """The part of the last block that a pass of this many tokens, timed as a prompt, works through.
-
-    Its attention runs for all of them, its feed-forward only for the one whose logits are wanted, which takes as long
-    as decoding. Measured on the pinned engine, 1.2 B: 0.59, 0.47, 0.35 and 0.22 of a block at 2, 4, 8 and 64 tokens.
-    """
-    one_s, all_s = (deep[size].seconds - shallow[size].seconds for size in (DECODE, tokens))
-    as_decoding = min(1.0, one_s / all_s) if one_s > 0 and all_s > 0 else 0.0
-    return 1.0 if tokens == DECODE else LAST_BLOCK_PREFILL + (1 - LAST_BLOCK_PREFILL) * as_decoding
+def _both(
+    slices: Slices,
+    shallow: Mapping[int, Timed],
+    deep: Mapping[int, Timed],
+    processor: bool,
+    link_s: Callable[[int], float],
+) -> tuple[dict[int, Timed], dict[int, Timed]]:
+    """Both slices' times with all passes, as far as they can be true."""
+    shallow, deep = rising(shallow), rising(deep)
+    if processor:
+        shallow = rising(plausible_shallow(slices, shallow, deep, link_s))
+    return dict(shallow), rising(with_long_passes(deep, shallow))
 
 
 class _Line:

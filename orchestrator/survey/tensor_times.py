@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -13,16 +14,16 @@ from pydantic import TypeAdapter, ValidationError
 from orchestrator.errors import EngineError, MeshctlError
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.hosts import OpenHost
+from orchestrator.plan.costs import transfer_s
 from orchestrator.plan.tensor import TensorSet
 from orchestrator.processes import Worker, start_worker
 from orchestrator.report import Report
 from orchestrator.state import write_private
 from orchestrator.survey.gather import default_threads
+from orchestrator.survey.plausible import DECODE, last_block, plausible_shallow
 from orchestrator.survey.slices import Slice, Slices
 from orchestrator.survey.speeds import (
-    DECODE,
     FORMAT,
-    last_block,
     passes_for,
     repetitions_for,
     rising,
@@ -152,12 +153,19 @@ async def _measure_set(measuring: Measuring, devices: Sequence[Device], one: Ten
     repetitions = repetitions_for(shallow)
     # Also the long pass: what passes cost beside the layers is much here, and not in proportion to their tokens.
     deep = await _time_over(measuring, hosts, one.parts, slices.deep, passes, repetitions)
+    shallow, deep = rising(shallow), rising(deep)
+    if all(device.kind == "cpu" for device in devices):
+        shallow = rising(plausible_shallow(slices, shallow, deep, partial(_link_s, slices, devices)))
     return tensor_time(one, slices, shallow, deep)
 
 
+def _link_s(slices: Slices, devices: Sequence[Device], tokens: int) -> float:
+    """What a pass takes on the slowest link at no layer."""
+    return max(transfer_s(one.link, slices.hidden_bytes * tokens, slices.logits_bytes) for one in devices)
+
+
 def tensor_time(one: TensorSet, slices: Slices, shallow: Mapping[int, Timed], deep: Mapping[int, Timed]) -> TensorTime:
-    """What the timings of both slices say of these devices."""
-    shallow, deep = rising(shallow), rising(deep)
+    """What the timings of both slices, which rise with the tokens, say of these devices."""
     output_s = _output_s(slices, _pass_time(slices, shallow, deep, DECODE, 0.0))
     return TensorTime(
         devices=one.devices,

@@ -11,6 +11,7 @@ import pytest
 from orchestrator.hosts import OpenHost
 from orchestrator.inventory import Host
 from orchestrator.plan.costs import LAST_BLOCK_PREFILL, layers_seconds
+from orchestrator.survey.plausible import last_block
 from orchestrator.survey.slices import Slice, Slices
 from orchestrator.survey.speeds import (
     calmer,
@@ -18,7 +19,6 @@ from orchestrator.survey.speeds import (
     is_noisy,
     keep_speed,
     kept_speed,
-    last_block,
     native_speed,
     passes_for,
     repetitions_for,
