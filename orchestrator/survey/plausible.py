@@ -26,7 +26,8 @@ BESIDE_S = 0.0005
 """What else a pass takes at no layer, beside what its link takes."""
 
 PROMPT_BESIDE = 0.05
-"""The part of the deep slice's time that this is of a prompt at most."""
+"""The part of the deep slice's time that this is of a prompt at most, either way: what of the last block is worked
+through (`last_block`) is known to a tenth of a block or two."""
 
 
 def last_block(shallow: Mapping[int, Timed], deep: Mapping[int, Timed], tokens: int) -> float:
@@ -56,7 +57,7 @@ def plausible_shallow(
             steepest = deep_s / (many + LEAST_OUTPUT * slices.output_bytes)
             flattest = (deep_s - beside_s) / (many + MOST_OUTPUT * slices.output_bytes)
         else:
-            steepest = deep_s / many
+            steepest = (1 + PROMPT_BESIDE) * deep_s / many
             flattest = ((1 - PROMPT_BESIDE) * deep_s - beside_s - output_s) / many
         measured = (deep_s - shallow[tokens].seconds) / (many - few)
         slope_s = max(measured, flattest)
