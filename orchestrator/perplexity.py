@@ -20,10 +20,13 @@ from orchestrator.report import Report
 from orchestrator.survey.gather import default_threads
 from quant.model import Model
 from workers.engine_commands import ENVIRONMENT, perplexity_command
-from workers.errors import FactsError
+from workers.errors import FactsError, LostResultsError
 from workers.perplexity_output import ChunkCounter, Perplexity, read_perplexity
 
 LOGS = "perplexity"
+RUNS = 3
+"""How often a model is measured at most: results that the program did not come to write are measured again."""
+
 LOOKED_AT_BYTES = 64 * 1024
 """Of what is no text; the engine would take hours to cut a model's file into tokens."""
 
@@ -84,6 +87,20 @@ async def _perplexity(asked: Asked, model: Model, own: OwnMachine, folders: Fold
 
 
 async def _measure(asked: Asked, model: Model, own: OwnMachine, report: Report) -> Perplexity:
+    """Again where the program has lost results on the way to its log."""
+    for _ in range(RUNS - 1):
+        try:
+            return await _measure_once(asked, model, own, report)
+        except _LostError:
+            report.say(f"{model.path.name}: llama-perplexity ended before it had written all results: once more")
+    return await _measure_once(asked, model, own, report)
+
+
+class _LostError(EngineError):
+    """Results were measured, and not written."""
+
+
+async def _measure_once(asked: Asked, model: Model, own: OwnMachine, report: Report) -> Perplexity:
     """The program's log is read, so each run has its own: another one of this model may go on beside it."""
     with own.log(LOGS) as log:
         ended = await _run(asked, model, own, log, report)
@@ -96,7 +113,8 @@ async def _measure(asked: Asked, model: Model, own: OwnMachine, report: Report) 
         try:
             return read_perplexity(Path(log).read_text(errors="replace"), asked.context)
         except FactsError as error:
-            raise EngineError(
+            failed = _LostError if isinstance(error, LostResultsError) else EngineError
+            raise failed(
                 f"{model.path.name}: its perplexity could not be measured: {error}", hint=error.hint
             ) from error
 

@@ -1,7 +1,8 @@
 """The errors of this package, as a tree.
 
 WorkersError
-├── FactsError     an agent answer that cannot be read
+├── FactsError     an answer of an agent or of an engine's program that cannot be read
+│   └── LostResultsError  results that the program has, but did not come to write
 └── ManifestError  an engine manifest that cannot be read or does not match its files
 """
 
@@ -15,7 +16,11 @@ class WorkersError(Exception):
 
 
 class FactsError(WorkersError):
-    """An agent answer that cannot be read."""
+    """An answer of an agent or of an engine's program that cannot be read."""
+
+
+class LostResultsError(FactsError):
+    """Results that the program has, but did not come to write: it may the next time."""
 
 
 class ManifestError(WorkersError):

@@ -9,7 +9,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from workers.errors import FactsError
+from workers.errors import FactsError, LostResultsError
 
 LEAST_CONTEXT = 16
 """Tokens per chunk below which no perplexity says anything."""
@@ -50,7 +50,9 @@ class ChunkCounter:
 
 
 def read_perplexity(output: str, context: int) -> Perplexity:
-    """The result in all that it wrote, of all chunks but the last; FactsError with its own reason when there is none.
+    """The result in all that it wrote, of all chunks but the last; FactsError with its own reason when there is none,
+    LostResultsError where more than the last one have not come: chunks of very small models take less than a
+    millisecond.
 
     A chunk's line has the perplexity of all until then, the mean negative log-likelihood, and that mean's error.
     """
@@ -60,7 +62,8 @@ def read_perplexity(output: str, context: int) -> Perplexity:
     counted = int(announced[1]) - 1
     chunks = _CHUNK.findall(output, announced.end())
     if counted < 1 or len(chunks) < counted:
-        raise FactsError(
+        lost = FactsError if counted < 1 else LostResultsError
+        raise lost(
             f"of {counted + 1} chunks the results of {len(chunks)} have come", hint="try again, with more chunks"
         )
     value, _, error = (_number(text) for text in chunks[counted - 1])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.errors import FactsError
+from workers.errors import FactsError, LostResultsError
 from workers.perplexity_output import ChunkCounter, read_perplexity
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -32,7 +32,7 @@ def test_lines_that_the_engine_did_not_write_any_more_are_not_missed() -> None:
     """Recorded on a busy machine: of 8 chunks it has written 7."""
     assert "Final estimate" not in output("perplexity_cut_off.txt")
     assert read_perplexity(output("perplexity_cut_off.txt"), 512).value == 48.3928
-    with pytest.raises(FactsError, match="of 9 chunks the results of 7 have come"):
+    with pytest.raises(LostResultsError, match="of 9 chunks the results of 7 have come"):
         read_perplexity(output("perplexity_cut_off.txt").replace("over 8", "over 9"), 512)
 
 
