@@ -17,6 +17,7 @@ from orchestrator.errors import BringUpError
 from orchestrator.head_client import head_client
 from orchestrator.plan.values import Group
 from orchestrator.processes import POLL_S, Head, Started, ended_by_itself
+from orchestrator.survey.values import LONG_PROMPT
 from workers.head_log import plain_log
 
 KNOWN_PROMPT = "The capital of France is"
@@ -32,9 +33,6 @@ PREFILL_S = 3.0
 REPETITIONS = 3
 ROOM_TOKENS = 16
 """Cells of a conversation that a measured prompt leaves free."""
-
-TIMED_TOKENS = 256
-"""Of the longest pass that calibration times on every device."""
 
 LATE = 10
 LATE_S = 60.0
@@ -140,7 +138,7 @@ def prompt_scale(group: Group, tokens: int) -> float:
     (`plan.costs.pipeline_s`), half a micro-batch half of s; without overlap s counts as one. What the context adds
     grows with the prompt's square, beyond the passes that were timed (`plan.costs.average_context`).
     """
-    alone_s, size = group.prefill_s - group.context_s, min(group.micro_batch, TIMED_TOKENS)
+    alone_s, size = group.prefill_s - group.context_s, min(group.micro_batch, LONG_PROMPT)
     whole, part = (count * max(0, count - size) for count in (group.prompt_tokens, tokens))
     context_s = group.context_s * part / whole if whole else 0.0
     return group.prefill_s / (alone_s / _scale_without_context(group, tokens) + context_s)

@@ -87,36 +87,29 @@ async def _perplexity(asked: Asked, model: Model, own: OwnMachine, folders: Fold
 
 
 async def _measure(asked: Asked, model: Model, own: OwnMachine, report: Report) -> Perplexity:
-    """Again where the program has lost results on the way to its log."""
-    for _ in range(RUNS - 1):
-        try:
-            return await _measure_once(asked, model, own, report)
-        except _LostError:
-            report.say(f"{model.path.name}: llama-perplexity ended before it had written all results: once more")
-    return await _measure_once(asked, model, own, report)
+    """The program's log is read, so each run has its own: another one of this model may go on beside it.
 
-
-class _LostError(EngineError):
-    """Results were measured, and not written."""
-
-
-async def _measure_once(asked: Asked, model: Model, own: OwnMachine, report: Report) -> Perplexity:
-    """The program's log is read, so each run has its own: another one of this model may go on beside it."""
-    with own.log(LOGS) as log:
-        ended = await _run(asked, model, own, log, report)
-        if ended.status != 0:
-            raise EngineError(
-                f"{model.path.name}: its perplexity could not be measured: llama-perplexity: {ended}",
-                hint="check the engine: meshctl engine check; a model needs its size in memory",
-                details=ended.tail,
-            )
-        try:
-            return read_perplexity(Path(log).read_text(errors="replace"), asked.context)
-        except FactsError as error:
-            failed = _LostError if isinstance(error, LostResultsError) else EngineError
-            raise failed(
-                f"{model.path.name}: its perplexity could not be measured: {error}", hint=error.hint
-            ) from error
+    Again where results have been lost on the way to the log.
+    """
+    left = RUNS
+    while True:
+        left -= 1
+        with own.log(LOGS) as log:
+            ended = await _run(asked, model, own, log, report)
+            if ended.status != 0:
+                raise EngineError(
+                    f"{model.path.name}: its perplexity could not be measured: llama-perplexity: {ended}",
+                    hint="check the engine: meshctl engine check; a model needs its size in memory",
+                    details=ended.tail,
+                )
+            try:
+                return read_perplexity(Path(log).read_text(errors="replace"), asked.context)
+            except FactsError as error:
+                if not (left and isinstance(error, LostResultsError)):
+                    raise EngineError(
+                        f"{model.path.name}: its perplexity could not be measured: {error}", hint=error.hint
+                    ) from error
+        report.say(f"{model.path.name}: llama-perplexity ended before it had written all results: once more")
 
 
 async def _run(asked: Asked, model: Model, own: OwnMachine, log: str, report: Report) -> Exit:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from orchestrator.plan.costs import (
     ShareBytes,
     context_seconds,
+    fastest_reading,
     head_share_bytes,
     layers_seconds,
     needed_bytes,
@@ -37,7 +38,7 @@ def run_alone(memories: Sequence[ModelMemory], candidate: Candidate) -> Group:
     """
     speed = candidate.device.native
     allowed = [memories[0], *(memory for memory in memories[1:] if _fits(memory, candidate))]
-    memory = min(allowed, key=lambda one: (round(_prefill_s(one, speed), 9), -one.micro_batch))
+    memory = fastest_reading(allowed, lambda one: _prefill_s(one, speed))
     held, head = alone_bytes(memory, candidate), _head_bytes(memory, candidate)
     token_s = _step_s(memory, speed, 1)
     share = Share(

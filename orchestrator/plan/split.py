@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
-from orchestrator.plan.costs import head_share_bytes, needed_bytes, output_seconds
+from orchestrator.plan.costs import fastest_reading, head_share_bytes, needed_bytes, output_seconds
 from orchestrator.plan.layers import LayerSearch, Rules
 from orchestrator.plan.pools import CONTROLLER, Candidate, fastest_first, pools
 from orchestrator.plan.stage_tables import StageTables
@@ -312,7 +312,7 @@ def _best_memory(
         return any(fitting(memory, pooled) for pooled in pools_for(survey, memory, candidates, variant))
 
     allowed = [memories[0], *(memory for memory in memories[1:] if fits_somehow(memory))]
-    return min(allowed, key=lambda memory: (round(stages_prefill_s(memory, stages), 9), -memory.micro_batch))
+    return fastest_reading(allowed, lambda memory: stages_prefill_s(memory, stages))
 
 
 def _head_speed(survey: Survey, candidates: Sequence[Candidate], variant: Variant) -> tuple[Speed, tuple[str, ...]]:

@@ -28,6 +28,7 @@ from orchestrator.plan.costs import (
     Seconds,
     ShareBytes,
     context_seconds,
+    fastest_reading,
     head_share_bytes,
     layers_s,
     layers_seconds,
@@ -161,16 +162,13 @@ def finalists(
 def tensor_group(
     survey: Survey, memories: Sequence[ModelMemory], members: Sequence[Candidate], parts: Sequence[int]
 ) -> Group | None:
-    """These devices with these parts, at the micro-batch that reads a prompt fastest; None where it does not fit.
-
-    Of micro-batches that are as fast the largest, as every pass exchanges graphs, too.
-    """
+    """These devices with these parts, at the micro-batch that reads a prompt fastest; None where it does not fit."""
     fitting = [memory for memory in memories if _fits(survey, memory, members, parts)]
     if not fitting or fitting[0] is not memories[0]:
         return None
     timed = _timed(survey, members, parts)
     pass_s = _by_formula(members, parts) if timed is None else _as_timed(timed)
-    memory = min(fitting, key=lambda one: (round(_prefill_s(one, members, parts, pass_s), 9), -one.micro_batch))
+    memory = fastest_reading(fitting, lambda one: _prefill_s(one, members, parts, pass_s))
     return _group(
         memory, _pooled(survey, memory, members), parts, pass_s, (NOT_EQUAL,) if timed else (NOT_EQUAL, NOT_TIMED)
     )

@@ -17,12 +17,12 @@ from orchestrator.plan.costs import transfer_s
 from orchestrator.state import write_private
 from orchestrator.survey.plausible import DECODE, last_block, plausible_shallow
 from orchestrator.survey.slices import Slice, Slices
-from orchestrator.survey.values import Link, PassTime, Speed, kept_as
+from orchestrator.survey.values import LONG_PROMPT, Link, PassTime, Speed, kept_as
 from workers.engine_commands import CacheType, FlashAttention
 from workers.pass_bench import REPETITIONS, Timed
 
 SHORT_PROMPT = 64
-PROMPT_PASSES = (SHORT_PROMPT, 256)
+PROMPT_PASSES = (SHORT_PROMPT, LONG_PROMPT)
 CONTEXT_TOKENS = 1024
 """Read before the short prompt once more, to see what a context costs: enough to stand out of the noise."""
 

@@ -12,6 +12,9 @@ from workers.budget import Budget
 from workers.engine_commands import CacheType, FlashAttention
 from workers.facts import HostFacts
 
+LONG_PROMPT = 256
+"""Tokens of the longest pass that every device is timed with."""
+
 
 @dataclass(frozen=True)
 class Link:

@@ -56,9 +56,11 @@ async def test_what_lost_results_is_run_again_a_few_times(
     if times == RUNS:
         with pytest.raises(EngineError, match="of 7 chunks the results of 4 have come"):
             await compare_perplexities(asked, folders, silent())
+        assert logs(folders).count(".log") == 1
     else:
         (told,) = await compare_perplexities(asked, folders, silent())
         assert told.perplexity.chunks == 6
+        assert logs(folders) == []
 
 
 async def test_the_log_of_a_run_that_failed_stays(folders: Folders, tmp_path: Path) -> None:
