@@ -19,8 +19,6 @@ from orchestrator.plan.fit import OnText, Option, Where
 from orchestrator.plan.retyped import work_of
 from orchestrator.report import Report
 from quant.catalogue import CATALOGUE, CatalogueModel, HubSource
-from quant.described import described
-from quant.description import Description
 from quant.download import web_client
 from quant.errors import ModelNotFoundError, QuantError, QuantiseError
 from quant.fetch import find_model
@@ -52,13 +50,11 @@ _HEADERS_AT_ONCE = 4
 @dataclass(frozen=True)
 class Choices:
     """The quantisations there are. `source` is one of them, or what they are made of: what is counted and timed;
-    `others` are not asked for. `name`: how the inventory would name it; `experts_used`: the part of its experts that
-    work for one token."""
+    `others` are not asked for. `name`: how the inventory would name it."""
 
     name: str
     source: Model
     options: tuple[Option, ...]
-    experts_used: float = 1.0
     others: tuple[Model, ...] = ()
 
     def surveyed(self, shape: str) -> Model | None:
@@ -138,12 +134,11 @@ async def find_choices(
 
 async def _of_file(search: _Search, name: str, model: Model) -> Choices:
     """The model itself, what it was made of, and what was or can be made of that."""
-    used = _experts_used(described(model.path, search.folders.descriptions))
     origin = origin_of(search.folders.cache, model)
-    both = (_here(origin, used, search.folders), _here(model, used, search.folders))
+    both = (_here(origin, search.folders), _here(model, search.folders))
     there = [one for one in both if search.wants(one.name)]
-    made = await _made(search, origin, str(origin.path), [one.name for one in there], used)
-    return Choices(name, model, _each_once([*there, *made]), used, (origin,))
+    made = await _made(search, origin, str(origin.path), [one.name for one in there])
+    return Choices(name, model, _each_once([*there, *made]), (origin,))
 
 
 async def _linked(search: _Search, name: str, link: UrlSource) -> Choices:
@@ -152,22 +147,21 @@ async def _linked(search: _Search, name: str, link: UrlSource) -> Choices:
     async with web_client() as client:
         path = await fetch_linked_headers(client, link, search.folders.cache)
     model = read_model(path)
-    used = _experts_used(described(model.path, search.folders.descriptions))
-    itself = replace(_here(model, used, search.folders), where="hub")
+    itself = replace(_here(model, search.folders), where="hub")
     there = [itself] if search.wants(itself.name) else []
-    made = await _made(search, model, name, [one.name for one in there], used)
-    return Choices(name, model, (*there, *made), used)
+    made = await _made(search, model, name, [one.name for one in there])
+    return Choices(name, model, (*there, *made))
 
 
-async def _made(search: _Search, origin: Model, called: str, there: Sequence[str], used: float) -> list[Option]:
+async def _made(search: _Search, origin: Model, called: str, there: Sequence[str]) -> list[Option]:
     """What was made of `origin`, which is `called` so, and what can be, beside the quantisations that are `there`."""
     folders = search.folders
-    made = [_here(model, used, folders) for model in _models_made_of(origin, folders)]
+    made = [_here(model, folders) for model in _models_made_of(origin, folders)]
     made = [one for one in made if search.wants(one.name) and one.name not in there]
     lacking = _quantisations(search.lacks([*there, *(one.name for one in made)]))
     kept = folders.cache / "quantised"
     predicted = await predict_quantised(search.engine.folder, origin, lacking, search.importance, kept)
-    options = [_to_make(search, origin, one, predicted[one.name], used) for one in lacking]
+    options = [_to_make(search, origin, one, predicted[one.name]) for one in lacking]
     return [*_each_once(made), *(replace(one, origin=called) for one in options if one is not None)]
 
 
@@ -185,7 +179,7 @@ def _quantisations(kinds: Iterable[str]) -> list[Quantisation]:
 
 
 def _to_make(
-    search: _Search, origin: Model, quantisation: Quantisation, answer: Prediction | QuantiseError, used: float
+    search: _Search, origin: Model, quantisation: Quantisation, answer: Prediction | QuantiseError
 ) -> Option | None:
     """None where the engine makes none of it, which is said."""
     if isinstance(answer, QuantiseError):
@@ -195,7 +189,7 @@ def _to_make(
         search.report.warn(f"{quantisation.name} is left out: it needs an importance matrix")
         return None
     lost = dict.fromkeys((*lost_before(search.folders.cache, origin), *answer.lossy))
-    option = _option(quantisation.name, "make", answer.model, answer.file_bytes, used)
+    option = _option(quantisation.name, "make", answer.model, answer.file_bytes)
     return _of_lossy(option, tuple(lost))
 
 
@@ -207,11 +201,11 @@ def _each_once(options: Iterable[Option]) -> tuple[Option, ...]:
     return tuple(found.values())
 
 
-def _here(model: Model, used: float, folders: Folders) -> Option:
+def _here(model: Model, folders: Folders) -> Option:
     """Under the quantisation that it was made as, that its file is called by, or that most of it is."""
     made = read_made(folders.cache, model.files_digest)
     name = made.quantisation if made else quantisation_of(model.path.name) or model.quantisation
-    option = _option(name, "here", model, sum(shard.stat().st_size for shard in model.shards), used)
+    option = _option(name, "here", model, sum(shard.stat().st_size for shard in model.shards))
     option = _of_lossy(option, made.lost if made else ())
     return replace(option, perplexities=_perplexities(model, folders))
 
@@ -225,21 +219,16 @@ def _perplexities(model: Model, folders: Folders) -> dict[OnText, float]:
     return found
 
 
-def _option(name: str, where: Where, model: Model, file_bytes: int, used: float, kind: str = "") -> Option:
+def _option(name: str, where: Where, model: Model, file_bytes: int, kind: str = "") -> Option:
     """`kind`: its quantisation, where it is not called by that."""
     bits = bits_per_weight(model)
-    return Option(name, where, model, file_bytes, bits, usual_bits(kind or name) or bits, work_of(model, used))
+    return Option(name, where, model, file_bytes, bits, usual_bits(kind or name) or bits, work_of(model))
 
 
 def _of_lossy(option: Option, lost: tuple[str, ...]) -> Option:
     """It is no better than what it is made of."""
     bits = [usual_bits(kind) or option.quality_bits for kind in lost[:1]]
     return replace(option, lost=lost, quality_bits=min((option.quality_bits, *bits)))
-
-
-def _experts_used(description: Description) -> float:
-    experts = description.experts
-    return min(experts.used, experts.count) / experts.count if experts else 1.0
 
 
 async def _published(search: _Search, hub: Hub, place: HubSource) -> Choices:
@@ -258,9 +247,8 @@ async def _published(search: _Search, hub: Hub, place: HubSource) -> Choices:
     models = _that_can_be_read(answers, search.report)
     largest = all_or_raise({named: answers[named]})[named] if named else _largest(models.values(), place)
     alike = [one for one in to_read if one.name in models and _proportions(models[one.name]) == _proportions(largest)]
-    used = _experts_used(described(largest.path, search.folders.descriptions))
     names = _told_apart(alike)
-    found = {one.name: _of_hub(hub, place, one, names[one.name], models[one.name], used, search) for one in alike}
+    found = {one.name: _of_hub(hub, place, one, names[one.name], models[one.name], search) for one in alike}
     there = [one for one in alike if one in asked]
     whole_one = _whole_precision(found)
     if whole_one is None and search.types is not None and lacking:
@@ -268,11 +256,11 @@ async def _published(search: _Search, hub: Hub, place: HubSource) -> Choices:
     made: list[Option] = []
     if whole_one is not None:
         called = replace(place, wanted=names[whole_one]).text
-        made = await _made(search, found[whole_one].model, called, [one.quantisation for one in there], used)
+        made = await _made(search, found[whole_one].model, called, [one.quantisation for one in there])
     first = named or _first(there or alike).name
     name = replace(place, wanted=names[first]).text
     options = (*(found[one.name] for one in there), *made)
-    return Choices(name, found[first].model, options, used, tuple(option.model for option in found.values()))
+    return Choices(name, found[first].model, options, tuple(option.model for option in found.values()))
 
 
 async def _headers(
@@ -334,11 +322,11 @@ def _told_apart(models: Iterable[HubModel]) -> dict[str, str]:
     return {file: kind if kind and kinds.count(kind) == 1 else file for file, kind in files.items()}
 
 
-def _of_hub(hub: Hub, place: HubSource, one: HubModel, name: str, model: Model, used: float, search: _Search) -> Option:
+def _of_hub(hub: Hub, place: HubSource, one: HubModel, name: str, model: Model, search: _Search) -> Option:
     """Fetched already, or not."""
-    published = _option(name, "hub", model, one.size_bytes, used, one.quantisation)
+    published = _option(name, "hub", model, one.size_bytes, one.quantisation)
     with suppress(QuantError):
         known = replace(place, wanted=one.name).text
         here = read_model(find_model(known, search.folders.cache, Path.cwd(), hub=hub))
-        return replace(_here(here, used, search.folders), name=name, quality_bits=published.quality_bits)
+        return replace(_here(here, search.folders), name=name, quality_bits=published.quality_bits)
     return published

@@ -177,7 +177,7 @@ async def _surveyed(
         survey = await take_survey(ready, report, wishes)
         report.step("Measuring kernels")
         works = {**_works_to_time(survey, choices.options), surveyed.name: _work_of(surveyed, choices)}
-        return await measure_rates(ready.measuring, survey, works, choices.experts_used, report), surveyed
+        return await measure_rates(ready.measuring, survey, works, report), surveyed
 
 
 def _counted_at(inventory: Inventory, memories: Memories) -> tuple[int, CacheType]:
@@ -201,10 +201,10 @@ def _of_inventory(inventory: Inventory, choices: Choices, folders: Folders) -> M
 
 
 def _work_of(model: Model, choices: Choices) -> Work:
-    """That of the option with the same tensors; a source that is no option itself has their experts, too."""
+    """That of the option with the same tensors, or its own."""
     shape = shape_digest(model)
     same = (option.work for option in choices.options if shape_digest(option.model) == shape)
-    return next(same, None) or work_of(model, choices.experts_used)
+    return next(same, None) or work_of(model)
 
 
 def _experienced(

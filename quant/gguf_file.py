@@ -145,7 +145,14 @@ def _model(facts: Facts, shards: tuple[Path, ...], tensors: tuple[Tensor, ...]) 
         vocabulary=_vocabulary(facts, architecture, tensors),
         output_tied=all(tensor.name != "output.weight" for tensor in tensors),
         tensors=tensors,
+        experts_used=_experts_used(facts, architecture, blocks),
     )
+
+
+def _experts_used(facts: Facts, architecture: str, blocks: int) -> float:
+    count = facts.number(f"{architecture}.expert_count", 0)
+    used = max(facts.numbers(f"{architecture}.expert_used_count", blocks, 0))
+    return min(used, count) / count if count > 0 and used > 0 else 1.0
 
 
 def _language_model_architecture(facts: Facts) -> str:

@@ -59,7 +59,8 @@ class Model:
     `quantisation` is the tensor type that takes the most bytes. `block_count` is what the engine calls n_layer and
     includes layers for predicting several tokens. Lengths are in elements, `context_length` in tokens as trained;
     `head_count_kv` has one entry per layer. `output_tied`: the output layer is the token embedding used again.
-    `files_digest` is that of `quant.whole_file` before the files were read: another one later means other files.
+    `experts_used`: the part of its experts that work for one token. `files_digest` is that of `quant.whole_file` before
+    the files were read: another one later means other files.
     """
 
     path: Path
@@ -78,6 +79,7 @@ class Model:
     vocabulary: int
     output_tied: bool
     tensors: tuple[Tensor, ...]
+    experts_used: float = 1.0
     files_digest: str = ""
 
     @property
@@ -91,9 +93,16 @@ def layer_matrices(model: Model) -> Iterator[Tensor]:
     return (tensor for tensor in model.tensors if tensor.block is not None and len(tensor.shape) > 1)
 
 
-def used_part(tensor: Tensor, experts_used: float) -> float:
-    """The part of a tensor that works for one token: of experts this part, of all else the whole."""
-    return experts_used if "_exps." in tensor.name else 1.0
+def used_part(model: Model, tensor: Tensor) -> float:
+    """The part of a tensor that works for one token: all of it, but of experts."""
+    return model.experts_used if "_exps." in tensor.name else 1.0
+
+
+def worked_part(model: Model, first_layer: int, end_layer: int) -> float:
+    """The part of the bytes of these layers that works for one token."""
+    held = [tensor for tensor in model.tensors if tensor.block in range(first_layer, end_layer)]
+    worked = sum(tensor.size_bytes * used_part(model, tensor) for tensor in held)
+    return worked / max(1, sum(tensor.size_bytes for tensor in held)) or 1.0
 
 
 def dominant_type(tensors: tuple[Tensor, ...]) -> str:

@@ -112,14 +112,14 @@ def like_shape(model: Model, layers: int) -> Shape:
     return _like(model, layers, max(ups, default=4 * model.embedding_length), _BLOCK)
 
 
-def like_work(model: Model, experts_used: float = 1.0) -> Shape:
+def like_work(model: Model) -> Shape:
     """The shape of a llama model whose layers are as much work for a token as this model's on the average: as wide
     between up and down as makes them have as many weights, if they have more than attention of this width alone.
 
-    `experts_used`: the part that works for a token. The width is the model's own where heads divide it, else in whole
-    blocks.
+    Of experts only the part that works for a token counts. The width is the model's own where heads divide it, else in
+    whole blocks.
     """
-    weights = sum(tensor.parameters * used_part(tensor, experts_used) for tensor in layer_matrices(model))
+    weights = sum(tensor.parameters * used_part(model, tensor) for tensor in layer_matrices(model))
     own = model.embedding_length % (max(1, model.head_count) * _KV_BLOCK) == 0
     shape = _like(model, model.block_count, 0, _KV_BLOCK if own else _BLOCK)
     attention = shape.embedding * 2 * (shape.embedding + shape.kv_width)

@@ -136,12 +136,16 @@ def transfer_s(link: Link, up_bytes: float, down_bytes: float) -> float:
     return link.round_trip_s + up_bytes / link.up_bytes_per_s + down_bytes / link.down_bytes_per_s
 
 
-def stage_link_s(memory: ModelMemory, device: Device, tokens: int, *, output_rows: int = 0) -> float:
+def stage_link_s(
+    memory: ModelMemory, device: Device, tokens: int, *, output_rows: int = 0, hidden_rows: int | None = None
+) -> float:
     """Seconds that the link of one RPC stage costs per pass: hidden states up; hidden states, or logits, down.
 
-    The head waits for all of it: one blocking round trip per stage and pass.
+    The head waits for all of it: one blocking round trip per stage and pass. `hidden_rows`: how many hidden states
+    come back (None: all).
     """
-    down = memory.logits_bytes * output_rows if output_rows else memory.hidden_bytes * tokens
+    hidden = memory.hidden_bytes * (tokens if hidden_rows is None else hidden_rows)
+    down = memory.logits_bytes * output_rows if output_rows else hidden
     return transfer_s(device.link, memory.hidden_bytes * tokens, down)
 
 
@@ -167,10 +171,11 @@ def prefill_stage_s(
 ) -> float:
     """Seconds of one micro-batch of a prompt in one RPC worker, link included, without any context before it.
 
-    Logits are wanted for one row only.
+    Logits are wanted for one row only: the last stage sends no more back, with the output layer or to it.
     """
     seconds = layers_seconds(device.speed, prefill_bytes(memory, first_layer, layers), micro_batch)
-    return seconds + stage_link_s(memory, device, micro_batch, output_rows=1 if output else 0)
+    rows = 1 if first_layer + layers == memory.blocks else micro_batch
+    return seconds + stage_link_s(memory, device, micro_batch, output_rows=1 if output else 0, hidden_rows=rows)
 
 
 def context_seconds(speed: Speed, layers: int, tokens: int, memory: ModelMemory) -> float:

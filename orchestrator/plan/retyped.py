@@ -53,11 +53,11 @@ class Work:
         return rate_name(self.mixture.name, self.output_type)
 
 
-def work_of(model: Model, experts_used: float = 1.0) -> Work:
-    """`experts_used`: the part of the experts that work for one token."""
+def work_of(model: Model) -> Work:
+    """What a token works through in this model."""
     outputs = device_tensors(model, 0, 0, output=True)
     largest = max(outputs, key=lambda tensor: tensor.parameters, default=None)
-    used_bytes = sum(tensor.size_bytes * used_part(tensor, experts_used) for tensor in layer_matrices(model))
+    used_bytes = sum(tensor.size_bytes * used_part(model, tensor) for tensor in layer_matrices(model))
     output_type = model.quantisation if largest is None else largest.type
     return Work(mixture_of(model), output_type, sum(layer_bytes(model)), output_bytes(model), max(1.0, used_bytes))
 

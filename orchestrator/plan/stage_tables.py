@@ -118,7 +118,9 @@ class StageTables:
 
     def last_prefill_s(self, device: Device, *, output: bool) -> Seconds:
         """Seconds of one micro-batch of a prompt in each last stage."""
-        link_s = stage_link_s(self.memory, device, self.memory.micro_batch, output_rows=1 if output else 0)
+        link_s = stage_link_s(
+            self.memory, device, self.memory.micro_batch, output_rows=1 if output else 0, hidden_rows=1
+        )
         return self._ranges(self._even[device.name]).tail_prefill_s + link_s
 
     def _decode_matrix(self, device: Device) -> Seconds:

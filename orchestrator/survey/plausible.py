@@ -19,8 +19,8 @@ CACHE_BYTES = 128 * MIB
 """A pass over less may stay in a processor's cache: then the shallow slice is faster than in proportion, rightly so."""
 
 LEAST_OUTPUT, MOST_OUTPUT = 0.4, 1.6
-"""The output layer per byte against the layers per byte on a processor. Measured where nothing disturbed it, both of
-one type (Q6_K): 0.73 to 1.35; of another type and much smaller than a cache 0.33 to 0.55."""
+"""The output layer per byte against the layers per byte that works for a token, on a processor. Measured where nothing
+disturbed it, both of one type (Q6_K): 0.73 to 1.35; of another type and much smaller than a cache 0.33 to 0.55."""
 
 BESIDE_S = 0.0005
 """What else a pass takes at no layer, beside what its link takes."""
@@ -54,14 +54,14 @@ def plausible_shallow(
         few, many = slices.shallow.pass_bytes(part), slices.deep.pass_bytes(part)
         deep_s, beside_s = deep[tokens].seconds, BESIDE_S + link_s(tokens)
         if tokens == DECODE:
-            steepest = deep_s / (many + LEAST_OUTPUT * slices.output_bytes)
-            flattest = (deep_s - beside_s) / (many + MOST_OUTPUT * slices.output_bytes)
+            steepest = deep_s / (many + LEAST_OUTPUT * slices.output_like_bytes)
+            flattest = (deep_s - beside_s) / (many + MOST_OUTPUT * slices.output_like_bytes)
         else:
             steepest = (1 + PROMPT_BESIDE) * deep_s / many
             flattest = ((1 - PROMPT_BESIDE) * deep_s - beside_s - output_s) / many
         measured = (deep_s - shallow[tokens].seconds) / (many - few)
         slope_s = max(measured, flattest)
-        if few + slices.output_bytes >= CACHE_BYTES:
+        if few * slices.worked_part + slices.output_bytes >= CACHE_BYTES:
             slope_s = min(slope_s, steepest)
         if slope_s != measured and slope_s > 0:
             found[tokens] = replace(shallow[tokens], seconds=deep_s - slope_s * (many - few))

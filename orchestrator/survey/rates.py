@@ -59,17 +59,16 @@ _FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is compared, by what it is called. `experts_used`: the part that works for a token."""
+    """What is compared, by what it is called."""
 
     works: Mapping[str, Work]
-    experts_used: float
 
     def models(self, slices: SliceStore, available_bytes: int) -> dict[str, KernelModel]:
         """By rate those that a device with this much memory holds, and whose types meshctl knows."""
         found: dict[str, KernelModel] = {}
         for work in self.works.values():
             with suppress(ValueError):
-                one = slices.of_types(work.mixture, work.output_type, available_bytes, self.experts_used)
+                one = slices.of_types(work.mixture, work.output_type, available_bytes)
                 if one is not None:
                     found[work.rate] = one
         return found
@@ -79,16 +78,14 @@ class Wanted:
         return next((name for name, work in self.works.items() if work.rate == rate), rate)
 
 
-async def measure_rates(
-    measuring: Measuring, survey: Survey, works: Mapping[str, Work], experts_used: float, report: Report
-) -> Survey:
+async def measure_rates(measuring: Measuring, survey: Survey, works: Mapping[str, Work], report: Report) -> Survey:
     """The survey with the rates of these works, which have names, on every path that it has a speed of, known ones from
     earlier runs.
 
     Hosts side by side, those on this machine one after the other. What a device cannot compute, or has no memory for,
     is left out, and said.
     """
-    wanted, measuring = Wanted(works, experts_used), replace(measuring, cache_type="f16", flash_attention="auto")
+    wanted, measuring = Wanted(works), replace(measuring, cache_type="f16", flash_attention="auto")
     async with exclusive(
         measuring.kept / "rates.lock", lambda: report.say("another meshctl is timing kernels: waiting")
     ):

@@ -10,7 +10,7 @@ from orchestrator.survey.values import rate_name
 from quant.errors import SliceError
 from quant.gguf_file import read_model
 from quant.mixture import MATRICES, LayerTypes, Mixture
-from quant.model import Model, hidden_bytes, layer_bytes, logits_bytes, output_bytes
+from quant.model import Model, hidden_bytes, layer_bytes, logits_bytes, output_bytes, worked_part
 from quant.slice import SHALLOW, shape_digest, slice_depths, write_slice
 from quant.synthetic import (
     ONE_BILLION,
@@ -84,6 +84,7 @@ class KernelModel:
 class Slices:
     """A shallow and a deep slice, and what of the model counts beside its layers; bytes per token where not said.
 
+    `worked_part`: the part of the layers' bytes that works for a token, all but experts that rest.
     `why_synthetic`: why models of like shapes stand in for slices; "" where they do not.
     """
 
@@ -96,6 +97,12 @@ class Slices:
     digest: str
     output_fits: bool = True
     why_synthetic: str = ""
+    worked_part: float = 1.0
+
+    @property
+    def output_like_bytes(self) -> float:
+        """The bytes of layers whose working part is as large as the output layer, all of which works."""
+        return self.output_bytes / self.worked_part
 
 
 class SliceStore:
@@ -142,18 +149,17 @@ class SliceStore:
             digest=self._digest,
             output_fits=output_fits,
             why_synthetic=why,
+            worked_part=worked_part(model, shallow, deep),
         )
 
-    def of_types(
-        self, mixture: Mixture, output_type: str, available_bytes: int, experts_used: float = 1.0
-    ) -> KernelModel | None:
+    def of_types(self, mixture: Mixture, output_type: str, available_bytes: int) -> KernelModel | None:
         """A model of like proportions, its matrices of these types, to be written first (`write`); None where a device
         with this much memory does not hold two layers of it. An output layer is held twice while it is loaded."""
-        most, rate = kernel_shape(self._model, experts_used), rate_name(mixture.name, output_type)
+        most, rate = kernel_shape(self._model), rate_name(mixture.name, output_type)
         output_type = fitting_types(most, (output_type,) * len(MATRICES))[0]
         row_bytes = type_bytes(output_type, most.embedding)
         for count in range(most.layers, SHALLOW - 1, -1):
-            shape = kernel_shape(self._model, experts_used, count)
+            shape = kernel_shape(self._model, count)
             layers = tuple(fitting_types(shape, layer) for layer in mixture.of_layers(count))
             sizes = tuple(layer_type_bytes(shape, layer) for layer in layers)
             if sum(sizes) + 2 * shape.vocabulary * row_bytes + BESIDE_LAYERS_BYTES <= available_bytes:
@@ -211,12 +217,15 @@ class SliceStore:
         return Slice(path, layers, layer_bytes(model)[:layers], "made up" if made_up else "slice")
 
     def _synthetic(self, layers: int) -> Slice:
-        path = self._folder / f"{self._digest}-{layers}-synthetic.gguf"
+        """Of experts only what works for a token is in it: its layers count for as many bytes as have that in them."""
+        model, path = self._model, self._folder / f"{self._digest}-{layers}-synthetic.gguf"
         if not _is_whole(path):
             self._delete_old()
-            write_random_model(path, like_shape(self._model, layers), self._model.quantisation)
+            shape = like_shape(model, layers) if model.experts_used == 1 else replace(like_work(model), layers=layers)
+            write_random_model(path, shape, model.quantisation)
             _record(path)
-        return Slice(path, layers, layer_bytes(read_model(path)), "synthetic")
+        worked = worked_part(model, 0, model.block_count)
+        return Slice(path, layers, tuple(round(size / worked) for size in layer_bytes(read_model(path))), "synthetic")
 
     def _delete_old(self) -> None:
         for path in self._folder.glob("*.gguf"):
@@ -227,12 +236,12 @@ class SliceStore:
                     mark.unlink(missing_ok=True)
 
 
-def kernel_shape(model: Model, experts_used: float = 1.0, layers: int | None = None) -> Shape:
+def kernel_shape(model: Model, layers: int | None = None) -> Shape:
     """What tensor types are compared at: the model's widths up to those of a model of a billion weights, from which on
     kernels are as fast as in any; layers enough to leave a cache, if the model has them, or so many; and as large an
     output layer beside them as the model has beside its own. So a small model is compared as a whole: what stays in a
     cache, layers and output layer in turn, does so here."""
-    own = shape = like_work(model, experts_used)
+    own = shape = like_work(model)
     if shape.embedding > ONE_BILLION.embedding:
         shape = replace(ONE_BILLION, feed_forward=shape.feed_forward)
     shape = replace(shape, feed_forward=min(shape.feed_forward, ONE_BILLION.feed_forward))

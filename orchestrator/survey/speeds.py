@@ -160,10 +160,10 @@ def rpc_speed_without_output(
     head_s = head.output_s * slices.output_bytes / head.output_bytes if head.output_bytes else head.output_s
 
     def beside_s(tokens: int) -> float:
-        return transfer_s(link, slices.hidden_bytes * tokens, slices.hidden_bytes * tokens)
+        return transfer_s(link, slices.hidden_bytes * tokens, slices.hidden_bytes)
 
     passes = tuple(_pass_time(slices, shallow, deep, tokens, head_s, beside_s(tokens)) for tokens in sorted(shallow))
-    output_s = _Line(slices, shallow, deep, DECODE).slope_s * slices.output_bytes
+    output_s = _Line(slices, shallow, deep, DECODE).slope_s * slices.output_like_bytes
     return _speed(slices, passes, output_s)
 
 
@@ -206,8 +206,8 @@ def _plausible_output(slices: Slices, decode: _Line, measured_s: float, link_s: 
     Where next to nothing is left for it, the processor's cache held the shallow slice, so that the line through both
     depths is too steep: then by its part of the bytes of the deep one.
     """
-    like_layers_s = decode.slope_s * slices.output_bytes
-    part = slices.output_bytes / (slices.output_bytes + decode.at_bytes[1])
+    like_layers_s = decode.slope_s * slices.output_like_bytes
+    part = slices.output_like_bytes / (slices.output_like_bytes + decode.at_bytes[1])
     like_deep_s = part * (decode.at_s[1] - link_s)
     if measured_s < LEAST_OUTPUT * like_layers_s:
         measured_s = min(like_deep_s, like_layers_s)

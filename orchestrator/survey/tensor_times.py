@@ -201,7 +201,7 @@ async def _time_over(
 def _output_s(slices: Slices, decode: PassTime) -> float:
     """The output layer for one row, which is cut like the layers: by its bytes, within what is left at no layer."""
     slope_s = (decode.layers_s[1] - decode.layers_s[0]) / (decode.layers_bytes[1] - decode.layers_bytes[0])
-    return min(slope_s * slices.output_bytes, decode.fixed_s)
+    return min(slope_s * slices.output_like_bytes, decode.fixed_s)
 
 
 def _pass_time(

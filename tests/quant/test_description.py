@@ -9,6 +9,7 @@ from quant import described as described_module
 from quant.described import described
 from quant.description import Description, Experts, Tokenizer, TypeShare, describe
 from quant.errors import ModelFileError
+from quant.gguf_file import read_model
 from quant.kv_cache import Cache, LayerCache
 from quant.shards import split_model
 from tests.quant.architectures import EXPERT_INNER, EXPERTS, KINDS, VOCABULARY, WIDTH, compressed, mixture_of_experts
@@ -34,7 +35,9 @@ def test_the_demo_model_is_told_whole(demo_model: Path) -> None:
 
 
 def test_of_experts_only_those_that_work_are_active(tmp_path: Path) -> None:
-    told = describe(mixture_of_experts().write(tmp_path / "model.gguf"))
+    path = mixture_of_experts().write(tmp_path / "model.gguf")
+    told = describe(path)
+    assert read_model(path).experts_used == 2 / EXPERTS
     assert told.experts == Experts(EXPERTS, 2, 0)
     idle = 4 * 3 * WIDTH * EXPERT_INNER * (EXPERTS - 2)
     assert told.active_parameters == told.parameters - idle

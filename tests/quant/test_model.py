@@ -19,6 +19,7 @@ from quant.model import (
     logits_bytes,
     mirrored_bytes,
     output_bytes,
+    worked_part,
 )
 
 
@@ -92,6 +93,14 @@ def test_the_widest_dense_feed_forward_counts() -> None:
     experts = Tensor("blk.0.ffn_down_exps.weight", "Q4_0", (64, 64, 4), 9216, 0)
     assert feed_forward_length(model(*LAYERS, down, experts)) == 192
     assert feed_forward_length(model(*LAYERS, experts)) == 0
+
+
+def test_of_experts_those_that_rest_are_no_work_for_a_token() -> None:
+    experts = Tensor("blk.0.ffn_down_exps.weight", "Q4_0", (64, 64, 8), 8 * 2304, 0)
+    mixed = replace(model(*LAYERS, experts), experts_used=0.25)
+    assert worked_part(mixed, 0, 1) == pytest.approx(3 / 9)
+    assert worked_part(mixed, 1, 2) == worked_part(model(*LAYERS, experts), 0, 2) == 1.0
+    assert worked_part(mixed, 2, 3) == 1.0
 
 
 def test_layers_say_how_wide_a_kv_head_is_and_in_what_blocks() -> None:

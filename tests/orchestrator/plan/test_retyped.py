@@ -73,7 +73,8 @@ def test_a_file_without_an_output_layer_has_work_all_the_same() -> None:
 def test_of_experts_only_those_that_work_are_read() -> None:
     model = make_model("Q4_0", layers=1)
     experts = make_tensor("blk.0.ffn_up_exps.weight", "Q6_K", (WIDTH, ROWS, 8))
-    work, dense = work_of(replace(model, tensors=(*model.tensors, experts)), experts_used=0.25), work_of(model)
+    mixed = replace(model, tensors=(*model.tensors, experts), experts_used=0.25)
+    work, dense = work_of(mixed), work_of(model)
     assert work.used_bytes == dense.used_bytes + experts.size_bytes / 4
     assert work.layers_bytes == sum(layer_bytes(model)) + experts.size_bytes
 

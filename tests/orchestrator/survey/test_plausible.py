@@ -114,3 +114,24 @@ def test_whatever_was_timed_the_deep_time_stands_and_the_output_layer_is_within_
     speed = native_speed(SLICES, shallow, deep, processor=True)
     assert layers_seconds(speed, many, 1) + speed.output_s == pytest.approx(deep[1].seconds, rel=1e-6)
     assert all(one.seconds > 0 for one in found.values())
+
+
+def test_an_output_layer_beside_experts_is_not_held_to_the_bytes_of_those_that_rest() -> None:
+    """An eighth of each layer works for a token, all of the output layer: per byte it takes eight times as long."""
+    moe = replace(SLICES, worked_part=1 / 8)
+    beside_s = OUTPUT * DECODE_S
+
+    def timed_moe(one: Slice) -> dict[int, Timed]:
+        return {
+            1: Timed(one.pass_bytes() / 8 * DECODE_S + beside_s, 0.03),
+            64: Timed(one.pass_bytes(0.4) * PREFILL_S / 8 + beside_s, 0.03),
+        }
+
+    shallow, deep = timed_moe(SLICES.shallow), timed_moe(SLICES.deep)
+    assert plausible(shallow, deep, moe)[1] == shallow[1]
+    assert plausible(shallow, deep, SLICES)[1].seconds < 0.9 * shallow[1].seconds
+    for processor in (False, True):
+        speed = native_speed(moe, shallow, deep, processor=processor)
+        assert speed.output_s == pytest.approx(beside_s)
+        assert speed.passes[0].fixed_s == pytest.approx(0.0, abs=1e-6)
+        assert layers_seconds(speed, 16 * LAYER, 1) == pytest.approx(16 * LAYER / 8 * DECODE_S)

@@ -29,7 +29,7 @@ from workers.budget import Budget
 
 SHAPE = Shape(layers=2, embedding=256, feed_forward=512, heads=4, kv_heads=2, vocabulary=256)
 LAYERS = (("Q4_0",) * 7,) * 2
-WANTED = Wanted({"Q8": Work(Mixture(((("Q8_0", 1),),) * 7), "Q8_0", 1, 1, 1.0)}, 1.0)
+WANTED = Wanted({"Q8": Work(Mixture(((("Q8_0", 1),),) * 7), "Q8_0", 1, 1, 1.0)})
 BYTES = {"F16": 500, "Q8_0": 260, "Q4_0": 140}
 TARGET = Target(DeviceSpec("a/cpu", 1), "cpu", "a processor", Budget(10**9, 10**9, 0), 10**9)
 

@@ -13,8 +13,9 @@ from orchestrator.survey.slices import Slices, SliceStore
 from quant.errors import SliceError
 from quant.gguf_file import read_model
 from quant.mixture import Mixture, mixture_of
-from quant.model import Model, Tensor, output_bytes
+from quant.model import Model, Tensor, layer_bytes, output_bytes, worked_part
 from quant.synthetic import ONE_BILLION, Shape, like_work, write_random_model
+from tests.quant.architectures import mixture_of_experts
 
 SHAPE = Shape(layers=6, embedding=256, feed_forward=512, heads=4, kv_heads=2, vocabulary=128)
 
@@ -48,6 +49,22 @@ def test_where_one_of_both_cannot_be_cut_both_are_synthetic(
     assert found.why_synthetic == "two stacks of layers"
     assert read_model(found.deep.path).block_count == 6
     assert found.output_bytes == output_bytes(read_model(found.deep.path)) != output_bytes(model)
+
+
+def test_an_output_layer_is_as_much_work_as_many_experts_that_rest(tmp_path: Path) -> None:
+    """Slices of the model, and synthetic ones of as much work for a token, which count for the bytes of all experts."""
+    mixed = read_model(mixture_of_experts().write(tmp_path / "experts.gguf"))
+    store = SliceStore(mixed, tmp_path / "slices")
+    cut = store.slices()
+    assert cut is not None
+    assert cut.worked_part == worked_part(mixed, 1, 4) < 0.8
+    assert cut.output_like_bytes == output_bytes(mixed) / cut.worked_part
+    store.use_synthetic("unknown architecture")
+    made = store.slices()
+    assert made is not None
+    work = made.deep.layers_bytes[-1] * cut.worked_part
+    assert work == pytest.approx(layer_bytes(read_model(made.deep.path))[-1], rel=0.01)
+    assert made.worked_part == cut.worked_part
 
 
 def test_slices_not_asked_for_in_a_day_are_deleted_when_another_is_written(model: Model, tmp_path: Path) -> None:
@@ -210,8 +227,9 @@ def test_layers_are_compared_with_as_many_weights_as_work_for_a_token(model: Mod
         for one in model.tensors
         if "ffn_norm" not in one.name
     )
-    assert like_work(replace(model, tensors=experts), 0.25).feed_forward == 8 * dense.feed_forward
-    assert slices.kernel_shape(replace(model, tensors=experts), 0.25).feed_forward == 8 * dense.feed_forward
+    mixed = replace(model, tensors=experts, experts_used=0.25)
+    assert like_work(mixed).feed_forward == 8 * dense.feed_forward
+    assert slices.kernel_shape(mixed).feed_forward == 8 * dense.feed_forward
 
 
 def test_types_are_compared_on_fewer_layers_where_a_device_holds_no_more(model: Model, tmp_path: Path) -> None:
