@@ -200,8 +200,8 @@ def a_plan(mode: PlanMode, token_s: float, prefill_s: float = 1.0, goal: str = "
     [
         ("the faster token", (a_plan("single", 0.2), a_plan("layers", 0.1, 9.0)), (1, 0)),
         ("the faster prompt of equals", (a_plan("single", 0.1, 2.0), a_plan("tensor", 0.1005, 1.0)), (1, 0)),
-        ("the head itself before a worker that gains 9 %", (a_plan("layers", 0.1), a_plan("single", 0.109)), (1, 0)),
-        ("a worker that gains 20 % before the head", (a_plan("single", 0.12), a_plan("layers", 0.1)), (1, 0)),
+        ("the head itself before a worker that gains 4 %", (a_plan("layers", 0.1), a_plan("single", 0.104)), (1, 0)),
+        ("a worker that gains 6 % before the head", (a_plan("single", 0.106), a_plan("layers", 0.1)), (1, 0)),
         (
             "the simpler mode of equals",
             (a_plan("tensor", 0.1), a_plan("layers", 0.1005), a_plan("single", 0.1)),
@@ -209,7 +209,7 @@ def a_plan(mode: PlanMode, token_s: float, prefill_s: float = 1.0, goal: str = "
         ),
         (
             "what is faster than the head itself before it, when a worker is not worth it",
-            (a_plan("layers", 0.1), a_plan("tensor", 0.104), a_plan("single", 0.108)),
+            (a_plan("layers", 0.1), a_plan("tensor", 0.102), a_plan("single", 0.104)),
             (1, 2, 0),
         ),
         ("copies after what they copy", (a_plan("replicas", 0.1, 1.0), a_plan("single", 0.1, 2.0)), (1, 0)),
