@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -15,13 +15,14 @@ from orchestrator.errors import EngineError, MeshctlError
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.hosts import OpenHost
 from orchestrator.plan.costs import transfer_s
+from orchestrator.plan.pools import CONTROLLER
 from orchestrator.plan.tensor import TensorSet
 from orchestrator.processes import Worker, start_worker
 from orchestrator.report import Report
 from orchestrator.state import write_private
 from orchestrator.survey.gather import default_threads
 from orchestrator.survey.plausible import DECODE, last_block, plausible_shallow
-from orchestrator.survey.slices import Slice, Slices
+from orchestrator.survey.slices import BESIDE_LAYERS_BYTES, Slice, Slices
 from orchestrator.survey.speeds import (
     FORMAT,
     passes_for,
@@ -38,16 +39,24 @@ _TIME = TypeAdapter(TensorTime)
 
 async def measure_tensor(measuring: Measuring, survey: Survey, sets: Sequence[TensorSet], report: Report) -> Survey:
     """The survey with the times of these sets of devices, measured one after the other, with those that failed, or with
-    why the engine refuses."""
-    times, failed = [], []
+    why the engine refuses. One whose memory is too small for slices is neither, and remains predicted by the formula.
+    """
+    times: list[TensorTime] = []
+    failed = []
     for one in sets:
         try:
-            times.append(await _kept_or_measured(measuring, survey, one, report))
+            time = await _kept_or_measured(measuring, survey, one, report)
         except MeshctlError as error:
             report.warn(f"mode tensor over {', '.join(one.devices)}: {error}")
             failed.append(one.devices)
             if not times and isinstance(error, EngineError) and (refusal := await _refusal(measuring)):
                 return replace(survey, tensor_refused=refusal)
+        else:
+            if time is None:
+                why = "they have too little memory for slices of the model"
+                report.warn(f"mode tensor over {', '.join(one.devices)} is not timed: {why}")
+            else:
+                times.append(time)
     return replace(survey, tensor=tuple(times), tensor_failed=tuple(failed))
 
 
@@ -77,12 +86,14 @@ async def _refusal(measuring: Measuring) -> str:
     return ""
 
 
-async def _kept_or_measured(measuring: Measuring, survey: Survey, one: TensorSet, report: Report) -> TensorTime:
-    """As it was timed before, if nothing that counts has changed since."""
+async def _kept_or_measured(measuring: Measuring, survey: Survey, one: TensorSet, report: Report) -> TensorTime | None:
+    """As it was timed before, if nothing that counts has changed since; None where memory is too small for that."""
     if (known := _kept(measuring, survey, one)) is not None:
         return known
     report.say(f"timing layers cut across {', '.join(one.devices)}")
     time = await _measure_set(measuring, _devices(survey, one), one)
+    if time is None:
+        return None
     kept = _kept_file(measuring, survey, one)
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_private(kept, _TIME.dump_json(time, indent=2).decode())
@@ -142,11 +153,11 @@ def _link_facts(link: Link) -> tuple[str, ...]:
     return tuple(str(round(math.log2(max(1.0, value)) / 2)) for value in about)
 
 
-async def _measure_set(measuring: Measuring, devices: Sequence[Device], one: TensorSet) -> TensorTime:
-    room = min(device.budget.free_bytes for device in devices)
-    slices = await asyncio.to_thread(measuring.slices.slices, room)
+async def _measure_set(measuring: Measuring, devices: Sequence[Device], one: TensorSet) -> TensorTime | None:
+    here = {device.host for device in devices if measuring.hosts.by_name[device.host].is_local}
+    slices = await asyncio.to_thread(measuring.slices.slices, room_bytes(devices, one.parts, here))
     if slices is None or not slices.output_fits:
-        raise MeshctlError("its devices have too little memory for slices of the model")
+        return None
     passes = passes_for(measuring.parallel)
     hosts = [(device.spec, measuring.hosts.by_name[device.host]) for device in devices]
     shallow = await _time_over(measuring, hosts, one.parts, slices.shallow, passes)
@@ -157,6 +168,20 @@ async def _measure_set(measuring: Measuring, devices: Sequence[Device], one: Ten
     if all(device.kind == "cpu" for device in devices):
         shallow = rising(plausible_shallow(slices, shallow, deep, partial(_link_s, slices, devices)))
     return tensor_time(one, slices, shallow, deep)
+
+
+def room_bytes(devices: Sequence[Device], parts: Sequence[int], here: Collection[str]) -> int:
+    """What one device would have to have free for slices as large as these hold together, each its part of every
+    tensor. Those of hosts that are `here`, and those of one host, work in one memory, but for cards of their own."""
+    free: dict[str, list[tuple[int, int]]] = {}
+    for device, part in zip(devices, parts, strict=True):
+        machine = CONTROLLER if device.host in here else device.host
+        memory = machine if device.in_main_memory else f"{machine}/{device.engine_name}"
+        free.setdefault(memory, []).append((device.budget.free_bytes, part))
+    return BESIDE_LAYERS_BYTES + min(
+        (min(size for size, _ in its) - len(its) * BESIDE_LAYERS_BYTES) * sum(parts) // sum(part for _, part in its)
+        for its in free.values()
+    )
 
 
 def _link_s(slices: Slices, devices: Sequence[Device], tokens: int) -> float:

@@ -14,10 +14,10 @@ from orchestrator.plan.tensor import TensorSet
 from orchestrator.report import Event, Remark, Report, silent
 from orchestrator.survey import tensor_times
 from orchestrator.survey.slices import Slice
-from orchestrator.survey.tensor_times import measure_tensor, tensor_time, with_kept
+from orchestrator.survey.tensor_times import measure_tensor, room_bytes, tensor_time, with_kept
 from orchestrator.survey.timing import Measuring
 from orchestrator.survey.values import Device, Link, Survey, TensorTime
-from tests.orchestrator.plan.examples import FACTS, make_device, make_survey
+from tests.orchestrator.plan.examples import FACTS, make_device, make_gpu, make_survey
 from tests.orchestrator.survey.test_speeds import SLICES
 from workers.budget import MIB
 from workers.engine_commands import CACHE_TYPES, CacheType, FlashAttention
@@ -70,6 +70,48 @@ async def test_what_fails_on_some_devices_only_leaves_the_others_timed(
     survey, warnings = await measured()
     assert (survey.tensor, survey.tensor_failed, survey.tensor_refused) == ((TIME,), (SETS[0].devices,), "")
     assert warnings == [f"mode tensor over a/cpu, b/cpu: {error}"]
+
+
+async def test_a_group_without_room_for_slices_has_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody tried it: it remains predicted by the formula."""
+
+    async def measure(measuring: Measuring, survey: Survey, one: TensorSet, report: Report) -> TensorTime | None:
+        return None if one == SETS[0] else TIME
+
+    monkeypatch.setattr(tensor_times, "_kept_or_measured", measure)
+    survey, warnings = await measured()
+    assert (survey.tensor, survey.tensor_failed, survey.tensor_refused) == ((TIME,), (), "")
+    assert warnings == [
+        "mode tensor over a/cpu, b/cpu is not timed: they have too little memory for slices of the model"
+    ]
+
+
+async def test_slices_are_as_large_as_the_parts_of_the_devices_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1,400 MiB are free on each, 28 of them for a worker itself; each of the three has a part."""
+    asked: list[int] = []
+
+    def slices(available: int) -> None:
+        asked.append(available // MIB)
+
+    here = measuring(tmp_path)
+    monkeypatch.setattr(here.slices, "slices", slices, raising=False)
+    one = TensorSet(("a/cpu", "b/cpu", "c/cpu"), (1, 1, 1))
+    assert (await measure_tensor(here, SURVEY, (one,), silent())).tensor_failed == ()
+    assert asked == [3 * 1372 + 28]
+
+
+def test_devices_of_one_machine_have_its_memory_once_and_cards_their_own() -> None:
+    cpus = [make_device(f"{host}/cpu", 700) for host in "ab"]
+    card = make_gpu("a/cuda0", 100, gib_per_s=10, native_gib_per_s=10)
+
+    def room_mib(devices: Sequence[Device], parts: tuple[int, ...], here: str = "") -> int:
+        return room_bytes(devices, parts, here) // MIB
+
+    assert room_mib(cpus, (3, 1)) == 1372 * 4 // 3 + 28
+    assert room_mib(cpus, (3, 1), here="ab") == 1344 + 28
+    assert room_mib([*cpus, card], (1, 1, 1), here="ab") == 172 * 3 + 28
 
 
 async def test_a_bench_that_was_killed_on_the_controller_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,14 +189,14 @@ def measuring(
     flash: FlashAttention = "auto",
     recalibrate: bool = False,
 ) -> Measuring:
-    host = SimpleNamespace(facts=facts, host=Host("a", "local", run_with=run_with))
+    host = SimpleNamespace(facts=facts, host=Host("a", "local", run_with=run_with), is_local=False)
     return cast(
         Measuring,
         SimpleNamespace(
             engine=SimpleNamespace(manifest=SimpleNamespace(engine=engine)),
             parallel=parallel,
             slices=SimpleNamespace(digest=digest, made_up=made_up),
-            hosts=SimpleNamespace(by_name={"a": host, "b": host}),
+            hosts=SimpleNamespace(by_name=dict.fromkeys("abc", host)),
             kept=kept,
             cache_type=cache_type,
             flash_attention=flash,
