@@ -14,9 +14,9 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.plan.costs import MARGIN_PERCENT
-from orchestrator.plan.pools import CONTROLLER, Candidate, pools
-from orchestrator.plan.single import run_alone, why_not_alone
+from orchestrator.plan.costs import MARGIN_PERCENT, needed_bytes
+from orchestrator.plan.pools import CONTROLLER, Candidate, Pooled, pool_budgets
+from orchestrator.plan.single import alone_bytes, beside_bytes, run_alone, why_not_alone
 from orchestrator.plan.split import SplitSearch, fastest_split, head_need_bytes, split_again
 from orchestrator.plan.tensor import Errors, corrected, fastest_tensor, tensor_group
 from orchestrator.plan.values import Group, GroupMode, ModelMemory, group_key
@@ -101,12 +101,64 @@ class Room:
         return Size(self.survey, memories, SplitSearch(memories[0], self.devices, count))
 
 
-def pools_with(survey: Survey, candidates: Sequence[Candidate], head_bytes: int) -> tuple[tuple[Candidate, ...], ...]:
+def pools_with(
+    survey: Survey, by_count: Mapping[int, Sequence[ModelMemory]], candidates: Sequence[Candidate], head_bytes: int
+) -> tuple[tuple[Candidate, ...], ...]:
     """Heads on one machine share its memory, and the controller's with the heads of groups, which take this much: in
-    every way that it may be shared out."""
+    every way to share it out that is worth trying; of more than `EVERY_SET` devices fewer of them for groups.
+
+    A head on a card takes main memory too. Where other devices have less for that, they are also tried without it.
+    """
+    on_cards = _cards_bytes(survey, by_count, candidates, head_bytes)
+    pooled = _pooled(survey, candidates, head_bytes, on_cards)
+    without = _pooled(survey, candidates, head_bytes, {})
+    if pooled is None or without is None:
+        return ()
+    pairs = zip(pooled.in_equal_parts(), without.in_equal_parts(), strict=True)
+    cut = {one.machine for one, other in pairs if one.budget_bytes < other.budget_bytes}
+    on_other_cards = {one.device.name for one in candidates if one.machine not in cut} & on_cards.keys()
+    fewer = _pooled(survey, candidates, head_bytes, {name: on_cards[name] for name in on_other_cards}) if cut else None
+    found = (one for one in (pooled, fewer) if one is not None)
+    wants = [*_wants(by_count, candidates)] if not head_bytes or len(candidates) <= EVERY_SET else []
+    return (*dict.fromkeys(way for one in found for way in one.ways(wants)),)
+
+
+def _pooled(
+    survey: Survey, candidates: Sequence[Candidate], head_bytes: int, on_cards: Mapping[str, int]
+) -> Pooled | None:
+    """Where heads take so much main memory `on_cards`, by device; on other cards there are none."""
+    limited = [
+        one if one.in_main_memory else replace(one, machine_bytes=on_cards.get(one.device.name, 0))
+        for one in candidates
+    ]
     available = survey.controller.memory_available_bytes
-    found = pools(candidates, controller_bytes=available, head_bytes=head_bytes)
-    return tuple(pooled.candidates for pooled in found)
+    return pool_budgets(limited, controller_bytes=available, head_bytes=head_bytes, on_cards_bytes=on_cards)
+
+
+def _cards_bytes(
+    survey: Survey, by_count: Mapping[int, Sequence[ModelMemory]], candidates: Sequence[Candidate], head_bytes: int
+) -> dict[str, int]:
+    """What a head on each card that holds a copy takes of its machine's main memory: at the largest micro-batch that
+    leaves room for it, the fastest card first; none where none does."""
+    left, found = {CONTROLLER: survey.controller.memory_available_bytes - head_bytes}, {}
+    for one in candidates:
+        if one.in_main_memory or why_not_alone(by_count[1][0], one):
+            continue
+        room = left.setdefault(one.machine, one.machine_bytes)
+        needed = max((size for memory in by_count[1] if (size := beside_bytes(memory, one)) <= room), default=0)
+        if needed:
+            left[one.machine] -= needed
+            found[one.device.name] = needed
+    return found
+
+
+def _wants(
+    by_count: Mapping[int, Sequence[ModelMemory]], candidates: Sequence[Candidate]
+) -> Iterator[Mapping[str, int]]:
+    """What a copy takes on each device: for one conversation, and for half of them."""
+    for count in (1, (max(by_count) + 1) // 2):
+        memory = by_count[count][0]
+        yield {one.device.name: needed_bytes(alone_bytes(memory, one).total_bytes) for one in candidates}
 
 
 def heads_alone(by_count: Mapping[int, Sequence[ModelMemory]], candidates: Sequence[Candidate]) -> list[Head]:
@@ -130,7 +182,7 @@ def rooms_for(
         devices: count
         for count in (1, 2, most)
         if 1 <= count <= most
-        for devices in pools_with(survey, candidates, count * head_bytes)
+        for devices in pools_with(survey, by_count, candidates, count * head_bytes)
     }
     yield from (Room(survey, by_count, errors, devices, count) for devices, count in rooms.items())
 
@@ -240,8 +292,8 @@ def _without_others(room: Room, group: Group) -> Survey:
     """The survey whose controller has only what devices outside the group, and the heads of others, leave of its
     memory."""
     survey, ours = room.survey, _names(group)
-    others = (one for one in room.devices if one.machine == CONTROLLER and one.in_main_memory)
-    taken = sum(one.budget_bytes for one in others if one.device.name not in ours)
+    others = (one for one in room.devices if one.machine == CONTROLLER and one.device.name not in ours)
+    taken = sum(one.budget_bytes if one.in_main_memory else one.machine_bytes for one in others)
     taken += (room.groups - 1) * head_need_bytes(room.by_count[max(room.by_count)][0], output=True)
     left = survey.controller.memory_available_bytes - taken
     return replace(survey, controller=replace(survey.controller, memory_available_bytes=left))

@@ -1,6 +1,7 @@
 """Why a plan does not use a device, in numbers: what the best plan with it would look like. Pure."""
 
 from collections.abc import Collection, Sequence
+from functools import partial
 
 from orchestrator.plan.conversations import with_kv
 from orchestrator.plan.costs import (
@@ -14,7 +15,7 @@ from orchestrator.plan.cut import part_bytes, whole_parts
 from orchestrator.plan.layers import LayerSearch, Rules
 from orchestrator.plan.pools import Candidate, find_candidates, why_unusable
 from orchestrator.plan.single import why_not_alone
-from orchestrator.plan.split import ENGINE_DEVICES, pools_for, variant_of
+from orchestrator.plan.split import ENGINE_DEVICES, placed_within, pool_for, variant_of
 from orchestrator.plan.stage_tables import StageTables
 from orchestrator.plan.stages import Stage, stages_s
 from orchestrator.plan.tensor import most_parts
@@ -149,23 +150,20 @@ def _against_split(
     if len(candidates) > MOST_PLACED:
         return _own_costs(tables, group, one)
     variant = variant_of(group)
-    shared_out = pools_for(survey, memory, candidates, variant)
+    pooled = pool_for(survey, memory, candidates, variant)
     rules = Rules(variant.output_on_head, variant.native, required=one.device.name)
-    found = [
-        stages
-        for pooled in shared_out
-        if (stages := search.fastest(pooled, rules)) is not None and len(stages) <= ENGINE_DEVICES
-    ]
-    if not found:
+    ways = placed_within(memory, pooled, variant, partial(search.fastest, rules=rules)) if pooled else ()
+    found = [stages for stages in ways if len(stages) <= ENGINE_DEVICES]
+    if not pooled or not found:
         return "no split with it fits the budgets"
-    stages, pooled = min(found, key=lambda each: stages_s(memory, each, tables.tokens)), shared_out[0]
+    stages = min(found, key=lambda each: stages_s(memory, each, tables.tokens))
     layers = sum(stage.layers for stage in stages if stage.candidate.device.name == one.device.name)
-    now_s = stages_s(memory, _stages_of(group, pooled), tables.tokens)
+    now_s = stages_s(memory, _stages_of(group, pooled.candidates), tables.tokens)
     if len(stages) == len(group.shares) == 1:
         alone = f"alone {duration_text(stages_s(memory, stages, tables.tokens))} per {_unit(tables.tokens)}"
         return f"{alone}, {group.shares[0].device} {duration_text(now_s)}"
     longer_s = stages_s(memory, stages, tables.tokens) - now_s
-    device = next(each.device for each in pooled if each.device.name == one.device.name)
+    device = next(each.device for each in pooled.candidates if each.device.name == one.device.name)
     link_s = fixed_seconds(device.speed, tables.tokens) + stage_link_s(memory, device, tables.tokens)
     return _told(layers, memory.blocks, longer_s, link_s, TIE * now_s, _unit(tables.tokens))
 

@@ -43,7 +43,8 @@ def find_replicas(
     if parallel < LEAST_HEADS or len(candidates) < LEAST_HEADS:
         return ()
     by_count = {count: for_conversations(memories, count) for count in range(1, parallel + 1)}
-    plans = [distribute(heads_alone(by_count, pooled), parallel) for pooled in pools_with(survey, candidates, 0)]
+    ways = pools_with(survey, by_count, candidates, 0)
+    plans = [distribute(heads_alone(by_count, devices), parallel) for devices in ways]
     several = [group for group in (*splits, *tensors) if len(group.shares) > 1]
     errors = formula_errors(survey, memories, candidates, tensors)
     for room in rooms_for(survey, by_count, errors, candidates):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 
 from orchestrator.errors import PlanError
@@ -12,7 +13,7 @@ from orchestrator.plan.layers import LayerSearch, Rules
 from orchestrator.plan.left_out import holds_no_layer
 from orchestrator.plan.pools import Candidate, Pooled, pool_budgets, why_unusable
 from orchestrator.plan.single import why_not_alone
-from orchestrator.plan.split import ENGINE_DEVICES, head_need_bytes
+from orchestrator.plan.split import ENGINE_DEVICES, Variant, head_need_bytes, placed_within
 from orchestrator.plan.stage_tables import StageTables
 from orchestrator.plan.tensor import most_parts
 from orchestrator.plan.values import ModelMemory
@@ -189,27 +190,28 @@ def _split_shortfalls(memory: ModelMemory, pooled: Pooled) -> list[str]:
     empty = [f"{one.device.name}: {reason}" for one in pooled.candidates if (reason := holds_no_layer(memory, one))]
     return [
         f"split, each device also needs {bytes_text(buffers)} or more for its buffers and margin, and layers stay "
-        f"whole: they hold {_most_layers(memory, pooled.candidates)} of {blocks} layers and the output layer",
+        f"whole: they hold {_most_layers(memory, pooled)} of {blocks} layers and the output layer",
         *pooled.reasons,
         *empty,
     ]
 
 
-def _most_layers(memory: ModelMemory, candidates: Sequence[Candidate]) -> int:
+def _most_layers(memory: ModelMemory, pooled: Pooled) -> int:
     """How many of the first blocks, with the output layer, the candidates hold."""
     low, high = 0, len(memory.layer_weights_bytes)
     while low < high:
         middle = (low + high + 1) // 2
-        if not _places(_first_layers(memory, middle), candidates):
+        if not _places(_first_layers(memory, middle), pooled):
             high = middle - 1
         else:
             low = middle
     return low
 
 
-def _places(memory: ModelMemory, candidates: Sequence[Candidate]) -> bool:
-    search = LayerSearch(StageTables(memory, candidates, 1))
-    return search.fastest(candidates, Rules(output_on_head=False)) is not None
+def _places(memory: ModelMemory, pooled: Pooled) -> bool:
+    search, rules = LayerSearch(StageTables(memory, pooled.candidates, 1)), Rules(output_on_head=False)
+    found = placed_within(memory, pooled, Variant(output_on_head=False), partial(search.fastest, rules=rules))
+    return next(found, None) is not None
 
 
 def _first_layers(memory: ModelMemory, layers: int) -> ModelMemory:

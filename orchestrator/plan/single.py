@@ -74,7 +74,7 @@ def run_alone(memories: Sequence[ModelMemory], candidate: Candidate) -> Group:
 
 def why_not_alone(memory: ModelMemory, candidate: Candidate) -> str:
     """What keeps this device from running the model alone, every shortfall, or ""."""
-    needed, beside = needed_bytes(alone_bytes(memory, candidate).total_bytes), _beside_bytes(memory, candidate)
+    needed, beside = needed_bytes(alone_bytes(memory, candidate).total_bytes), beside_bytes(memory, candidate)
     why = []
     if needed > candidate.budget_bytes:
         why.append(f"needs {bytes_text(needed)} and has {bytes_text(candidate.budget_bytes)}")
@@ -95,14 +95,14 @@ def alone_bytes(memory: ModelMemory, candidate: Candidate) -> ShareBytes:
     )
 
 
-def _fits(memory: ModelMemory, candidate: Candidate) -> bool:
-    needed = needed_bytes(alone_bytes(memory, candidate).total_bytes)
-    return needed <= candidate.budget_bytes and _beside_bytes(memory, candidate) <= candidate.machine_bytes
-
-
-def _beside_bytes(memory: ModelMemory, candidate: Candidate) -> int:
+def beside_bytes(memory: ModelMemory, candidate: Candidate) -> int:
     """Main memory that a head on a GPU needs, margin included."""
     return 0 if candidate.in_main_memory else needed_bytes(_head_bytes(memory, candidate).total_bytes)
+
+
+def _fits(memory: ModelMemory, candidate: Candidate) -> bool:
+    needed = needed_bytes(alone_bytes(memory, candidate).total_bytes)
+    return needed <= candidate.budget_bytes and beside_bytes(memory, candidate) <= candidate.machine_bytes
 
 
 def _head_bytes(memory: ModelMemory, candidate: Candidate) -> ShareBytes:

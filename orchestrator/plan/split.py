@@ -8,13 +8,14 @@ native first stage also the one whose slowest stage is fastest, which reads long
 that reads a prompt fastest among those whose buffers fit. Formulas: `stages`, `costs`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf
 
 from orchestrator.plan.costs import fastest_reading, head_share_bytes, needed_bytes, output_seconds
 from orchestrator.plan.layers import LayerSearch, Rules
-from orchestrator.plan.pools import CONTROLLER, Candidate, fastest_first, pools
+from orchestrator.plan.pools import CONTROLLER, Candidate, Pooled, fastest_first, pool_budgets
 from orchestrator.plan.stage_tables import StageTables
 from orchestrator.plan.stages import (
     Stage,
@@ -60,6 +61,9 @@ class Variant:
 
 
 _Placed = tuple[Variant, tuple[Stage, ...]]
+
+Place = Callable[[Sequence[Candidate]], tuple[Stage, ...] | None]
+"""A search: the stages over these candidates and their budgets, None where nothing fits."""
 
 
 class SplitSearch:
@@ -133,34 +137,50 @@ def head_need_bytes(memory: ModelMemory, *, output: bool) -> int:
     return needed_bytes(head_share_bytes(memory, output=output).total_bytes)
 
 
-def pools_for(
-    survey: Survey, memory: ModelMemory, candidates: Sequence[Candidate], variant: Variant
-) -> tuple[tuple[Candidate, ...], ...]:
-    """The candidates as such a head has them, with their budgets beside it, in every way that these may be shared out;
-    none when the controller does not hold it.
+def pool_for(survey: Survey, memory: ModelMemory, candidates: Sequence[Candidate], variant: Variant) -> Pooled | None:
+    """The candidates as such a head has them, and the memories that they share beside it; None when the controller does
+    not hold it.
 
     A head with a native first stage is counted within that device's own budget.
     """
     head_bytes = 0 if variant.native else head_need_bytes(memory, output=variant.output_on_head)
     available = survey.controller.memory_available_bytes
-    found = pools(variant.seen(candidates), controller_bytes=available, head_bytes=head_bytes)
-    return tuple(pooled.candidates for pooled in found)
+    return pool_budgets(variant.seen(candidates), controller_bytes=available, head_bytes=head_bytes)
+
+
+def placed_within(memory: ModelMemory, pooled: Pooled, variant: Variant, place: Place) -> Iterator[tuple[Stage, ...]]:
+    """What is found with each device's budget alone, where the memories hold that: nothing else is better. Otherwise
+    what is found in each way to share them out, with what that leaves given to the same devices and others.
+
+    Where nothing is found with those budgets there is nothing.
+    """
+    stages = place(pooled.alone)
+    if stages is None:
+        return
+    needs = _needs(memory, variant, stages)
+    if pooled.hold(needs):
+        yield stages
+        return
+    for budgets in pooled.ways_for(needs):
+        placed = place(budgets)
+        if placed is not None:
+            yield place(pooled.beside(_needs(memory, variant, placed))) or placed
 
 
 def _placements(
     survey: Survey, search: SplitSearch, candidates: Sequence[Candidate], *, even_too: bool
 ) -> Iterator[_Placed]:
-    """For each way for the head, and to share out memory, the fastest placement, and the most even one where that is
-    wanted, too."""
+    """For each way for the head the fastest placements, and the most even ones where those are wanted, too."""
     for variant in _variants(candidates):
+        pooled = pool_for(survey, search.memory, candidates, variant)
+        if pooled is None:
+            continue
         layers, rules = search.of(variant), Rules(variant.output_on_head, variant.native)
-        for pooled in pools_for(survey, search.memory, candidates, variant):
-            stages = _place_within_limit(layers, pooled, rules)
-            if stages is None:
-                continue
-            yield variant, stages
-            if even_too and variant.native is None:
-                yield variant, layers.most_even(_at_most(pooled, ENGINE_DEVICES), rules) or stages
+        searches: list[Place] = [partial(_place_within_limit, layers, rules=rules)]
+        if even_too and variant.native is None:
+            searches.append(partial(_most_even, layers, rules=rules))
+        for place in searches:
+            yield from ((variant, stages) for stages in placed_within(search.memory, pooled, variant, place))
 
 
 def _variants(candidates: Sequence[Candidate]) -> tuple[Variant, ...]:
@@ -184,6 +204,10 @@ def _place_within_limit(search: LayerSearch, candidates: Sequence[Candidate], ru
         if (fewer := search.fastest(kept, rules)) is not None
     ]
     return min(found, key=lambda one: stages_s(search.tables.memory, one, search.tables.tokens), default=None)
+
+
+def _most_even(search: LayerSearch, candidates: Sequence[Candidate], rules: Rules) -> tuple[Stage, ...] | None:
+    return search.most_even(_at_most(candidates, ENGINE_DEVICES), rules)
 
 
 def _at_most(candidates: Sequence[Candidate], count: int) -> tuple[Candidate, ...]:
@@ -218,13 +242,13 @@ def _stages(
     split: Mapping[str, int],
 ) -> tuple[Stage, ...]:
     """The stages of this split; none where a device is no candidate, or too small."""
-    for pooled in pools_for(survey, memory, candidates, variant):
-        by_name = {one.device.name: one for one in pooled}
-        if split.keys() <= by_name.keys():
-            stages = _given_stages([by_name[name] for name in split], [*split.values()], variant)
-            if all(fits(memory, stage, variant) for stage in stages):
-                return stages
-    return ()
+    used = [one for one in candidates if one.device.name in split]
+    pooled = pool_for(survey, memory, used, variant)
+    if pooled is None or len(used) < len(split):
+        return ()
+    by_name = {one.device.name: one for one in pooled.candidates}
+    stages = _given_stages([by_name[name] for name in split], [*split.values()], variant)
+    return stages if pooled.hold(_needs(memory, variant, stages)) else ()
 
 
 def _given_stages(candidates: Sequence[Candidate], layers: Sequence[int], variant: Variant) -> tuple[Stage, ...]:
@@ -241,10 +265,10 @@ def _given_stages(candidates: Sequence[Candidate], layers: Sequence[int], varian
     )
 
 
-def fits(memory: ModelMemory, stage: Stage, variant: Variant) -> bool:
-    """Whether the stage's budget holds it, and what is the head's beside a native one."""
-    needed = stage_needs_bytes(memory, stage, output_on_head=variant.output_on_head)
-    return needed <= stage.candidate.budget_bytes
+def _needs(memory: ModelMemory, variant: Variant, stages: Sequence[Stage]) -> dict[str, int]:
+    """Of each device, what is the head's beside a native stage included."""
+    on_head = variant.output_on_head
+    return {one.candidate.device.name: stage_needs_bytes(memory, one, output_on_head=on_head) for one in stages}
 
 
 def _groups(
@@ -264,7 +288,9 @@ def _group(
     variant: Variant,
     stages: tuple[Stage, ...],
 ) -> Group:
-    memory = _best_memory(survey, memories, candidates, variant, stages)
+    allowed = _allowed(survey, memories, candidates, variant, stages)
+    memory = fastest_reading([one for one, _ in allowed], lambda one: stages_prefill_s(one, stages))
+    budgets = next(budgets for one, budgets in allowed if one is memory)
     speed, notes = _head_speed(survey, candidates, variant)
     head = head_share_bytes(memory, output=variant.output_on_head)
     head_s = {
@@ -274,7 +300,7 @@ def _group(
     return Group(
         mode="layers",
         head=next((stage.candidate.device.host for stage in stages if _by_head(stage, variant)), CONTROLLER),
-        shares=tuple(_share(memory, stage, variant) for stage in stages),
+        shares=tuple(_share(memory, stage, variant, budgets[stage.candidate.device.name]) for stage in stages),
         parallel=memory.parallel,
         micro_batch=memory.micro_batch,
         output_on_head=variant.output_on_head,
@@ -291,28 +317,22 @@ def _group(
     )
 
 
-def _best_memory(
+def _allowed(
     survey: Survey,
     memories: Sequence[ModelMemory],
     candidates: Sequence[Candidate],
     variant: Variant,
     stages: Sequence[Stage],
-) -> ModelMemory:
-    """The micro-batch that reads a prompt fastest; the first, for which stages were placed, fits by construction."""
-
-    def fitting(memory: ModelMemory, pooled: Sequence[Candidate]) -> bool:
-        budgets = {one.device.name: one.budget_bytes for one in pooled}
-        return all(
-            stage_needs_bytes(memory, stage, output_on_head=variant.output_on_head)
-            <= budgets.get(stage.candidate.device.name, 0)
-            for stage in stages
-        )
-
-    def fits_somehow(memory: ModelMemory) -> bool:
-        return any(fitting(memory, pooled) for pooled in pools_for(survey, memory, candidates, variant))
-
-    allowed = [memories[0], *(memory for memory in memories[1:] if fits_somehow(memory))]
-    return fastest_reading(allowed, lambda memory: stages_prefill_s(memory, stages))
+) -> list[tuple[ModelMemory, dict[str, int]]]:
+    """The micro-batches whose buffers fit, each with the devices' budgets beside each other. Those of the first, for
+    which stages were placed, do by construction."""
+    used = [one for one in candidates if any(one.device.name == stage.candidate.device.name for stage in stages)]
+    allowed = []
+    for memory in memories:
+        pooled, needs = pool_for(survey, memory, used, variant), _needs(memory, variant, stages)
+        if pooled is not None and pooled.hold(needs):
+            allowed.append((memory, {one.device.name: one.budget_bytes for one in pooled.beside(needs)}))
+    return allowed
 
 
 def _head_speed(survey: Survey, candidates: Sequence[Candidate], variant: Variant) -> tuple[Speed, tuple[str, ...]]:
@@ -326,7 +346,7 @@ def _head_speed(survey: Survey, candidates: Sequence[Candidate], variant: Varian
     return like.speed, (note,) if variant.output_on_head else ()
 
 
-def _share(memory: ModelMemory, stage: Stage, variant: Variant) -> Share:
+def _share(memory: ModelMemory, stage: Stage, variant: Variant, budget_bytes: int) -> Share:
     held = stage_bytes(memory, stage)
     return Share(
         device=stage.candidate.device.name,
@@ -336,7 +356,7 @@ def _share(memory: ModelMemory, stage: Stage, variant: Variant) -> Share:
         weights_bytes=held.weights_bytes,
         kv_bytes=held.kv_bytes,
         compute_bytes=held.compute_bytes,
-        budget_bytes=stage.candidate.budget_bytes,
+        budget_bytes=budget_bytes,
         time_s=stage_time_s(memory, stage),
         native=_by_head(stage, variant),
         gpu=stage.candidate.device.engine_name if variant.has_gpu(stage.candidate.device) else "",

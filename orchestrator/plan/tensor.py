@@ -37,7 +37,7 @@ from orchestrator.plan.costs import (
     prefill_bytes,
 )
 from orchestrator.plan.cut import cut, cut_bytes, layers_part, part_bytes, whole_parts
-from orchestrator.plan.pools import Candidate, pool_budgets
+from orchestrator.plan.pools import Candidate, Pooled, pool_budgets
 from orchestrator.plan.single import find_singles
 from orchestrator.plan.split import ENGINE_DEVICES, find_splits, head_need_bytes
 from orchestrator.plan.values import Group, ModelMemory, Share, Traffic
@@ -71,6 +71,9 @@ Errors = Mapping[int, Sequence[tuple[float, float, float]]]
 
 PassSeconds = Callable[[ModelMemory, int, int, int], float]
 """Seconds of a pass: memory, bytes of weights worked through, tokens, rows of logits."""
+
+Hold = Callable[[Sequence[int]], bool]
+"""Whether the memories that devices share hold so many parts on each."""
 
 
 @dataclass(frozen=True)
@@ -163,23 +166,28 @@ def tensor_group(
     survey: Survey, memories: Sequence[ModelMemory], members: Sequence[Candidate], parts: Sequence[int]
 ) -> Group | None:
     """These devices with these parts, at the micro-batch that reads a prompt fastest; None where it does not fit."""
-    fitting = [memory for memory in memories if _fits(survey, memory, members, parts)]
+    held = {memory.micro_batch: _budgets(survey, memory, members, parts) for memory in memories}
+    fitting = [memory for memory in memories if held[memory.micro_batch]]
     if not fitting or fitting[0] is not memories[0]:
         return None
     timed = _timed(survey, members, parts)
     pass_s = _by_formula(members, parts) if timed is None else _as_timed(timed)
     memory = fastest_reading(fitting, lambda one: _prefill_s(one, members, parts, pass_s))
-    return _group(
-        memory, _pooled(survey, memory, members), parts, pass_s, (NOT_EQUAL,) if timed else (NOT_EQUAL, NOT_TIMED)
-    )
+    notes = (NOT_EQUAL,) if timed else (NOT_EQUAL, NOT_TIMED)
+    return _group(memory, held[memory.micro_batch], parts, pass_s, notes)
 
 
-def best_parts(paces: Seconds, per_part_s: Sequence[float], most: Sequence[int]) -> tuple[int, ...] | None:
+def best_parts(
+    paces: Seconds,
+    per_part_s: Sequence[float],
+    most: Sequence[int],
+    hold: Hold | None = None,
+) -> tuple[int, ...] | None:
     """The parts that minimise the slowest device's time plus what each part costs on its link; exact.
 
     `paces[d, p]` is the time of device d with p parts, not falling with p; their number is that of the columns less one
-    and each device takes 1 to `most[d]` of them. For each time that could be the slowest, parts go where links are
-    cheapest. None when they do not fit.
+    and each device takes 1 to `most[d]` of them, as far as the memories that devices share `hold` them. For each time
+    that could be the slowest, parts go where links are cheapest. None when they do not fit.
     """
     wanted = paces.shape[1] - 1
     if sum(most) < wanted or min(most) < 1 or len(most) > wanted:
@@ -192,7 +200,9 @@ def best_parts(paces: Seconds, per_part_s: Sequence[float], most: Sequence[int])
         allowed = [min(most[d], int(np.searchsorted(row[1:], limit_s, "right"))) for d, row in enumerate(paces)]
         if sum(allowed) < wanted:
             continue
-        parts = _hand_out(paces, per_part_s, allowed)
+        parts = _hand_out(paces, per_part_s, allowed, hold)
+        if not parts:
+            continue
         total_s = max(paces[d, part] for d, part in enumerate(parts)) + float(np.dot(per_part_s, parts))
         if total_s < best_s:
             best, best_s = tuple(parts), total_s
@@ -207,11 +217,18 @@ def most_parts(memory: ModelMemory, candidate: Candidate, whole: int) -> int:
     )
 
 
-def _hand_out(paces: Seconds, per_part_s: Sequence[float], allowed: Sequence[int]) -> list[int]:
-    """One part each, and every other one where its link costs least; among those, where it is done first."""
+def _hand_out(paces: Seconds, per_part_s: Sequence[float], allowed: Sequence[int], hold: Hold | None) -> list[int]:
+    """One part each, and every other one where its link costs least; among those, where it is done first. Nothing where
+    memory is too small."""
     parts = [1] * len(allowed)
+    if hold and not hold(parts):
+        return []
     for _ in range(paces.shape[1] - 1 - len(parts)):
         open_to = [d for d, part in enumerate(parts) if part < allowed[d]]
+        if hold:
+            open_to = [d for d in open_to if hold([*parts[:d], parts[d] + 1, *parts[d + 1 :]])]
+        if not open_to:
+            return []
         parts[min(open_to, key=lambda d: (per_part_s[d], paces[d, parts[d] + 1], d))] += 1
     return parts
 
@@ -252,32 +269,45 @@ def _groups(survey: Survey, memories: Sequence[ModelMemory], members: Sequence[C
 
 def _choose_parts(survey: Survey, memory: ModelMemory, members: Sequence[Candidate]) -> tuple[int, ...] | None:
     pooled = _pooled(survey, memory, members)
-    if not pooled or len(members) > memory.kv_heads:
+    if pooled is None or len(members) > memory.kv_heads:
         return None
-    whole = whole_parts(memory, len(pooled))
+    whole = whole_parts(memory, len(members))
     if whole:
         return _equal_parts(memory, pooled, whole)
-    ways = [one for one in _uneven_ways(memory, pooled) if _within_budgets(memory, pooled, one)]
+    ways = [one for one in _uneven_ways(memory, pooled) if pooled.hold(_needs(memory, pooled, one))]
 
     def token_s(parts: tuple[int, ...]) -> float:
-        return _by_formula(pooled, parts)(memory, sum(memory.layer_weights_bytes), 1, 1)
+        return _by_formula(pooled.candidates, parts)(memory, sum(memory.layer_weights_bytes), 1, 1)
 
     return min(ways, key=lambda parts: (token_s(parts), parts), default=None)
 
 
-def _equal_parts(memory: ModelMemory, members: Sequence[Candidate], whole: int) -> tuple[int, ...] | None:
+def _equal_parts(memory: ModelMemory, pooled: Pooled, whole: int) -> tuple[int, ...] | None:
     """How many of so many equal parts each device has best."""
+    members = pooled.alone
     logits_s = [memory.logits_bytes / whole / one.device.link.down_bytes_per_s for one in members]
     paces = np.stack([_paces(memory, one.device.speed, whole) for one in members])
-    return best_parts(paces, logits_s, [most_parts(memory, one, whole) for one in members])
+    most = [most_parts(memory, one, whole) for one in members]
+    if not pooled.crowded:
+        return best_parts(paces, logits_s, most)
+    needed = [needed_bytes(part_bytes(memory, part, whole).total_bytes) for part in range(whole + 1)]
+    memories = [
+        ([k for k, one in enumerate(members) if one.device.name in shared.names], shared.limit_bytes)
+        for shared in pooled.memories
+    ]
+
+    def hold(parts: Sequence[int]) -> bool:
+        return all(sum(needed[parts[k]] for k in sharing) <= limit for sharing, limit in memories)
+
+    return best_parts(paces, logits_s, most, hold)
 
 
-def _uneven_ways(memory: ModelMemory, members: Sequence[Candidate]) -> Iterator[tuple[int, ...]]:
+def _uneven_ways(memory: ModelMemory, pooled: Pooled) -> Iterator[tuple[int, ...]]:
     """Ways to share a model that cannot be cut into equal parts: one part each, and its KV heads in whole numbers."""
-    devices, heads = len(members), memory.kv_heads
+    devices, heads = len(pooled.candidates), memory.kv_heads
     yield (1,) * devices
     if comb(heads - 1, devices - 1) > MOST_UNEVEN:
-        if best := _equal_parts(memory, members, heads):
+        if best := _equal_parts(memory, pooled, heads):
             yield best
         return
     for ends in combinations(range(1, heads), devices - 1):
@@ -297,21 +327,26 @@ def _by(timed: Group, formula: Group) -> tuple[float, float, float]:
     return timed.token_s / formula.token_s, timed.step_s / formula.step_s, timed.prefill_s / formula.prefill_s
 
 
-def _pooled(survey: Survey, memory: ModelMemory, members: Sequence[Candidate]) -> tuple[Candidate, ...]:
+def _pooled(survey: Survey, memory: ModelMemory, members: Sequence[Candidate]) -> Pooled | None:
     head_bytes = head_need_bytes(memory, output=False)
     available = survey.controller.memory_available_bytes
-    pooled = pool_budgets(members, controller_bytes=available, head_bytes=head_bytes)
-    return pooled.candidates if pooled else ()
+    return pool_budgets(members, controller_bytes=available, head_bytes=head_bytes)
 
 
-def _fits(survey: Survey, memory: ModelMemory, members: Sequence[Candidate], parts: Sequence[int]) -> bool:
+def _budgets(
+    survey: Survey, memory: ModelMemory, members: Sequence[Candidate], parts: Sequence[int]
+) -> tuple[Candidate, ...]:
+    """The devices with their budgets beside each other; none where these parts do not fit."""
     pooled = _pooled(survey, memory, members)
-    return bool(pooled) and _within_budgets(memory, pooled, parts)
+    if pooled is None:
+        return ()
+    needs = _needs(memory, pooled, parts)
+    return pooled.beside(needs) if pooled.hold(needs) else ()
 
 
-def _within_budgets(memory: ModelMemory, members: Sequence[Candidate], parts: Sequence[int]) -> bool:
-    held = cut_bytes(memory, parts)
-    return all(needed_bytes(its.total_bytes) <= one.budget_bytes for its, one in zip(held, members, strict=True))
+def _needs(memory: ModelMemory, pooled: Pooled, parts: Sequence[int]) -> dict[str, int]:
+    held = zip(pooled.candidates, cut_bytes(memory, parts), strict=True)
+    return {one.device.name: needed_bytes(its.total_bytes) for one, its in held}
 
 
 def _timed(survey: Survey, members: Sequence[Candidate], parts: Sequence[int]) -> TensorTime | None:

@@ -1,7 +1,9 @@
 """What holds of every ranking, over seeded random surveys and models."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from math import inf
 from random import Random
 
 import pytest
@@ -14,12 +16,13 @@ from orchestrator.plan.noise import LEAST_NOISE
 from orchestrator.plan.pools import find_candidates
 from orchestrator.plan.reasons import ORDER_NOISE, gains_too_little
 from orchestrator.plan.single import find_singles
-from orchestrator.plan.values import GOALS, MODES, Group, ModelMemory, Plan, Ranking
+from orchestrator.plan.values import GOALS, MODES, ModelMemory, Plan, Ranking
 from orchestrator.survey.values import Device, HostSurvey, Link, Speed, Survey
 from tests.orchestrator.plan.examples import (
     FAST_LINK,
     LOOPBACK,
     make_device,
+    make_gpu,
     make_memories,
     make_memory,
     make_speed,
@@ -101,31 +104,45 @@ def test_every_layer_is_placed_once_no_budget_is_exceeded_and_every_device_is_na
 
 
 def test_no_machine_is_asked_for_more_than_it_has() -> None:
-    """Local hosts and the heads on the controller share one memory, at every micro-batch."""
+    """Local hosts and the heads on the controller share one memory, at every micro-batch; a head on a card takes of its
+    machine's too."""
     for seed in range(150):
         random = Random(seed)
-        devices = [replace(a_device(random, k), budget=a_device(random, k).budget) for k in range(random.randint(2, 4))]
-        available = random.randint(2000, 4000)
-        survey = make_survey(
-            devices, local=[one.host for one in devices if random.random() < 0.7], controller_mib=available
-        )
-        here = {one.name for host in survey.hosts if host.local for one in host.devices}
+        controller_mib, host_mib = random.randint(2000, 4000), random.randint(300, 1500)
+        devices = [within(a_device(random, k), host_mib) for k in range(random.randint(2, 4))]
+        cards = [a_card(random, k) for k in range(len(devices)) if random.random() < 0.4]
+        local = [one.host for one in devices if random.random() < 0.7]
+        survey = make_survey([*devices, *cards], local=local, controller_mib=controller_mib, host_mib=host_mib)
+        machines = {one.name: "" if host.local else host.name for host in survey.hosts for one in host.devices}
         try:
             found = rank_plans(survey, make_memories(a_model(random)), Asked(random.choice(GOALS)))
         except PlanError:
             continue
         for plan in found.plans:
-            assert sum(controller_bytes(group, here) for group in plan.groups) <= available * MIB
+            for machine, taken in main_memory(plan, machines).items():
+                assert taken <= (host_mib if machine else controller_mib) * MIB, seed
 
 
-def controller_bytes(group: Group, here: set[str]) -> int:
-    """What the controller needs for this group, with margins; a head with native layers is one process with them."""
-    native = sum(share.total_bytes for share in group.shares if share.native)
-    with_head = needed_bytes(native + group.head_bytes) if group.head_layers else 0
-    if not group.head_layers:
-        with_head = needed_bytes(group.head_bytes) if group.head_bytes and group.head == "" else 0
-        with_head += sum(needed_bytes(one.total_bytes) for one in group.shares if one.native and one.device in here)
-    return with_head + sum(needed_bytes(one.total_bytes) for one in group.workers if one.device in here)
+def within(device: Device, most_mib: int) -> Device:
+    return replace(device, budget=replace(device.budget, capped_bytes=min(device.budget.capped_bytes, most_mib * MIB)))
+
+
+def a_card(random: Random, host: int) -> Device:
+    budget_mib, gib_per_s = random.randint(500, 3000), random.uniform(5, 40)
+    return make_gpu(f"h{host}/cuda0", budget_mib, gib_per_s=gib_per_s, native_gib_per_s=2 * gib_per_s)
+
+
+def main_memory(plan: Plan, machines: dict[str, str]) -> Counter[str]:
+    """What each machine needs for this plan, with margins; a head with native layers is one process with them."""
+    taken = Counter[str]()
+    for group in plan.groups:
+        native = sum(share.total_bytes for share in group.shares if share.native and not share.own_memory)
+        head = machines[group.shares[0].device] if group.mode == "single" else ""
+        if native + group.head_bytes:
+            taken[head] += needed_bytes(native + group.head_bytes)
+        for share in group.workers:
+            taken[machines[share.device]] += 0 if share.own_memory else needed_bytes(share.total_bytes)
+    return taken
 
 
 def assert_whole(plan: Plan, memory: ModelMemory) -> None:
@@ -241,6 +258,46 @@ def test_where_speeds_differ_by_more_than_noise_the_best_of_all_plans_is_never_w
         if before is not None:
             assert after is not None
             assert min(map(seconds, after.plans)) <= min(map(seconds, before.plans)) * TIE_BREAK, seed
+
+
+CROWDED = range(200)
+
+
+def a_crowd(random: Random) -> tuple[Survey, ModelMemory]:
+    """Some of the devices are this machine, whose memory does not hold all of their budgets; no two are as fast."""
+    speeds = random.sample([1.7**k for k in range(6)], random.randint(2, 4))
+    devices = [replace(a_device(random, k), speed=make_speed(speed)) for k, speed in enumerate(speeds)]
+    local = [one.host for one in devices[: random.randint(2, len(devices))]]
+    budgets = sum(one.budget.usable_bytes for one in devices if one.host in local) // MIB
+    return make_survey(devices, local=local, controller_mib=random.randint(200, max(200, budgets))), a_model(random)
+
+
+def best_s(survey: Survey, memory: ModelMemory, asked: Asked) -> float:
+    """Of the best of all plans, infinite where there is none."""
+    try:
+        return min(map(seconds, rank_plans(survey, (memory,), asked).plans))
+    except PlanError:
+        return inf
+
+
+def test_a_device_more_is_never_a_worse_plan_also_on_a_machine_whose_memory_it_shares() -> None:
+    for seed in CROWDED:
+        random = Random(seed)
+        survey, memory = a_crowd(random)
+        names, goal = [one.name for one in survey.devices], random.choice(GOALS)
+        fewer = frozenset(random.sample(names, random.randint(1, len(names) - 1)))
+        without = best_s(survey, memory, Asked(goal, devices=fewer))
+        assert best_s(survey, memory, Asked(goal)) <= without * TIE_BREAK, seed
+
+
+@pytest.mark.parametrize("goal", GOALS)
+def test_more_budget_on_a_machine_whose_memory_is_shared_is_never_a_worse_plan(goal: str) -> None:
+    for seed in CROWDED:
+        random = Random(seed)
+        survey, memory = a_crowd(random)
+        one = random.choice(survey.devices)
+        more = with_devices(survey, {one.name: with_budget(one, random.choice([50, 200, 1000]))})
+        assert best_s(more, memory, Asked(goal)) <= best_s(survey, memory, Asked(goal)) * TIE_BREAK, seed
 
 
 def test_single_devices_are_all_that_hold_the_model_fastest_first() -> None:

@@ -19,7 +19,14 @@ from orchestrator.plan.split import find_splits
 from orchestrator.plan.tensor import find_tensors
 from orchestrator.plan.values import Group, ModelMemory
 from orchestrator.survey.values import Survey
-from tests.orchestrator.plan.examples import make_device, make_memories, make_memory, make_survey, make_tensor_time
+from tests.orchestrator.plan.examples import (
+    make_device,
+    make_gpu,
+    make_memories,
+    make_memory,
+    make_survey,
+    make_tensor_time,
+)
 from workers.budget import MIB
 
 
@@ -134,6 +141,34 @@ def test_two_hosts_on_one_machine_share_its_memory() -> None:
         [make_device("a/cpu", 2000), make_device("b/cpu", 2000)], local=["a", "b"], controller_mib=2200
     )
     assert replicas(survey, make_memory(parallel=8)) == ()
+
+
+def test_a_local_device_that_serves_nobody_leaves_its_machines_memory_to_the_others() -> None:
+    """A copy with one conversation takes 1,310 MiB; cut by equal parts, neither of the local ones would hold it."""
+    near = [make_device("a/cpu", 2000, gib_per_s=20), make_device("b/cpu", 2000, gib_per_s=1)]
+    survey = make_survey([*near, make_device("c/cpu", 2000)], local="ab", controller_mib=2500)
+    assert heads(replicas(survey, make_memory(parallel=2, kv_heads=1))[0]) == ["single a/cpu 1", "single c/cpu 1"]
+
+
+def test_as_many_local_devices_have_a_copy_as_their_machine_holds() -> None:
+    survey = make_survey([make_device(f"{name}/cpu", 2000) for name in "abc"], local="abc", controller_mib=2700)
+    assert heads(replicas(survey, make_memory(parallel=2, kv_heads=1))[0]) == ["single a/cpu 1", "single b/cpu 1"]
+
+
+def test_a_head_on_a_card_leaves_the_processor_of_its_host_less_memory() -> None:
+    """A copy takes 1,310 MiB there, and the head on the card 86."""
+    devices = [make_device("pc/cpu", 1390), make_gpu("pc/cuda0", 2000, gib_per_s=20, native_gib_per_s=20)]
+    memory = make_memory(parallel=2, kv_heads=1)
+    both = ["single pc/cuda0 1", "single pc/cpu 1"]
+    assert both not in map(heads, replicas(make_survey(devices, host_mib=1395), memory))
+    assert both in map(heads, replicas(make_survey(devices, host_mib=1400), memory))
+
+
+def test_where_a_head_on_a_card_would_leave_too_little_the_processor_serves_without_it() -> None:
+    card = make_gpu("pc/cuda0", 2000, gib_per_s=2, native_gib_per_s=2)
+    devices = [make_device("pc/cpu", 1390, gib_per_s=20), card, make_device("other/cpu", 1390, gib_per_s=20)]
+    found = replicas(make_survey(devices, host_mib=1395), make_memory(parallel=2, kv_heads=1))
+    assert heads(found[0]) == ["single other/cpu 1", "single pc/cpu 1"]
 
 
 @pytest.mark.parametrize("seed", range(600))

@@ -69,6 +69,27 @@ def test_a_gpu_in_its_hosts_memory_has_all_of_it_where_the_cpu_there_has_no_laye
         assert taken <= 1000 * MIB
 
 
+def test_a_local_device_without_a_layer_leaves_its_machines_memory_to_the_others() -> None:
+    """Of 1,000 MiB the head has 96, six layers on a take 728; b would have half of the rest."""
+    a, b = make_device("a/cpu", 800, gib_per_s=20, link=FREE), make_device("b/cpu", 800, gib_per_s=1, link=FREE)
+    devices, memory = [a, b, make_device("c/cpu", 800, link=FREE)], make_memory(10, output_mib=10)
+    for budget_mib in (200, 800):
+        smaller = replace(b, budget=replace(b.budget, capped_bytes=budget_mib * MIB))
+        found = splits(make_survey([a, smaller, devices[2]], local="ab", controller_mib=1000), memory)
+        assert layers(found[0]) == {"a/cpu": 6, "c/cpu": 4}
+    assert splits(make_survey([a, devices[2]], local="a", controller_mib=1000), memory)[0].token_s == found[0].token_s
+
+
+def test_local_devices_are_used_together_as_far_as_their_machine_holds_what_they_need() -> None:
+    """In whole layers: what the fast one leaves of its budget holds another one of the slow one."""
+    here = [make_device("a/cpu", 800, gib_per_s=20, link=FREE), make_device("b/cpu", 800, gib_per_s=1, link=FREE)]
+    survey, memory = make_survey(here, local="ab", controller_mib=1260), make_memory(9, output_mib=1)
+    best = splits(survey, memory)[0]
+    assert sum(layers(best).values()) == 9
+    assert layers(best)["a/cpu"] == 6
+    assert sum(share.budget_bytes for share in best.shares) <= 1260 * MIB
+
+
 def test_logits_cross_the_link_when_the_last_device_makes_them() -> None:
     survey = make_survey([make_device("a/cpu", 2000), make_device("b/cpu", 2000)], controller_gib_per_s=0.01)
     best = splits(survey, make_memory(4))[0]
