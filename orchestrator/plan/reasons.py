@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.costs import needed_bytes
 from orchestrator.plan.noise import LEAST_NOISE, decode_bytes_per_s, decode_groups, difference
-from orchestrator.plan.pools import Candidate
-from orchestrator.plan.single import alone_bytes
+from orchestrator.plan.pools import Candidate, pool_budgets
+from orchestrator.plan.single import alone_bytes, why_not_alone
 from orchestrator.plan.values import MODES, Group, ModelMemory, Plan, PlanMode, Traffic
 from orchestrator.survey.values import Device, Survey
 from orchestrator.view.sizes import bytes_text, duration_text
@@ -54,6 +54,7 @@ def reasons_for(
         *_not_found(survey, memory, candidates, plan, best_others),
         *_layers_reasons(memory, candidates, plan, others),
         *_too_many_at_once(plan),
+        *_cut_budgets(survey, candidates, plan),
     )
 
 
@@ -161,8 +162,11 @@ def _no_single(memory: ModelMemory, candidates: Sequence[Candidate]) -> str:
     largest = max(candidates, key=lambda one: (one.budget_bytes, one.device.name))
     needed = needed_bytes(alone_bytes(memory, largest).total_bytes)
     name, budget = largest.device.name, bytes_text(largest.budget_bytes)
-    if needed <= largest.budget_bytes and not largest.device.native.measured:
-        return f"no single device: {name} would hold the whole model but was not timed natively"
+    if needed <= largest.budget_bytes:
+        why = why_not_alone(memory, largest)
+        if why == "was not timed natively":
+            return f"no single device: {name} would hold the whole model but {why}"
+        return f"no single device holds the whole model: {name} {why}"
     needs = f"it needs {bytes_text(needed)}, the largest budget is {budget} ({name})"
     return f"no single device holds the whole model: {needs}"
 
@@ -175,6 +179,20 @@ def _too_many_at_once(plan: Plan) -> tuple[str, ...]:
         for group in plan.groups
         if group.aggregate_tokens_per_s < (1 - LEAST_NOISE) * group.decode_tokens_per_s
     )
+
+
+def _cut_budgets(survey: Survey, candidates: Sequence[Candidate], plan: Plan) -> tuple[str, ...]:
+    """Where devices of the plan share a memory, by how much their budgets are cut beside all its heads."""
+    used = {share.device for share in plan.shares}
+    of_splits = (group for group in plan.groups if group.mode != "single" and not group.head_layers)
+    alone = (group for group in plan.groups if group.mode == "single")
+    pooled = pool_budgets(
+        [one for one in candidates if one.device.name in used],
+        controller_bytes=survey.controller.memory_available_bytes,
+        head_bytes=sum(needed_bytes(group.head_bytes) for group in of_splits),
+        on_cards_bytes={group.shares[0].device: needed_bytes(group.head_bytes) for group in alone if group.head_bytes},
+    )
+    return pooled.reasons if pooled else ()
 
 
 def _layers_reasons(

@@ -12,7 +12,7 @@ from orchestrator.plan.conversations import with_kv
 from orchestrator.plan.experience import NO_EXPERIENCE, Experience, Measured, record_of
 from orchestrator.plan.values import Group, LeftOut, ModelMemory, Plan, PlanMode
 from orchestrator.survey.values import Device, Link, Survey
-from tests.orchestrator.plan.examples import LOOPBACK, make_device, make_memories, make_memory, make_survey
+from tests.orchestrator.plan.examples import LOOPBACK, make_device, make_gpu, make_memories, make_memory, make_survey
 from workers.budget import MIB
 
 FAR = Link("tunnel", round_trip_s=0.0031, up_bytes_per_s=12 * MIB, down_bytes_per_s=12 * MIB)
@@ -392,6 +392,27 @@ def test_without_a_plan_every_shortfall_is_said_with_what_to_change(case: Refusa
     with pytest.raises(PlanError) as caught:
         rank_plans(case.survey, (case.memory,), case.asked)
     assert (str(caught.value), caught.value.hint) == (case.message, case.hint)
+
+
+def test_a_card_whose_host_lacks_main_memory_is_told_as_that() -> None:
+    cards = [make_gpu(f"{host}/cuda0", 2000, gib_per_s=10, native_gib_per_s=20) for host in "ab"]
+    plan = chosen(make_survey(cards, host_mib=50), (make_memory(),), LATENCY)
+    why = "b/cuda0 needs 86.0 MiB of main memory too, which has 50.0 MiB"
+    assert f"no single device holds the whole model: {why}" in plan.reasons
+
+
+def test_a_plan_says_by_how_much_budgets_of_its_devices_are_cut() -> None:
+    """Two that need 614 MiB each and may take 1,000; a third one, which the plan leaves out, plays no part."""
+    devices = [make_device(f"{name}/cpu", 1000, link=LOOPBACK) for name in "ab"]
+    survey = make_survey([*devices, make_device("c/cpu", 1000, gib_per_s=0.1)], local="abc", controller_mib=1500)
+    plan = chosen(survey, (make_memory(kv_heads=1),), LATENCY)
+    assert {share.device for share in plan.shares} == {"a/cpu", "b/cpu"}
+    (told,) = (reason for reason in plan.reasons if "cut to" in reason)
+    assert told.startswith("budgets of a/cpu and b/cpu cut to ")
+    assert told.endswith("they add up to 2.0 GiB")
+    assert sum(share.budget_bytes for share in plan.shares) <= 1500 * MIB
+    ample = chosen(make_survey(devices, local="ab", controller_mib=3000), (make_memory(kv_heads=1),), LATENCY)
+    assert not any("cut to" in reason for reason in ample.reasons)
 
 
 def test_the_context_that_an_error_proposes_has_a_plan() -> None:
