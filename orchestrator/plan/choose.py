@@ -164,7 +164,7 @@ def _no_plan(survey: Survey, memory: ModelMemory, candidates: Sequence[Candidate
     if asked.mode == "tensor":
         return no_tensor(survey, memory, candidates, lambda smaller: bool(find_tensors(survey, (smaller,), candidates)))
     if asked.mode == "replicas":
-        return no_replicas(memory, candidates, lambda smaller: _has_replicas(survey, smaller, candidates))
+        return no_replicas(survey, memory, candidates, lambda smaller: _has_replicas(survey, smaller, candidates))
     return no_split(
         survey, memory, candidates, asked.devices, lambda smaller: _fits(survey, smaller, candidates, asked)
     )

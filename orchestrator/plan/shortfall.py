@@ -12,10 +12,10 @@ from orchestrator.plan.cut import part_bytes, whole_parts
 from orchestrator.plan.layers import LayerSearch, Rules
 from orchestrator.plan.left_out import holds_no_layer
 from orchestrator.plan.pools import Candidate, Pooled, pool_budgets, why_unusable
-from orchestrator.plan.single import why_not_alone
+from orchestrator.plan.single import beside_bytes, why_not_alone
 from orchestrator.plan.split import ENGINE_DEVICES, Variant, head_need_bytes, placed_within
 from orchestrator.plan.stage_tables import StageTables
-from orchestrator.plan.tensor import most_parts
+from orchestrator.plan.tensor import find_tensors, most_parts
 from orchestrator.plan.values import ModelMemory
 from orchestrator.survey.values import Survey
 from orchestrator.view.sizes import bytes_text, parts_text
@@ -42,7 +42,7 @@ def no_single(memory: ModelMemory, candidates: Sequence[Candidate], fits: Fits) 
     )
 
 
-def no_replicas(memory: ModelMemory, candidates: Sequence[Candidate], fits: Fits) -> PlanError:
+def no_replicas(survey: Survey, memory: ModelMemory, candidates: Sequence[Candidate], fits: Fits) -> PlanError:
     """Mode `replicas` was asked for and there are no two heads with a whole copy, or no two conversations."""
     if memory.parallel < 2:
         return PlanError(
@@ -50,10 +50,16 @@ def no_replicas(memory: ModelMemory, candidates: Sequence[Candidate], fits: Fits
             hint="raise `parallel` to 2 or more, or choose another mode",
         )
     for_one = with_kv(memory, memory.context, 1)
-    why = [f"{one.device.name} {why_not_alone(for_one, one) or 'holds one'}" for one in candidates]
-    return PlanError(
+    alone = "; ".join(f"{one.device.name} {_held_alone(memory, one)}" for one in candidates)
+    on_cards = {one.device.name: beside_bytes(for_one, one) for one in candidates if not why_not_alone(for_one, one)}
+    lines = [
         f"{memory.model} at context {memory.context} has no two heads with a whole copy each, be they devices or "
-        f"groups of devices; alone {'; '.join(why)}",
+        f"groups of devices; alone {alone}",
+        *_cut(survey, candidates, 0, on_cards),
+        *_failed(survey, candidates),
+    ]
+    return PlanError(
+        "\n".join(lines),
         hint=_hint(memory, fits, *_survey_again(candidates), "let the model be split (mode layers)"),
     )
 
@@ -70,6 +76,10 @@ def no_tensor(survey: Survey, memory: ModelMemory, candidates: Sequence[Candidat
             f"{memory.model} has one KV head: no device can have less than one, so mode tensor has nothing to share",
             hint=another,
         )
+    failed = _failed(survey, candidates)
+    if failed and find_tensors(replace(survey, tensor_failed=()), (memory,), candidates):
+        lines = [f"none of the groups that hold {memory.model} can run it in mode tensor", *failed]
+        return PlanError("\n".join(lines), hint=f"see the warning of the survey on each, or {another}")
     whole = whole_parts(memory, 2) or memory.kv_heads
     each = "one per KV head" if whole == memory.kv_heads else f"{memory.kv_heads // whole} KV heads in each"
     lines = [
@@ -77,6 +87,8 @@ def no_tensor(survey: Survey, memory: ModelMemory, candidates: Sequence[Candidat
         f"{whole} parts, {each}; 2 to {min(whole, ENGINE_DEVICES)} devices can share them",
         *_head_shortfall(survey, memory),
         *(_parts_held(memory, one, whole) for one in candidates),
+        *_cut(survey, candidates, head_need_bytes(memory, output=False)),
+        *failed,
     ]
     return PlanError("\n".join(lines), hint=_hint(memory, fits, another))
 
@@ -94,7 +106,9 @@ def no_forced_split(
     if len(split) > ENGINE_DEVICES:
         lines.append(f"the engine splits over at most {ENGINE_DEVICES} devices, these are {len(split)}")
     if len(lines) == 1:
+        used = [one for one in candidates if one.device.name in split]
         lines += [*_too_small_for_split(memory, candidates, split), *_head_shortfall(survey, memory)]
+        lines += _cut(survey, used, head_need_bytes(memory, output=False))
     return PlanError("\n".join(lines), hint="change --split, or leave it out and let meshctl choose")
 
 
@@ -174,6 +188,33 @@ def _head_shortfall(survey: Survey, memory: ModelMemory) -> list[str]:
     if needed <= available:
         return []
     return [f"the head needs {bytes_text(needed)} on the controller, which has {bytes_text(available)} available"]
+
+
+def _cut(
+    survey: Survey, candidates: Sequence[Candidate], head_bytes: int, on_cards: Mapping[str, int] | None = None
+) -> tuple[str, ...]:
+    """By how much budgets are cut where devices share a memory, beside a head that takes so much of the controller's
+    and heads on cards."""
+    available = survey.controller.memory_available_bytes
+    pooled = pool_budgets(candidates, controller_bytes=available, head_bytes=head_bytes, on_cards_bytes=on_cards)
+    return pooled.reasons if pooled else ()
+
+
+def _failed(survey: Survey, candidates: Sequence[Candidate]) -> list[str]:
+    """The groups that may have held the model, but failed in mode `tensor`."""
+    there = {one.device.name for one in candidates}
+    failed = (devices for devices in survey.tensor_failed if there.issuperset(devices))
+    return [f"mode tensor over {', '.join(devices)} failed when it was tried" for devices in failed]
+
+
+def _held_alone(memory: ModelMemory, candidate: Candidate) -> str:
+    """Whether this device holds a copy, and of how many conversations where not of all."""
+    why = why_not_alone(with_kv(memory, memory.context, 1), candidate)
+    if why:
+        return why
+    counts = range(memory.parallel, 0, -1)
+    most = next(one for one in counts if not why_not_alone(with_kv(memory, memory.context, one), candidate))
+    return "holds one" if most == memory.parallel else f"holds one with {most} of {memory.parallel} conversations"
 
 
 def _parts_held(memory: ModelMemory, candidate: Candidate, whole: int) -> str:

@@ -305,6 +305,26 @@ REFUSALS = (
         asked=Asked("latency", mode="tensor"),
     ),
     Refusal(
+        "tensor on devices that share too little memory",
+        "llama.gguf at context 4096 does not fit in mode tensor: its layers are cut into 8 parts, one per KV head; "
+        "2 to 8 devices can share them\n"
+        "a/cpu holds 8 parts in 2.0 GiB; one part needs 227 MiB with buffers and margin\n"
+        "b/cpu holds 8 parts in 2.0 GiB; one part needs 227 MiB with buffers and margin\n"
+        "budgets of a/cpu and b/cpu cut to 28% together: their machine has 1.1 GiB beside 86.0 MiB of heads, "
+        "they add up to 3.9 GiB",
+        f"{SMALLER}, or choose another mode",
+        make_survey(TWO_NEAR, local="ab", controller_mib=1200),
+        Asked("latency", mode="tensor"),
+    ),
+    Refusal(
+        "tensor that failed when it was tried",
+        "none of the groups that hold llama.gguf can run it in mode tensor\n"
+        "mode tensor over a/cpu, b/cpu failed when it was tried",
+        "see the warning of the survey on each, or choose another mode",
+        replace(NEAR, tensor_failed=(("a/cpu", "b/cpu"),)),
+        Asked("latency", mode="tensor"),
+    ),
+    Refusal(
         "tensor that the engine refuses",
         "the engine refuses mode tensor for llama.gguf: unknown architecture",
         "choose another mode",
@@ -340,6 +360,23 @@ REFUSALS = (
         "groups of devices; alone a/cpu holds one; b/cpu needs 1.3 GiB and has 100 MiB",
         f"{SMALLER}, or let the model be split (mode layers)",
         make_survey([make_device("a/cpu", 2000), make_device("b/cpu", 100)]),
+        Asked("latency", mode="replicas"),
+    ),
+    Refusal(
+        "replicas on devices that share memory for one copy",
+        "llama.gguf at context 4096 has no two heads with a whole copy each, be they devices or "
+        "groups of devices; alone a/cpu holds one; b/cpu holds one\n"
+        "budgets of a/cpu and b/cpu cut to 55% together: their machine has 2.1 GiB, they add up to 3.9 GiB",
+        f"{SMALLER}, or let the model be split (mode layers)",
+        make_survey(TWO_NEAR, local="ab", controller_mib=2200),
+        Asked("latency", mode="replicas"),
+    ),
+    Refusal(
+        "replicas on devices that hold too few conversations",
+        "llama.gguf at context 4096 has no two heads with a whole copy each, be they devices or groups of devices; "
+        "alone a/cpu holds one with 1 of 4 conversations; b/cpu holds one with 2 of 4 conversations",
+        f"{SMALLER}, lower context to 2048, or let the model be split (mode layers)",
+        make_survey([make_device("a/cpu", 1300), make_device("b/cpu", 1330)]),
         Asked("latency", mode="replicas"),
     ),
     Refusal(
