@@ -1,7 +1,7 @@
 """Which head answers a request: the one that is expected to finish it first. Pure; the time is passed in.
 
 What a request costs on a head follows from that head's measured speed, from what runs there already, and from how much
-of the conversation's beginning it has in its cache, which is what keeps a conversation on one head.
+of the conversation's beginning an idle slot of it has cached, which is what keeps a conversation on one head.
 """
 
 import hashlib
@@ -195,13 +195,9 @@ class _HeadState:
         self._back_s = float("-inf")
         self._served = list[_Served]()  # the one used last at the end
 
-    def cached_tokens(self, question: Question) -> int:
-        """How many tokens of the question's beginning a slot has already read."""
-        return max((one.common_tokens(question) for one in self._served), default=0)
-
     def own_tokens(self, question: Question) -> int:
-        """The same where it is more than instructions that other conversations begin with as well."""
-        return max((one.common_tokens(question, question.shared) for one in self._served), default=0)
+        """How much of the question's beginning is cached, if more than what other conversations begin with as well."""
+        return self._cached_tokens(question, since=question.shared)
 
     def is_held_off(self, now_s: float) -> bool:
         """Whether it could not be reached a moment ago."""
@@ -214,7 +210,7 @@ class _HeadState:
         waiting = len(ends) + slots - 1 - self.parallel
         wait_s = ends[waiting] if waiting >= 0 else 0.0
         beside = min(len(ends) + slots - 1, self.parallel - 1)
-        to_read = question.prompt_tokens - self.cached_tokens(question)
+        to_read = question.prompt_tokens - self._cached_tokens(question)
         return wait_s + to_read * self._prefill_token_s + question.new_tokens * self._token_with(beside)
 
     def begin(self, number: int, question: Question, now_s: float) -> None:
@@ -240,10 +236,19 @@ class _HeadState:
         self._served.clear()
         self._back_s = now_s + HOLD_OFF_S
 
+    @property
+    def _idle(self) -> list[_Served]:
+        """A slot reads what another one reads just now once more: the engine reuses only what idle slots have."""
+        return [one for one in self._served if one.request is None]
+
+    def _cached_tokens(self, question: Question, since: int = 0) -> int:
+        """How many tokens of the question's beginning a slot that may take it has already read."""
+        return max((one.common_tokens(question, since) for one in self._idle), default=0)
+
     def _replaced(self, question: Question) -> "_Served | None":
         """What the engine overwrites: the idle slot whose beginning is most like the request's, if that is more than
         `ALIKE` of it; else nothing while a slot is free; else the one that was used longest ago."""
-        idle = [one for one in self._served if one.request is None]
+        idle = self._idle
         alike = max(idle, key=lambda one: one.common_tokens(question), default=None)
         if alike is not None and alike.common_tokens(question) > ALIKE * question.prompt_tokens:
             return alike

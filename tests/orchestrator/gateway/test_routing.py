@@ -90,6 +90,25 @@ def test_conversations_with_the_same_instructions_do_not_replace_each_other_whil
     assert head_of(router.choose(said("one " * 300, "go on"), 1.0)) == "a"
 
 
+def test_what_another_request_reads_just_now_is_no_cache() -> None:
+    """Two conversations with the same long instructions: the second reads them itself, wherever that is earlier."""
+
+    def said(text: str) -> Question:
+        system = {"role": "system", "content": "be kind " * 1000}
+        return read_question({"messages": [system, {"role": "user", "content": text}], "max_tokens": 10})
+
+    heads = [HeadAddress(name, "", "", 2, token_s=0.1, prefill_token_s=0.02) for name in ("a", "b")]
+    router = Router(heads)
+    first = router.choose(said("one"), 0.0)
+    assert head_of(first) == "a"
+    expected = router.expected_s(said("two"), 1.0)
+    assert 40.0 < expected["b"] < expected["a"]
+    assert head_of(router.choose(said("two"), 1.0)) == "b"
+    assert first is not None
+    router.release(first)
+    assert router.expected_s(said("three"), 50.0)["a"] < 3.0
+
+
 def test_heads_that_are_down_are_passed_over() -> None:
     router = Router([FAST, SLOW])
     assert head_of(router.choose(asked("a"), 0.0, without=["fast"])) == "slow"
