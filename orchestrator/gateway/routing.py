@@ -6,6 +6,7 @@ of the conversation's beginning an idle slot of it has cached, which is what kee
 
 import hashlib
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,13 +57,15 @@ class HeadAddress:
 @dataclass(frozen=True)
 class Question:
     """What routing sees of a request: digests of its beginning, part by part, with the tokens up to each, the number of
-    tokens each of its `choices` may have, and how many parts are `shared` instructions."""
+    tokens each of its `choices` is taken to have and the most it may have, and how many parts are `shared`
+    instructions."""
 
     digests: tuple[str, ...]
     tokens: tuple[int, ...]
     new_tokens: int
     choices: int = 1
     shared: int = 0
+    most_tokens: float = math.inf
 
     @property
     def prompt_tokens(self) -> int:
@@ -87,13 +90,14 @@ def read_question(body: Mapping[str, Any]) -> Question:
         characters += len(part)
         digests.append(seen.hexdigest())
         tokens.append(max(1, characters // CHARACTERS_PER_TOKEN))
-    new_tokens = _positive(body.get("max_tokens") or body.get("max_completion_tokens"), USUAL_NEW_TOKENS)
+    limit = _positive(body.get("max_tokens") or body.get("max_completion_tokens"), 0)
     return Question(
         digests=tuple(digests),
         tokens=tuple(tokens),
-        new_tokens=min(new_tokens, 10 * USUAL_NEW_TOKENS),
+        new_tokens=min(limit or USUAL_NEW_TOKENS, 10 * USUAL_NEW_TOKENS),
         choices=_positive(body.get("n"), 1),
         shared=_instructions(body.get("messages")),
+        most_tokens=limit or math.inf,
     )
 
 
@@ -115,8 +119,10 @@ class Router:
     def choose(self, question: Question, now_s: float, *, without: Collection[str] = ()) -> Ticket | None:
         """The head expected to finish first, among those not in `without`; None when none is left.
 
-        One that could not be reached a moment ago is taken only when no other is left, one with fewer slots than the
-        request has choices never: it would refuse them.
+        One that could not be reached a moment ago is taken only when no other is left, one that has no slot free for
+        the request only when no other has, however much faster it is: nobody knows how long the answers there go on,
+        and the line lets in no more than there are slots. One with fewer slots than the request has choices is never
+        taken: it would refuse them.
         """
         left = {
             name: state
@@ -124,6 +130,7 @@ class Router:
             if name not in without and state.parallel >= question.choices
         }
         left = {name: state for name, state in left.items() if not state.is_held_off(now_s)} or left
+        left = {name: state for name, state in left.items() if state.has_room(question)} or left
         if not left:
             return None
         finish = {name: state.finish_s(question, now_s) for name, state in left.items()}
@@ -181,6 +188,25 @@ class _Served:
         return max((size for part, (digest, size) in parts if part >= since and digest in self.digests), default=0)
 
 
+@dataclass(frozen=True)
+class _Running:
+    """A request at a head since `begun_s`: how long it should take there, and how long with all tokens it may have."""
+
+    choices: int
+    begun_s: float
+    usual_s: float
+    most_s: float
+
+    def left_s(self, now_s: float) -> float:
+        """Seconds it is expected to go on: as long again as it has lasted, at least as long as it should have taken.
+
+        It ends with its last token at the latest; one that is not over by then is slower than was known.
+        """
+        lasted_s = now_s - self.begun_s
+        again_s = max(self.usual_s, lasted_s)
+        return min(again_s, self.most_s - lasted_s) if lasted_s < self.most_s else again_s
+
+
 class _HeadState:
     """What one head is doing and what its slots have cached: the conversations it served last, one per slot."""
 
@@ -190,7 +216,7 @@ class _HeadState:
         self._token_s = address.token_s
         self._prefill_token_s = address.prefill_token_s
         self._crowding = (address.step_s or address.parallel * address.token_s) / address.token_s
-        self._ends_s: dict[int, list[float]] = {}  # by request, of each of its choices
+        self._running: dict[int, _Running] = {}  # by request
         self._alone = set[int]()  # requests beside which no other has run
         self._back_s = float("-inf")
         self._served = list[_Served]()  # the one used last at the end
@@ -203,26 +229,29 @@ class _HeadState:
         """Whether it could not be reached a moment ago."""
         return now_s < self._back_s
 
+    def has_room(self, question: Question) -> bool:
+        """Whether a slot is free for each of its choices."""
+        return self._taken + question.choices <= self.parallel
+
     def finish_s(self, question: Question, now_s: float) -> float:
         """Seconds until it would have answered: waiting for a slot per choice, reading what is new, generating."""
-        ends = sorted(max(0.0, end - now_s) for choices in self._ends_s.values() for end in choices)
-        slots = min(question.choices, self.parallel)
-        waiting = len(ends) + slots - 1 - self.parallel
-        wait_s = ends[waiting] if waiting >= 0 else 0.0
-        beside = min(len(ends) + slots - 1, self.parallel - 1)
+        left = sorted(one.left_s(now_s) for one in self._running.values() for _ in range(one.choices))
+        waiting = len(left) + min(question.choices, self.parallel) - 1 - self.parallel
+        wait_s = left[waiting] if waiting >= 0 else 0.0
         to_read = question.prompt_tokens - self._cached_tokens(question)
-        return wait_s + to_read * self._prefill_token_s + question.new_tokens * self._token_with(beside)
+        return wait_s + to_read * self._prefill_token_s + question.new_tokens * self._token_for(question)
 
     def begin(self, number: int, question: Question, now_s: float) -> None:
-        finish_s = now_s + self.finish_s(question, now_s)
-        self._alone = {number} if not self._ends_s and question.choices == 1 else set()
-        self._ends_s[number] = [finish_s] * question.choices
+        usual_s = self.finish_s(question, now_s)
+        most_s = usual_s + (question.most_tokens - question.new_tokens) * self._token_for(question)
+        self._alone = {number} if not self._running and question.choices == 1 else set()
+        self._running[number] = _Running(question.choices, now_s, usual_s, most_s)
         if (replaced := self._replaced(question)) is not None:
             self._served.remove(replaced)
         self._served.append(_Served(question.digests, number))
 
     def end(self, number: int, timings: Mapping[str, Any]) -> None:
-        if self._ends_s.pop(number, None) is None:
+        if self._running.pop(number, None) is None:
             return
         used = [one for one in self._served if one.request == number]
         self._served = [one for one in self._served if one.request != number]
@@ -232,9 +261,14 @@ class _HeadState:
         self._prefill_token_s = _learnt(self._prefill_token_s, timings.get("prompt_ms"), timings.get("prompt_n"))
 
     def lose(self, number: int, now_s: float) -> None:
-        self._ends_s.pop(number, None)
+        self._running.pop(number, None)
         self._served.clear()
         self._back_s = now_s + HOLD_OFF_S
+
+    @property
+    def _taken(self) -> int:
+        """Slots that are used or waited for."""
+        return sum(one.choices for one in self._running.values())
 
     @property
     def _idle(self) -> list[_Served]:
@@ -256,10 +290,11 @@ class _HeadState:
             return None
         return (idle or self._served)[0]
 
-    def _token_with(self, beside: int) -> float:
-        """Seconds per token with so many other conversations at once: linear up to all slots."""
-        full = max(1, self.parallel - 1)
-        return self._token_s * (1 + (self._crowding - 1) * beside / full)
+    def _token_for(self, question: Question) -> float:
+        """Seconds per token of it beside what runs now: linear up to all slots."""
+        full = self.parallel - 1
+        beside = min(self._taken + question.choices - 1, full)
+        return self._token_s * (1 + (self._crowding - 1) * beside / max(1, full))
 
 
 def _learnt(known_s: float, total_ms: object, count: object) -> float:

@@ -1,5 +1,7 @@
-"""Which head answers: the least expected finish, the cache that has the conversation, and what is learnt."""
+"""Which head answers: a slot that is free, the least expected finish, the cache that has the conversation, and what is
+learnt."""
 
+import heapq
 import random
 from dataclasses import replace
 
@@ -38,6 +40,43 @@ def test_an_ended_request_frees_its_slot() -> None:
         assert ticket is not None
         router.release(ticket)
     assert head_of(router.choose(asked("c"), 1.0)) == "fast"
+
+
+def test_nobody_waits_behind_a_long_answer_while_another_head_is_idle() -> None:
+    """An answer without a limit lasts longer than usual; the other head, which is slower, has a slot."""
+    router = Router([HeadAddress("a", "", "", 1, token_s=0.05), HeadAddress("b", "", "", 1, token_s=0.06)])
+    unlimited = read_question({"prompt": "one"})
+    assert head_of(router.choose(unlimited, 0.0)) == "a"
+    assert head_of(router.choose(unlimited, 13.0)) == "b"
+
+
+def test_slots_are_filled_before_anybody_waits_at_a_head_twice_as_fast() -> None:
+    """All answers go on for longer than is usual; with four at once the fast one is as fast as the slow one alone."""
+    fast = HeadAddress("a", "", "", 4, token_s=0.05, step_s=0.1)
+    slow = HeadAddress("b", "", "", 4, token_s=0.1, step_s=0.2)
+    router = Router([fast, slow])
+    heads = [head_of(router.choose(read_question({"prompt": str(number)}), 10.0 * number)) for number in range(8)]
+    assert sorted(heads) == ["a"] * 4 + ["b"] * 4
+
+
+def test_where_all_slots_are_taken_the_one_that_should_be_free_first_is_waited_for() -> None:
+    """An answer that has outlived what is usual may go on for as long again; one with a limit is over by then."""
+    slow = HeadAddress("slow", "", "", 1, token_s=0.12)
+    router = Router([HeadAddress("fast", "", "", 1, token_s=0.1), slow])
+    assert head_of(router.choose(read_question({"prompt": "endless"}), 0.0)) == "fast"
+    assert head_of(router.choose(asked("short", new_tokens=50), 36.0)) == "slow"
+    left = router.expected_s(asked("new", new_tokens=10), 40.0)
+    assert 40.0 < left["fast"] < 42.0
+    assert 2.0 < left["slow"] < 4.0
+    assert head_of(router.choose(asked("new"), 40.0)) == "slow"
+
+
+def test_an_answer_with_a_limit_is_over_when_that_is_reached_or_slower_than_was_known() -> None:
+    """4,000 tokens of 0.1 s take 400 s: what is left of these is the most that is expected, past them as long again."""
+    router = Router([HeadAddress("head", "", "", 1, token_s=0.1, prefill_token_s=1e-9)])
+    router.choose(asked("long", new_tokens=4000), 0.0)
+    left = [router.expected_s(asked("new", new_tokens=10), now)["head"] for now in (0.0, 300.0, 390.0, 410.0)]
+    assert [round(one) for one in left] == [257, 101, 11, 411]
 
 
 def test_a_conversation_goes_on_where_its_beginning_is_cached() -> None:
@@ -174,7 +213,7 @@ def test_a_head_that_has_become_slow_is_learnt_from_its_timings() -> None:
 
 @given(st.integers(min_value=0, max_value=10_000))
 def test_no_other_head_would_be_clearly_earlier(seed: int) -> None:
-    """Over random heads and requests, each choice is the earliest, or cached and not clearly later."""
+    """Over random heads and requests, each choice is the earliest with a free slot, or cached and not clearly later."""
     chance = random.Random(seed)
     heads = [
         HeadAddress(f"head{n}", "", "", chance.randint(1, 4), chance.uniform(0.01, 1), chance.uniform(0.001, 0.1))
@@ -184,12 +223,46 @@ def test_no_other_head_would_be_clearly_earlier(seed: int) -> None:
     for now in range(30):
         question = asked(str(chance.randint(0, 5)), new_tokens=chance.randint(1, 200))
         expected = router.expected_s(question, now)
+        used = [ticket.head for ticket in running]
+        free = [head.name for head in heads if used.count(head.name) < head.parallel]
         ticket = router.choose(question, now)
         assert ticket is not None
-        assert min(expected.values()) >= CLEARLY * expected[ticket.head] - 1e-9
+        assert min(expected[name] for name in free or expected) >= CLEARLY * expected[ticket.head] - 1e-9
         running.append(ticket)
         if chance.random() < 0.7:
             router.release(running.pop(chance.randrange(len(running))))
+
+
+@given(st.integers(min_value=0, max_value=10_000))
+def test_no_request_waits_for_a_slot_while_another_head_has_a_free_one(seed: int) -> None:
+    """An answer takes as long as it takes, and the router learns of it only when it is over.
+
+    Most answers are short, some very long; the line lets in as many as there are slots.
+    """
+    chance = random.Random(seed)
+    heads = [
+        HeadAddress(f"head{n}", "", "", chance.randint(1, 4), chance.uniform(0.01, 0.1), chance.uniform(0.001, 0.1))
+        for n in range(chance.randint(2, 4))
+    ]
+    token_s = {head.name: head.token_s * chance.uniform(0.5, 2) for head in heads}
+    free = {head.name: head.parallel for head in heads}
+    router, ends, now = Router(heads), list[tuple[float, int, Ticket]](), 0.0
+    for number in range(60):
+        now += chance.expovariate(0.5)
+        if not any(free.values()):
+            now = max(now, ends[0][0])
+        while ends and ends[0][0] <= now:
+            _, _, over = heapq.heappop(ends)
+            free[over.head] += 1
+            router.release(over)
+        limit = chance.choice((None, 20, 200, 4000))
+        begin = chance.choice("abcde") * chance.randint(1, 4000)
+        ticket = router.choose(read_question({"prompt": begin, "max_tokens": limit}), now)
+        assert ticket is not None
+        free[ticket.head] -= 1
+        assert free[ticket.head] >= 0
+        tokens = min(100 * chance.paretovariate(1), limit or 10_000)
+        heapq.heappush(ends, (now + tokens * token_s[ticket.head], number, ticket))
 
 
 async def test_requests_are_answered_by_several_heads_and_say_by_which() -> None:
