@@ -104,7 +104,7 @@ def _against_tensor(tables: StageTables, plan: Plan, others: Sequence[Plan], one
         return f"budget {bytes_text(one.budget_bytes)} holds no part: one of {whole} needs {needed}"
     if len(group.shares) >= memory.kv_heads:
         return f"there are {memory.kv_heads} KV heads, and each of the others has one"
-    exchanges = group.traffic.synchronisations // len(group.shares)
+    exchanges = group.traffic.synchronisations
     cost_s = exchanges * stage_link_s(memory, one.device, tokens)
     return (
         f"it would take part in {exchanges} exchanges per {_unit(tokens)}, {duration_text(cost_s)} through its link"

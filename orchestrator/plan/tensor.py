@@ -44,7 +44,7 @@ from orchestrator.plan.values import Group, ModelMemory, Share, Traffic
 from orchestrator.survey.values import Device, Speed, Survey, TensorTime
 
 SYNCHRONISATIONS = 2
-"""Per layer and device: after attention and after the feed-forward."""
+"""Per layer, each with all devices at once: after attention and after the feed-forward."""
 
 MESSAGES_BYTES = 655
 """Of the messages of one exchange with one device, towards it, beside hidden states: compute that graph, give that
@@ -460,13 +460,13 @@ def _share(memory: ModelMemory, candidate: Candidate, part: int, held: ShareByte
 
 
 def _traffic(memory: ModelMemory, devices: int) -> Traffic:
-    """All devices are one stage."""
-    synchronisations = SYNCHRONISATIONS * memory.blocks * devices
-    hidden = synchronisations * memory.hidden_bytes
+    """All devices are one stage, and are waited for together; bytes are those of all."""
+    synchronisations = SYNCHRONISATIONS * memory.blocks
+    hidden = synchronisations * devices * memory.hidden_bytes
     return Traffic(
         hops=1,
         synchronisations=synchronisations,
-        up_bytes=hidden + synchronisations * MESSAGES_BYTES,
+        up_bytes=hidden + synchronisations * devices * MESSAGES_BYTES,
         down_bytes=hidden + memory.logits_bytes,
     )
 

@@ -111,8 +111,8 @@ class Share:
 class Traffic:
     """What one generated token of one conversation costs on the network, all links of a group together.
 
-    `hops`: stages behind a link, one after the other. `synchronisations`: blocking round trips. Bytes are sent to
-    (`up`) and from (`down`) the hosts.
+    `hops`: stages behind a link, one after the other. `synchronisations`: round trips that a token waits for, one after
+    the other; mode "tensor" asks all devices at once in each. Bytes are sent to (`up`) and from (`down`) the hosts.
     """
 
     hops: int = 0

@@ -47,7 +47,7 @@ def test_a_group_that_was_not_timed_is_predicted_by_the_formula() -> None:
     assert parts(group) == {"a/cpu": 4, "b/cpu": 4}
     assert group.tensor_split == (4, 4)
     assert group.traffic == Traffic(
-        hops=1, synchronisations=40, up_bytes=40 * (8192 + 655), down_bytes=40 * 8192 + 200_000
+        hops=1, synchronisations=20, up_bytes=40 * (8192 + 655), down_bytes=40 * 8192 + 200_000
     )
     assert group.notes == (NOT_EQUAL, NOT_TIMED)
 

@@ -66,7 +66,7 @@ TENSOR = Group(
     step_s=0.5,
     prefill_s=16.0,
     prompt_tokens=1024,
-    traffic=Traffic(hops=1, synchronisations=40, up_bytes=5_200_000, down_bytes=400_000),
+    traffic=Traffic(hops=1, synchronisations=20, up_bytes=5_200_000, down_bytes=400_000),
     known="corrected",
 )
 

@@ -59,7 +59,7 @@ prefill      64.0 tok/s in micro-batches of 256
 first token  after 16.1 s for a prompt of 1024 tokens
 aggregate    8.00 tok/s in 4 conversations at once
 memory       weights 2.0 GiB, KV 200 MiB, buffers 80.0 MiB, in heads 70.0 MiB
-network      1 hop and 40 synchronisations per token; 5.0 MiB up, 391 KiB down
+network      1 hop and 20 synchronisations per token; 5.0 MiB up, 391 KiB down
 link         [pi]/cpu: wireless tunnel, 3.10 ms, up 12.0 MiB/s, down 12.0 MiB/s
 
 · no single device holds the whole model
