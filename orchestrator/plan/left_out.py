@@ -1,6 +1,7 @@
 """Why a plan does not use a device, in numbers: what the best plan with it would look like. Pure."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import partial
 
 from orchestrator.plan.conversations import with_kv
@@ -12,22 +13,29 @@ from orchestrator.plan.costs import (
     stage_link_s,
 )
 from orchestrator.plan.cut import part_bytes, whole_parts
+from orchestrator.plan.experience import uncorrected
 from orchestrator.plan.layers import LayerSearch, Rules
 from orchestrator.plan.pools import Candidate, find_candidates, why_unusable
-from orchestrator.plan.single import why_not_alone
+from orchestrator.plan.single import run_alone, why_not_alone
 from orchestrator.plan.split import ENGINE_DEVICES, placed_within, pool_for, variant_of
 from orchestrator.plan.stage_tables import StageTables
 from orchestrator.plan.stages import Stage, stages_s
 from orchestrator.plan.tensor import most_parts
-from orchestrator.plan.values import Group, LeftOut, ModelMemory, Plan
+from orchestrator.plan.values import Group, Known, LeftOut, ModelMemory, Plan
 from orchestrator.survey.values import Device, Survey
-from orchestrator.view.sizes import bytes_text, duration_text
+from orchestrator.view.sizes import bytes_text, duration_text, parts_text, tokens_text
 
 TIE = 1e-5
 """Two plans whose times differ by less than this part are as fast as each other."""
 
 MOST_PLACED = 16
 """With more devices than this, a plan with one of those left out is not worked out; its own costs are told instead."""
+
+AS_KNOWN: dict[Known, str] = {
+    "predicted": " as predicted",
+    "corrected": " as corrected by earlier runs",
+    "measured": " as measured",
+}
 
 
 def left_out_of(
@@ -77,23 +85,51 @@ def _why_slower(
     candidates: Sequence[Candidate],
     one: Candidate,
 ) -> str:
-    group, memory = plan.fastest, search.tables.memory
+    memory = search.tables.memory
     if plan.mode in ("single", "replicas"):
-        return _against_whole(memory, plan, others, one)
+        return _against_whole(survey, memory, plan, others, candidates, one)
     if plan.mode == "tensor":
         return _against_tensor(search.tables, plan, others, one)
-    return holds_no_layer(memory, one) or _against_split(survey, search, group, candidates, one)
+    return holds_no_layer(memory, one) or _against_split(survey, search, plan, others, candidates, one)
 
 
-def _against_whole(memory: ModelMemory, plan: Plan, others: Sequence[Plan], one: Candidate) -> str:
+def _against_whole(
+    survey: Survey,
+    memory: ModelMemory,
+    plan: Plan,
+    others: Sequence[Plan],
+    candidates: Sequence[Candidate],
+    one: Candidate,
+) -> str:
     """The plan has whole copies of the model only."""
     name = one.device.name
     alone = next((other for other in others if other.mode == "single" and other.shares[0].device == name), None)
     if alone is not None:
-        used = ", ".join(f"{group.shares[0].device} {_group_figure(plan, group)}" for group in plan.groups)
-        return f"alone {_figure(alone)}, {used}"
-    why = why_not_alone(memory if plan.mode == "single" else with_kv(memory, memory.context, 1), one)
-    return f"alone it {why or 'would make the others no faster'}{_best_with(plan, others, name)}"
+        theirs, ours = _as_known(alone, plan)
+        used = ", ".join(f"{_names(group)} {_group_figure(plan, group)}" for group in plan.groups)
+        return f"alone {_figure(alone)}{theirs}, {used}{ours}"
+    if plan.mode == "single":
+        return f"alone it {why_not_alone(memory, one)}{_best_with(plan, others, name)}"
+    for_one = with_kv(memory, memory.context, 1)
+    return f"{_beside_copies(survey, for_one, plan, candidates, one)}{_best_with(plan, others, name)}"
+
+
+def _beside_copies(
+    survey: Survey, for_one: ModelMemory, plan: Plan, candidates: Sequence[Candidate], one: Candidate
+) -> str:
+    """What keeps the device from being a head, or how fast it would be with one conversation, as `for_one` has it."""
+    if why := why_not_alone(for_one, one):
+        return f"alone it {why}"
+    shared_out = pools(candidates, controller_bytes=survey.controller.memory_available_bytes, head_bytes=0)
+    beside = [each for pooled in shared_out for each in pooled.candidates if each.device.name == one.device.name]
+    whys = [why_not_alone(for_one, each) for each in beside]
+    if all(whys):
+        return f"beside the others on its machine it {whys[0]}"
+    alone_per_s = run_alone((for_one,), one).aggregate_tokens_per_s
+    used = ", ".join(
+        f"{_names(group)} {tokens_text(group.aggregate_tokens_per_s)} with {group.parallel}" for group in plan.groups
+    )
+    return f"with one conversation it does {tokens_text(alone_per_s)}, {used}"
 
 
 def _against_tensor(tables: StageTables, plan: Plan, others: Sequence[Plan], one: Candidate) -> str:
@@ -102,24 +138,47 @@ def _against_tensor(tables: StageTables, plan: Plan, others: Sequence[Plan], one
     if not most_parts(memory, one, whole):
         needed = bytes_text(needed_bytes(part_bytes(memory, 1, whole).total_bytes))
         return f"budget {bytes_text(one.budget_bytes)} holds no part: one of {whole} needs {needed}"
+    best_with = _best_with(plan, others, one.device.name)
     if len(group.shares) >= memory.kv_heads:
-        return f"there are {memory.kv_heads} KV heads, and each of the others has one"
+        return f"each of the {len(group.shares)} others has one of the {memory.kv_heads} KV heads{best_with}"
     exchanges = group.traffic.synchronisations
     cost_s = exchanges * stage_link_s(memory, one.device, tokens)
     return (
         f"it would take part in {exchanges} exchanges per {_unit(tokens)}, {duration_text(cost_s)} through its link"
-        f"{_best_with(plan, others, one.device.name)}"
+        f"{best_with}"
     )
 
 
 def _best_with(plan: Plan, others: Sequence[Plan], name: str) -> str:
     """What the best of the plans that this device shares with others would come to, after a semicolon; else ""."""
-    sharing = [one for one in others if len(one.shares) > 1 and any(share.device == name for share in one.shares)]
-    if not sharing:
-        return ""
-    best = min(sharing, key=lambda one: one.goal_s)
-    how = f"{best.mode} over {len(best.shares)} devices"
-    return f"; the best plan with it ({how}) {_figure(best)}, this {_figure(plan)}"
+    sharing = [one for one in others if len(one.shares) > 1 and _uses(one, name)]
+    return f"; the best plan with it {_compared(min(sharing, key=lambda one: one.goal_s), plan)}" if sharing else ""
+
+
+def _compared(other: Plan, plan: Plan) -> str:
+    theirs, ours = _as_known(other, plan)
+    devices = "device" if len(other.shares) == 1 else "devices"
+    return f"({other.mode} over {len(other.shares)} {devices}) {_figure(other)}{theirs}, this {_figure(plan)}{ours}"
+
+
+def _as_known(other: Plan, plan: Plan) -> tuple[str, str]:
+    """How the figures of both are known, where not both are predictions."""
+    known = _known(other), _known(plan)
+    return ("", "") if known == ("predicted", "predicted") else (AS_KNOWN[known[0]], AS_KNOWN[known[1]])
+
+
+def _known(plan: Plan) -> Known:
+    """Of heads that are known in several ways the aggregate is a prediction that was corrected."""
+    known = {group.known for group in plan.groups}
+    return known.pop() if len(known) == 1 else "corrected"
+
+
+def _uses(plan: Plan, name: str) -> bool:
+    return any(share.device == name for share in plan.shares)
+
+
+def _names(group: Group) -> str:
+    return "+".join(share.device for share in group.shares)
 
 
 def _figure(plan: Plan) -> str:
@@ -143,29 +202,47 @@ def _time_s(group: Group, tokens: int) -> float:
 
 
 def _against_split(
-    survey: Survey, search: LayerSearch, group: Group, candidates: Sequence[Candidate], one: Candidate
+    survey: Survey,
+    search: LayerSearch,
+    plan: Plan,
+    others: Sequence[Plan],
+    candidates: Sequence[Candidate],
+    one: Candidate,
 ) -> str:
     """Compare with the best split that has to use this device, with the head as it is in the plan."""
-    tables, memory = search.tables, search.tables.memory
+    group, name, tables, memory = plan.fastest, one.device.name, search.tables, search.tables.memory
     if len(candidates) > MOST_PLACED:
         return _own_costs(tables, group, one)
     variant = variant_of(group)
     pooled = pool_for(survey, memory, candidates, variant)
-    rules = Rules(variant.output_on_head, variant.native, required=one.device.name)
-    ways = placed_within(memory, pooled, variant, partial(search.fastest, rules=rules)) if pooled else ()
-    found = [stages for stages in ways if len(stages) <= ENGINE_DEVICES]
-    if not pooled or not found:
-        return "no split with it fits the budgets"
-    stages = min(found, key=lambda each: stages_s(memory, each, tables.tokens))
-    layers = sum(stage.layers for stage in stages if stage.candidate.device.name == one.device.name)
+    rules = Rules(variant.output_on_head, variant.native, required=name)
+    found = [*placed_within(memory, pooled, variant, partial(search.fastest, rules=rules))] if pooled else []
+    placed = [stages for stages in found if len(stages) <= ENGINE_DEVICES]
+    if not pooled or not placed:
+        return _none_placed(memory, found, pooled.in_equal_parts() if pooled else candidates)
+    stages = min(placed, key=lambda each: stages_s(memory, each, tables.tokens))
+    layers = sum(stage.layers for stage in stages if stage.candidate.device.name == name)
+    then_s = stages_s(memory, stages, tables.tokens)
     now_s = stages_s(memory, _stages_of(group, pooled.candidates), tables.tokens)
-    if len(stages) == len(group.shares) == 1:
-        alone = f"alone {duration_text(stages_s(memory, stages, tables.tokens))} per {_unit(tables.tokens)}"
+    longer_s, tie_s = then_s - now_s, TIE * now_s
+    ran = _as_it_ran(plan, others, name, helps=longer_s < -tie_s)
+    if len(stages) == len(group.shares) == 1 and not ran:
+        alone = f"alone {duration_text(then_s)} per {_unit(tables.tokens)}"
         return f"{alone}, {group.shares[0].device} {duration_text(now_s)}"
-    longer_s = stages_s(memory, stages, tables.tokens) - now_s
-    device = next(each.device for each in pooled.candidates if each.device.name == one.device.name)
+    device = next(each.device for each in pooled.candidates if each.device.name == name)
     link_s = fixed_seconds(device.speed, tables.tokens) + stage_link_s(memory, device, tables.tokens)
-    return _told(layers, memory.blocks, longer_s, link_s, TIE * now_s, _unit(tables.tokens))
+    return _told(layers, memory.blocks, longer_s, link_s, tie_s, _unit(tables.tokens), ran)
+
+
+def _none_placed(memory: ModelMemory, found: Sequence[Sequence[Stage]], candidates: Sequence[Candidate]) -> str:
+    if found:
+        return f"the best split with it takes {len(found[0])} devices, the engine {ENGINE_DEVICES} at most"
+    layers_bytes = sum(memory.layer_weights_bytes) + sum(memory.layer_kv_bytes)
+    budgets = parts_text({one.device.name: one.budget_bytes for one in candidates})
+    return (
+        f"no split with it fits the budgets: whole layers of {bytes_text(layers_bytes)} in sum, and on each device "
+        f"{bytes_text(needed_bytes(memory.compute_bytes))} or more for buffers and margin; they are {budgets}"
+    )
 
 
 def _stages_of(group: Group, candidates: Sequence[Candidate]) -> tuple[Stage, ...]:
@@ -177,18 +254,39 @@ def _stages_of(group: Group, candidates: Sequence[Candidate]) -> tuple[Stage, ..
     )
 
 
-def _told(layers: int, blocks: int, longer_s: float, link_s: float, tie_s: float, unit: str) -> str:
-    """Such as "it would take 6 of 32 layers and save 1.2 ms per token, its link and stage cost 3.1 ms"."""
+def _as_it_ran(plan: Plan, others: Sequence[Plan], name: str, *, helps: bool) -> str:
+    """A split with this device beside the plan where it was measured; or where by the survey alone the device `helps`,
+    and the plan was preferred to one that is faster by the survey alone. Else ""."""
+    splits = [
+        other
+        for other in others
+        if other.mode == "layers"
+        and _uses(other, name)
+        and (_known(other) == "measured" or (helps and _surveyed_s(other) < _surveyed_s(plan)))
+    ]
+    best = min(splits, key=lambda other: (_known(other) != "measured", other.goal_s), default=None)
+    return f"; a plan with it {_compared(best, plan)}" if best else ""
+
+
+def _surveyed_s(plan: Plan) -> float:
+    """`goal_s` without what earlier runs have corrected."""
+    return replace(plan, groups=tuple(uncorrected(group) for group in plan.groups)).goal_s
+
+
+def _told(layers: int, blocks: int, longer_s: float, link_s: float, tie_s: float, unit: str, ran: str) -> str:
+    """Such as "it would take 6 of 32 layers and save 1.2 ms per token, its link and stage cost 3.1 ms"; `ran` is what
+    else is known, after a semicolon."""
     took, cost = f"it would take {layers} of {blocks} layers", duration_text(link_s)
     if longer_s < -tie_s:
-        return f"{took} and save {duration_text(-longer_s)} per {unit}, within what counts as noise"
+        why = f" by the survey alone{ran}" if ran else ", within what counts as noise"
+        return f"{took} and save {duration_text(-longer_s)} per {unit}{why}"
     if longer_s <= tie_s:
-        return f"{took}, and a {unit} would take as long as without it"
+        return f"{took}, and a {unit} would take as long as without it{ran}"
     saved_s = link_s - longer_s
     if saved_s > tie_s:
-        return f"{took} and save {duration_text(saved_s)} per {unit}, its link and stage cost {cost}"
+        return f"{took} and save {duration_text(saved_s)} per {unit}, its link and stage cost {cost}{ran}"
     slower = f"compute {duration_text(-saved_s)} longer than others do" if saved_s < -tie_s else "save nothing"
-    return f"{took} and {slower}, and its link and stage cost {cost} per {unit}"
+    return f"{took} and {slower}, and its link and stage cost {cost} per {unit}{ran}"
 
 
 def _own_costs(tables: StageTables, group: Group, one: Candidate) -> str:

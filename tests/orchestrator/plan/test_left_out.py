@@ -6,7 +6,8 @@ import pytest
 
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.choose import rank_plans
-from orchestrator.plan.experience import Experience, Measured, record_of
+from orchestrator.plan.experience import Experience, Measured, Record, record_of
+from orchestrator.plan.left_out import left_out_of
 from orchestrator.plan.values import Plan
 from orchestrator.survey.values import Link, Survey
 from tests.orchestrator.plan.examples import LOOPBACK, make_device, make_gpu, make_memory, make_survey
@@ -67,7 +68,9 @@ def test_what_was_measured_of_a_device_alone_is_what_is_told() -> None:
     (group,) = chosen(survey, Asked("latency")).groups
     slower = Experience((record_of(group, Measured(1.6 * group.token_s, 1.6 * group.step_s, group.prefill_s)),))
     assert group.shares[0].device == "a/cpu"
-    assert reason(survey, Asked("latency", mode="single"), "a/cpu", slower) == "alone 143 ms per token, b/cpu 107 ms"
+    assert reason(survey, Asked("latency", mode="single"), "a/cpu", slower) == (
+        "alone 143 ms per token as measured, b/cpu 107 ms as predicted"
+    )
 
 
 def test_a_device_too_small_for_a_copy_is_told_what_it_lacks_and_what_a_split_would_bring() -> None:
@@ -111,3 +114,96 @@ def test_a_device_beside_a_gpu_of_the_heads_own_is_compared_with_that_very_plan(
     assert [share.gpu for share in group.shares if share.native] == ["CUDA0"]
     told = reason(survey, Asked("latency"), "far/cpu")
     assert told == "it would take 4 of 10 layers and save 392 µs per token, its link and stage cost 500 ms"
+
+
+THREE = make_survey(
+    [make_device("a/cpu", 700), make_device("b/cpu", 700), make_device("c/cpu", 400, gib_per_s=20)],
+    tensor_refused="not implemented",
+)
+
+
+def ran(plan: Plan, token_s: float) -> Record:
+    """One measurement of its only group."""
+    (group,) = plan.groups
+    return record_of(group, Measured(token_s, token_s, group.prefill_s))
+
+
+def left_out_behind(first: Asked, *measured_s: float) -> str:
+    """Why c/cpu is not in the best of what is asked for `first`, which stands before all others as a winner of `tune`
+    does. The times are those of a run of it, and of the best of all."""
+    pair, all_three = chosen(THREE, first), chosen(THREE, Asked("latency"))
+    records = (ran(plan, token_s) for plan, token_s in zip((pair, all_three), measured_s, strict=False))
+    experience = Experience(tuple(records))
+    ranking = rank_plans(THREE, (make_memory(kv_mib=1),), Asked("latency"), experience)
+    winner = chosen(THREE, first, experience)
+    (told,) = left_out_of(THREE, make_memory(kv_mib=1), winner, ranking.plans, None)
+    return told.reason
+
+
+PAIR = Asked("latency", devices=frozenset({"a/cpu", "b/cpu"}), mode="layers")
+
+
+def test_a_device_that_would_help_and_was_measured_not_to_is_left_out_for_that() -> None:
+    assert left_out_behind(PAIR, 0.110, 0.200) == (
+        "it would take 3 of 10 layers and save 14.3 ms per token by the survey alone; a plan with it (layers over 3 "
+        "devices) 200 ms per token as measured, this 110 ms per token as measured"
+    )
+
+
+def test_a_device_that_would_help_a_plan_that_was_measured_to_be_good_is_told_both_figures() -> None:
+    assert left_out_behind(PAIR, 0.090) == (
+        "it would take 3 of 10 layers and save 14.3 ms per token by the survey alone; a plan with it (layers over 3 "
+        "devices) 93.9 ms per token as predicted, this 90.0 ms per token as measured"
+    )
+
+
+def test_what_was_measured_of_a_device_that_would_not_help_is_told_too() -> None:
+    (group,) = chosen(TWO_AND_FAR, Asked("latency", devices=frozenset({"a/cpu", "far/cpu"}), mode="layers")).groups
+    with_far = replace(chosen(TWO_AND_FAR, Asked("latency")), groups=(replace(group, known="measured", token_s=0.7),))
+    plan = chosen(TWO_AND_FAR, Asked("latency"))
+    (told,) = left_out_of(TWO_AND_FAR, make_memory(kv_mib=1), plan, [with_far], None)
+    assert told.reason == (
+        "it would take 5 of 10 layers and save 392 µs per token, its link and stage cost 500 ms; a plan with it "
+        "(layers over 2 devices) 700 ms per token as measured, this 108 ms per token as predicted"
+    )
+
+
+def test_where_no_split_with_a_device_fits_the_needs_and_budgets_are_told() -> None:
+    """It holds the middle layer only, and the other one would have those before and behind it."""
+    survey = make_survey([make_device("a/cpu", 2000), make_device("c/cpu", 90)], tensor_refused="no")
+    plan = rank_plans(survey, (make_memory([200, 20, 200]),), Asked("latency", mode="layers")).chosen
+    assert [(one.device, one.reason) for one in plan.left_out] == [
+        (
+            "c/cpu",
+            "no split with it fits the budgets: whole layers of 450 MiB in sum, and on each device 56.0 MiB or more "
+            "for buffers and margin; they are 2.0 GiB (a/cpu 2.0, c/cpu 0.1)",
+        )
+    ]
+
+
+def test_beside_copies_a_device_is_told_what_one_conversation_would_bring() -> None:
+    """It does not hold all eight; with one it would do less than the others lose by having one less."""
+    survey = make_survey(
+        [make_device("a/cpu", 2000), make_device("b/cpu", 2000), make_device("c/cpu", 1290, gib_per_s=0.2)],
+        tensor_refused="no",
+    )
+    plan = rank_plans(survey, (make_memory(parallel=8),), Asked("throughput", mode="replicas")).chosen
+    assert [one.reason for one in plan.left_out] == [
+        "with one conversation it does 0.19 tok/s, a/cpu 26.1 tok/s with 4, b/cpu 26.1 tok/s with 4"
+    ]
+
+
+def test_hosts_that_share_a_machine_are_told_what_the_others_leave() -> None:
+    """Each holds a copy alone, two of them do not."""
+    devices = [make_device("a/cpu", 2000), make_device("b/cpu", 2000, gib_per_s=5), make_device("far/cpu", 2000)]
+    survey = make_survey(devices, local=["a", "b"], controller_mib=2500, tensor_refused="no")
+    plan = rank_plans(survey, (make_memory(parallel=2),), Asked("throughput", mode="replicas")).chosen
+    assert {share.device for share in plan.shares} == {"a/cpu", "far/cpu"}
+    (told,) = plan.left_out
+    assert told.reason.startswith("beside the others on its machine it needs 1.3 GiB and has 1.2 GiB; ")
+
+
+def test_in_mode_tensor_a_device_without_a_kv_head_is_told_how_many_there_are() -> None:
+    survey = make_survey([make_device(f"{name}/cpu", 2000, link=LOOPBACK) for name in "abc"])
+    plan = rank_plans(survey, (make_memory(kv_heads=2),), Asked("latency", mode="tensor")).chosen
+    assert [one.reason for one in plan.left_out] == ["each of the 2 others has one of the 2 KV heads"]
