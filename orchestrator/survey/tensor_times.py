@@ -62,10 +62,15 @@ async def measure_tensor(measuring: Measuring, survey: Survey, sets: Sequence[Te
 
 def with_kept(measuring: Measuring, survey: Survey, sets: Sequence[TensorSet]) -> Survey:
     """The survey with the times that are known of these sets from earlier runs too; nothing is measured."""
-    there = {(one.devices, one.parts) for one in survey.tensor}
-    wanted = [one for one in sets if (one.devices, one.parts) not in there and one.devices not in survey.tensor_failed]
+    there, failed = {_as_cut(one) for one in survey.tensor}, {frozenset(devices) for devices in survey.tensor_failed}
+    wanted = [one for one in sets if _as_cut(one) not in there and frozenset(one.devices) not in failed]
     known = [time for one in wanted if (time := _kept(measuring, survey, one)) is not None]
     return replace(survey, tensor=(*survey.tensor, *known))
+
+
+def _as_cut(one: TensorSet | TensorTime) -> frozenset[tuple[str, int]]:
+    """Each device with its part; their order plays no part in a time, nor in where it is kept (`_key`)."""
+    return frozenset(zip(one.devices, one.parts, strict=True))
 
 
 async def _refusal(measuring: Measuring) -> str:

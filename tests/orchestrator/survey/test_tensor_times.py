@@ -10,14 +10,15 @@ import pytest
 
 from orchestrator.errors import EngineError, MeshctlError
 from orchestrator.inventory import Host
-from orchestrator.plan.tensor import TensorSet
+from orchestrator.plan.pools import find_candidates
+from orchestrator.plan.tensor import TensorSet, find_tensors
 from orchestrator.report import Event, Remark, Report, silent
 from orchestrator.survey import tensor_times
 from orchestrator.survey.slices import Slice
 from orchestrator.survey.tensor_times import measure_tensor, room_bytes, tensor_time, with_kept
 from orchestrator.survey.timing import Measuring
 from orchestrator.survey.values import Device, Link, Survey, TensorTime
-from tests.orchestrator.plan.examples import FACTS, make_device, make_gpu, make_survey
+from tests.orchestrator.plan.examples import FACTS, make_device, make_gpu, make_memory, make_survey, make_tensor_time
 from tests.orchestrator.survey.test_speeds import SLICES
 from workers.budget import MIB
 from workers.engine_commands import CACHE_TYPES, CacheType, FlashAttention
@@ -139,6 +140,17 @@ def test_times_known_from_earlier_runs_are_added_and_nothing_is_measured(monkeyp
     monkeypatch.setattr(tensor_times, "_kept", lambda measuring, survey, one: known[one])
     survey = replace(SURVEY, tensor=(TIME,), tensor_failed=(SETS[0].devices,))
     assert with_kept(cast(Measuring, None), survey, (*SETS, third)).tensor == (TIME, known[third])
+
+
+def flipped(one: TensorSet) -> TensorSet:
+    """The same devices with the same parts, in the other order."""
+    return TensorSet(one.devices[::-1], one.parts[::-1])
+
+
+def test_what_is_there_or_failed_is_so_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_times, "_kept", lambda measuring, survey, one: TIME)
+    survey = replace(SURVEY, tensor=(TIME,), tensor_failed=(SETS[0].devices,))
+    assert with_kept(cast(Measuring, None), survey, [flipped(one) for one in SETS]) == survey
 
 
 def test_the_output_layer_is_told_apart_by_its_bytes() -> None:
@@ -272,3 +284,20 @@ async def test_a_group_is_timed_once_kept_and_timed_again_where_that_is_asked_fo
     with_none = replace(PAIR, tensor=())
     assert with_kept(measuring(tmp_path), with_none, (HALVES,)).tensor == surveyed.tensor
     assert with_kept(measuring(tmp_path, recalibrate=True), with_none, (HALVES,)).tensor == ()
+
+
+async def test_a_time_that_was_kept_in_another_order_is_in_the_survey_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after two equal devices were timed again and the other one came out faster: else two plans are the same."""
+
+    async def measure(measuring: Measuring, devices: Sequence[Device], one: TensorSet) -> TensorTime:
+        return make_tensor_time(one.devices, one.parts, 20)
+
+    monkeypatch.setattr(tensor_times, "_measure_set", measure)
+    first = await measure_tensor(measuring(tmp_path), PAIR, (HALVES,), silent())
+    again = await measure_tensor(measuring(tmp_path), PAIR, (flipped(HALVES),), silent())
+    survey = with_kept(measuring(tmp_path), again, (flipped(HALVES),))
+    assert survey.tensor == first.tensor
+    groups = find_tensors(survey, (make_memory(kv_heads=2),), find_candidates(survey, None))
+    assert [one.tensor_split for one in groups] == [(1, 1)]
