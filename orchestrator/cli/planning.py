@@ -1,6 +1,6 @@
 """`meshctl survey` and `meshctl plan`: look, decide, change nothing that runs."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -165,7 +165,8 @@ def _ranked_from(
     from orchestrator.prepare import as_wished
     from orchestrator.what_if import what_if
 
-    memories = _memories(as_wished(inventory, wishes), saved, path)
+    hosts = {host.name for host in inventory.hosts} - {one.name for one in adds} | {*without}
+    memories = _memories(as_wished(inventory, wishes), saved, path, hosts)
     refused = memories[0].tensor_refused or saved.tensor_refused
     supposed = what_if(replace(saved, tensor_refused=refused), memories[0], without, adds)
     return _rank(inventory, supposed, memories, wishes), supposed
@@ -197,7 +198,10 @@ def _prepared(inventory: "InventoryValue", recalibrate: bool) -> "Prepared":
     return run_shown(work)
 
 
-def _memories(inventory: "InventoryValue", saved: "Survey", path: str) -> "tuple[ModelMemory, ...]":
+def _memories(
+    inventory: "InventoryValue", saved: "Survey", path: str, hosts: Collection[str]
+) -> "tuple[ModelMemory, ...]":
+    """The model as the engine here counts it; what a survey that should be of these `hosts` leaves in doubt is told."""
     from orchestrator.cli.run import run_shown
     from orchestrator.engine.stock import Stock
     from orchestrator.errors import UsageError
@@ -219,8 +223,8 @@ def _memories(inventory: "InventoryValue", saved: "Survey", path: str) -> "tuple
                 f"{path} was measured with {saved.model}: {shown} has other tensors, at other speeds",
                 hint="take a survey with this model: meshctl survey INVENTORY --json > FILE",
             )
-        kinds = (inventory.cache_type,)
-        for doubt in doubts(saved, path, kinds, inventory.flash_attention, engine.manifest.engine):
+        kept_as = (inventory.cache_type,), inventory.flash_attention, engine.manifest.engine
+        for doubt in doubts(saved, path, *kept_as, hosts=hosts, parallel=inventory.parallel):
             report.warn(doubt)
         return await prepare_memories(inventory, engine, model, folders)
 

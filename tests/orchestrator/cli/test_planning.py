@@ -5,8 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -182,6 +184,53 @@ def test_a_saved_survey_is_planned_from_without_any_host(saved: Path, capsys: py
     assert shown.startswith("llama.gguf: layers over 2 devices")
     assert "left/cpu" in shown
     assert "right/cpu" in shown
+
+
+DOUBTS = (
+    "s.json was measured on left, right: these are planned for, not left, up",
+    "s.json was not measured with 3 conversations at once: their speed is worked out between others",
+)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "parallel", "what_if", "doubts"),
+    [
+        ("left right", 1, {}, ()),
+        ("left up", 3, {}, DOUBTS),
+        ("left", 1, {"without": ["right"]}, ()),
+        ("left new", 1, {"without": ["right"], "add": ["new=1GiB,left,gigabit"]}, ()),
+    ],
+)
+def test_what_a_saved_survey_is_not_of_is_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    hosts: str,
+    parallel: int,
+    what_if: dict[str, list[str]],
+    doubts: tuple[str, ...],
+) -> None:
+    """As `model fit` does; hosts that are taken away or added on purpose are no doubt."""
+    monkeypatch.chdir(tmp_path)
+    survey = make_survey([make_device("left/cpu", 2000), make_device("right/cpu", 2000)])
+    Path("s.json").write_text(survey_json(survey))
+    there = "".join(f"  - {{name: {name}, connection: ssh, address: {name}.invalid}}\n" for name in hosts.split())
+    Path("inventory.yaml").write_text(f"cluster: demo\nmodel: smollm2-135m\nparallel: {parallel}\nhosts:\n{there}")
+    engine = SimpleNamespace(folder=tmp_path, manifest=SimpleNamespace(engine=survey.engine))
+    monkeypatch.setattr("orchestrator.engine.stock.Stock.cpu", answering(engine))
+    monkeypatch.setattr("orchestrator.prepare.prepare_model", answering(None))
+    monkeypatch.setattr("quant.slice.shape_digest", lambda model: survey.shape)
+    monkeypatch.setattr("orchestrator.prepare.prepare_memories", answering(counted()))
+    planning.plan(Path("inventory.yaml"), survey=Path("s.json"), without=what_if.get("without"), add=what_if.get("add"))
+    said = " ".join(capsys.readouterr().err.split())
+    assert [doubt for doubt in DOUBTS if doubt in said] == [*doubts]
+
+
+def answering(answer: object) -> Callable[..., Awaitable[object]]:
+    async def ask(*asked: object) -> object:
+        return answer
+
+    return ask
 
 
 def test_a_narrow_terminal_loses_no_figure(
