@@ -1,8 +1,10 @@
 """What holds of every ranking, over seeded random surveys and models."""
 
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import permutations
 from math import inf
 from random import Random
 
@@ -11,13 +13,16 @@ import pytest
 from orchestrator.errors import PlanError
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.choose import rank_plans
+from orchestrator.plan.conversations import with_kv
 from orchestrator.plan.costs import layers_seconds, needed_bytes, output_seconds
+from orchestrator.plan.cut import part_bytes
 from orchestrator.plan.noise import LEAST_NOISE
 from orchestrator.plan.pools import find_candidates
 from orchestrator.plan.reasons import ORDER_NOISE, gains_too_little
 from orchestrator.plan.single import find_singles
 from orchestrator.plan.values import GOALS, MODES, ModelMemory, Plan, Ranking
 from orchestrator.survey.values import Device, HostSurvey, Link, Speed, Survey
+from orchestrator.view.sizes import bytes_text, in_unit, unit_for
 from tests.orchestrator.plan.examples import (
     FAST_LINK,
     LOOPBACK,
@@ -318,10 +323,120 @@ def test_single_devices_are_all_that_hold_the_model_fastest_first() -> None:
         assert [group.token_s for group in found] == sorted(group.token_s for group in found)
 
 
-def test_without_a_plan_every_device_and_a_way_out_are_in_the_error() -> None:
+def errors(kv: int = 1) -> Iterator[tuple[str, Survey, ModelMemory, str, PlanError]]:
+    """Every mode that has no plan, over all cases, the cache so many times as large as there."""
     for survey, memory, goal in cases():
-        if ranking(survey, memory, goal, "single") is None:
-            with pytest.raises(PlanError) as caught:
-                rank_plans(survey, (memory,), Asked(goal, mode="single"))
-            assert caught.value.hint
-            assert all(one.name in str(caught.value) for one in survey.devices)
+        memory = replace(memory, layer_kv_bytes=tuple(kv * size for size in memory.layer_kv_bytes))
+        for mode in MODES:
+            try:
+                rank_plans(survey, (memory,), Asked(goal, mode=mode))
+            except PlanError as error:
+                yield mode, survey, memory, goal, error
+
+
+def test_without_a_plan_every_device_its_budget_and_a_way_out_are_in_the_error() -> None:
+    """But where no budget is to blame: of tensor one device or KV head, of replicas one conversation."""
+    seen = set()
+    for mode, survey, memory, _, error in errors():
+        assert error.hint
+        if mode == "replicas" and memory.parallel < 2:
+            assert "parallel is 1" in str(error)
+        elif mode != "tensor" or min(memory.kv_heads, len(survey.devices)) > 1:
+            seen.add(mode)
+            for one in survey.devices:
+                assert one.name in str(error)
+                assert budget_told(mode, survey, memory, one) in str(error)
+    assert seen == {*MODES}
+
+
+def budget_told(mode: str, survey: Survey, memory: ModelMemory, device: Device) -> str:
+    """In mode layers a summand of what all have; of heads alone, that of a device that holds none."""
+    budget_bytes = device.budget.usable_bytes
+    if mode == "layers":
+        return in_unit(budget_bytes, unit_for(sum(one.budget.usable_bytes for one in survey.devices))[1])
+    if mode == "tensor" or budget_bytes < alone_bytes(memory, memory.parallel if mode == "single" else 1):
+        return bytes_text(budget_bytes)
+    return ""
+
+
+def alone_bytes(memory: ModelMemory, conversations: int) -> int:
+    """The budget that so many conversations need on one device."""
+    inputs = 0 if memory.output_tied else memory.input_bytes
+    return needed_bytes(with_kv(memory, memory.context, conversations).total_bytes + inputs)
+
+
+def test_a_lower_context_or_parallel_is_proposed_exactly_where_there_is_a_plan_then() -> None:
+    """Of contexts the largest power of two."""
+    proposed = set()
+    for mode, survey, memory, goal, error in errors(kv=16):
+        fewer = ranking(survey, with_kv(memory, memory.context, 1), goal, mode) if memory.parallel > 1 else None
+        assert ("lower parallel to 1" in error.hint) is (fewer is not None)
+        contexts = (memory.context >> step for step in range(1, 5))
+        shorter = (one for one in contexts if ranking(survey, with_kv(memory, one, memory.parallel), goal, mode))
+        told = re.search(r"lower context to (\d+)", error.hint)
+        largest = next(shorter, None)
+        assert (int(told[1]) if told else None) == largest, error
+        proposed.add((mode, told is not None))
+    assert proposed == {(mode, told) for mode in MODES for told in (False, True)}
+
+
+def test_a_mode_has_a_plan_exactly_where_brute_force_finds_room_for_the_model() -> None:
+    """Of replicas only what heads alone can do: groups form in too many ways."""
+    for survey, memory, goal in cases():
+        budgets = [one.budget.usable_bytes for one in survey.devices]
+        room = holds_layers(memory, budgets, output=True) or holds_layers(memory, budgets, output=False)
+        assert (ranking(survey, memory, goal, "layers") is not None) is room
+        assert (ranking(survey, memory, goal, "tensor") is not None) is holds_parts(memory, budgets)
+        if heads_hold(memory, survey.devices):
+            assert ranking(survey, memory, goal, "replicas") is not None
+
+
+def test_the_layers_that_the_devices_hold_are_counted_as_brute_force_has_them() -> None:
+    for mode, survey, memory, _, error in errors():
+        if mode == "layers":
+            (told,) = re.findall(r"they hold (\d+) of (\d+) layers and the output layer", str(error))
+            held, blocks = map(int, told)
+            budgets = [one.budget.usable_bytes for one in survey.devices]
+            assert blocks == memory.blocks
+            assert held == 0 or holds_layers(first_layers(memory, held), budgets, output=True)
+            assert not holds_layers(first_layers(memory, held + 1), budgets, output=True)
+
+
+def first_layers(memory: ModelMemory, count: int) -> ModelMemory:
+    weights, kv = memory.layer_weights_bytes[:count], memory.layer_kv_bytes[:count]
+    return replace(memory, layer_weights_bytes=weights, layer_kv_bytes=kv)
+
+
+def holds_layers(memory: ModelMemory, budgets: Sequence[int], *, output: bool) -> bool:
+    """Whether some devices, in some order, hold all layers, the last one the output layer too where `output`: it takes
+    as many of the last layers as it can, the others as many of the first."""
+    orders = (order for count in range(len(budgets)) for order in permutations(range(len(budgets)), count + 1))
+    return any(fills(memory, [budgets[k] for k in order], output=output) for order in orders)
+
+
+def fills(memory: ModelMemory, budgets: Sequence[int], *, output: bool) -> bool:
+    begin, end = 0, memory.blocks
+    for budget in budgets[:-1]:
+        begin = max(one for one in range(begin, end) if one == begin or stage_bytes(memory, begin, one) <= budget)
+    more = memory.output_bytes + memory.compute_last_bytes - memory.compute_bytes if output else 0
+    return any(stage_bytes(memory, one, end, more) <= budgets[-1] for one in range(begin + 1))
+
+
+def stage_bytes(memory: ModelMemory, begin: int, end: int, more: int = 0) -> int:
+    held = memory.layer_weights_bytes[begin:end] + memory.layer_kv_bytes[begin:end]
+    return needed_bytes(sum(held) + memory.compute_bytes + more)
+
+
+def holds_parts(memory: ModelMemory, budgets: Sequence[int]) -> bool:
+    """Whether two devices or more hold all parts, one per KV head, each of them at least one."""
+    heads = memory.kv_heads
+    needs = [needed_bytes(part_bytes(memory, part, heads).total_bytes) for part in range(1, heads + 1)]
+    most = sorted((sum(need <= budget for need in needs) for budget in budgets), reverse=True)[:heads]
+    return len([one for one in most if one]) > 1 and sum(most) >= heads
+
+
+def heads_hold(memory: ModelMemory, devices: Sequence[Device]) -> bool:
+    """Whether two devices or more hold a copy each with memory for all conversations among them."""
+    needs = [alone_bytes(memory, count) for count in range(1, memory.parallel + 1)]
+    held = [sum(need <= one.budget.usable_bytes for need in needs) for one in devices if one.native.measured]
+    return memory.parallel > 1 and len([one for one in held if one]) > 1 and sum(held) >= memory.parallel
