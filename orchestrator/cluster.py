@@ -128,8 +128,8 @@ async def bring_up(
     """Start everything the plan names and check it; on any error the caller stops `started`.
 
     A group that has been measured at an earlier start is measured again only where it now is slower or faster. Without
-    `measure` speeds are taken to be as planned: somebody waits for an answer. `taken` are names of heads that run
-    already.
+    `measure` none is, since somebody waits for an answer: speeds that are not known are taken to be as planned, until
+    there is time (`measure_group`). `taken` are names of heads that run already.
     """
     packed = packed_pieces(prepared, plan.groups, hosts)
     if packed:
@@ -146,17 +146,13 @@ async def bring_up(
     answers = await _check_answers(loading, started)
     for one in loading:
         await compare_memory(one.group, one.head, one.workers, own_gpus(prepared, one.group), report)
-    if not measure:
-        return Running(plan, tuple(_as_planned(one, answers[one.place.name]) for one in loading))
-    heads = {one.place.name: _as_known(one, answers[one.place.name], report) for one in loading}
-    if not all(heads.values()):
+    heads = [_as_known(one, answers[one.place.name], report) for one in loading]
+    if measure and not all(one.measured for one in heads):
         report.step("Measuring its speed", "checking")
-    for one in loading:
-        if heads[one.place.name] is None:
-            measured = await _measured(one, answers[one.place.name], plan, started, report)
-            heads[one.place.name] = measured
-            _remember(prepared, folders, measured)
-    return Running(plan, tuple(head for head in heads.values() if head is not None))
+        heads = [
+            one if one.measured else await measure_group(one, prepared, plan, started, folders, report) for one in heads
+        ]
+    return Running(plan, tuple(heads))
 
 
 _HEADS_STEP = "Starting the heads and loading the model"
@@ -262,6 +258,19 @@ def compare_speed(running: RunningGroup, report: Report) -> None:
         f"{text}: far slower. Other programs on a host (then set `threads` lower than its idle cores), or speeds "
         "that were measured at another time (then try `--recalibrate`)"
     )
+
+
+async def measure_group(
+    running: RunningGroup, prepared: Prepared, plan: Plan, started: Started, folders: Folders, report: Report
+) -> RunningGroup:
+    """The same with the speed that it has, which is kept for the plans to come. Nothing else may be asked meanwhile, of
+    another head neither: they would slow each other down."""
+    speed = await measure_head(running.head, started, running.group, plan.context)
+    running = replace(running, speed=speed, measured=True)
+    compare_speed(running, report)
+    measured = Measured(speed.token_s, speed.step_s, speed.prefill_s)
+    remember(folders, prepared.circumstances, running.group, measured, prepared.experience.outdated)
+    return running
 
 
 def is_as_known(group: Group, answer: Answer) -> bool:
@@ -398,32 +407,15 @@ async def _check_answers(loading: Sequence[_Loading], started: Started) -> dict[
     )
 
 
-async def _measured(one: _Loading, answer: Answer, plan: Plan, started: Started, report: Report) -> RunningGroup:
-    """One head after the other, so that none slows another down."""
-    speed = await measure_head(one.head, started, one.group, plan.context)
-    running = RunningGroup(one.group, one.place.name, one.head, one.workers, answer, speed)
-    compare_speed(running, report)
-    return running
-
-
-def _as_known(one: _Loading, answer: Answer, report: Report) -> RunningGroup | None:
-    """With the speed that it had at an earlier start; None when that is not known or not so any more."""
+def _as_known(one: _Loading, answer: Answer, report: Report) -> RunningGroup:
+    """With the speed that it had at an earlier start; as planned where that is not known or not so any more."""
+    speed = HeadSpeed(one.group.token_s, one.group.step_s, one.group.prefill_s)
+    planned = RunningGroup(one.group, one.place.name, one.head, one.workers, answer, speed, measured=False)
     if not is_as_known(one.group, answer):
-        return None
+        return planned
     then = f"decode {one.group.decode_tokens_per_s:.1f} tokens/s, as measured at an earlier start"
     report.say(f"{one.place.name} on {one.head.host}: {then}")
-    return replace(_as_planned(one, answer), measured=True, earlier=True)
-
-
-def _as_planned(one: _Loading, answer: Answer) -> RunningGroup:
-    speed = HeadSpeed(one.group.token_s, one.group.step_s, one.group.prefill_s)
-    return RunningGroup(one.group, one.place.name, one.head, one.workers, answer, speed, measured=False)
-
-
-def _remember(prepared: Prepared, folders: Folders, one: RunningGroup) -> None:
-    """Keep what was measured, for the plans to come."""
-    measured = Measured(one.speed.token_s, one.speed.step_s, one.speed.prefill_s)
-    remember(folders, prepared.circumstances, one.group, measured)
+    return replace(planned, measured=True, earlier=True)
 
 
 async def _all(items: Mapping[str, Awaitable[T]]) -> dict[str, T]:

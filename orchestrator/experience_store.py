@@ -8,7 +8,7 @@ Programs that measure the same model at the same moment write one after the othe
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from orchestrator.folders import Folders
 from orchestrator.inventory import Inventory
 from orchestrator.plan.experience import Experience, Measured, Record, record_of
-from orchestrator.plan.values import Group
+from orchestrator.plan.values import Group, GroupMode
 from orchestrator.state import write_private
 from orchestrator.survey.values import Device, HostSurvey, Survey, kept_as
 from quant.model import Model
@@ -54,6 +54,12 @@ class _Kept:
     record: Record
     machines: tuple[str, ...]
 
+    @property
+    def place(self) -> tuple[GroupMode, frozenset[tuple[str, str]], tuple[str, ...]]:
+        """Its mode, each device with its machine, and the machine of a head elsewhere: what it corrects groups of."""
+        devices = self.record.devices
+        return self.record.mode, frozenset(zip(devices, self.machines, strict=False)), self.machines[len(devices) :]
+
 
 _FILE = TypeAdapter(tuple[_Kept, ...])
 
@@ -77,12 +83,24 @@ def load_experience(folders: Folders, circumstances: Circumstances) -> Experienc
     return Experience(tuple(one.record for one in kept if _is_of(one, circumstances)))
 
 
-def remember(folders: Folders, circumstances: Circumstances, group: Group, measured: Measured) -> None:
-    """Keep a measurement beside the group's uncorrected prediction."""
-    path, record = _path(folders, circumstances), record_of(group, measured)
+def left_aside(folders: Folders, circumstances: Circumstances) -> Experience:
+    """None of what was measured, on whichever machines: all of it is outdated."""
+    return Experience(outdated=tuple(one.record for one in _read(_path(folders, circumstances))))
+
+
+def remember(
+    folders: Folders, circumstances: Circumstances, group: Group, measured: Measured, outdated: Collection[Record] = ()
+) -> None:
+    """Keep a measurement beside the group's uncorrected prediction.
+
+    It takes the place of those `outdated` ones that say something of the same groups: of its mode, on its machines.
+    """
+    path = _path(folders, circumstances)
+    new = _Kept(record_of(group, measured), circumstances.of(group))
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        kept = (*_read(path), _Kept(record, circumstances.of(group)))
+        others = (one for one in _read(path) if one.record not in outdated or one.place != new.place)
+        kept = (*others, new)
         write_private(path, _FILE.dump_json(_newest(kept), indent=2).decode())
 
 

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 
 from orchestrator.cluster import packed_pieces, rates_from_here, start_workers
 from orchestrator.errors import EngineError
+from orchestrator.experience_store import remember
 from orchestrator.fanout import all_or_raise, each_host
+from orchestrator.folders import Folders
 from orchestrator.group_commands import HeadPlace, head_place, placement_of, worker_devices
 from orchestrator.head_checks import prompt_scale
 from orchestrator.hosts import OpenHosts
 from orchestrator.leash import run_leashed
 from orchestrator.model_copies import model_on_host
 from orchestrator.packs import bring_packs
-from orchestrator.plan.experience import as_predicted
+from orchestrator.plan.experience import Measured, as_predicted
 from orchestrator.plan.values import Group
 from orchestrator.prepare import Prepared
 from orchestrator.processes import BENCH_LOGS, Started, Worker, log_path
@@ -115,6 +117,24 @@ def predicted_of(groups: Sequence[Group], prompt: int) -> Predicted:
 def bench_prompt(group: Group, prompt: int) -> int:
     """No longer than what was predicted and what a conversation may hold."""
     return min(prompt, group.prompt_tokens)
+
+
+def measured_of(group: Group, rates: Rates, prompt: int) -> Measured:
+    """What a bench of this one group with prompts of `prompt` tokens measured, in the terms of a `Group`."""
+    tokens = bench_prompt(group, prompt)
+    token_s = 1 / rates.decode.median
+    return Measured(
+        token_s=token_s,
+        step_s=group.parallel / rates.aggregate.median if rates.aggregate else token_s,
+        prefill_s=tokens * prompt_scale(group, tokens) / rates.prefill.median,
+    )
+
+
+def learn(bench: Bench, folders: Folders, group: Group, rates: Rates) -> Measured:
+    """What was measured of this one group, which is kept for the plans to come."""
+    prepared, measured = bench.prepared, measured_of(group, rates, bench.size.prompt)
+    remember(folders, prepared.circumstances, group, measured, prepared.experience.outdated)
+    return measured
 
 
 async def _one_conversation(bench: Bench, group: Group) -> tuple[BenchRow, BenchRow]:

@@ -13,7 +13,7 @@ from orchestrator.engine.install import Installed, ensure_on_host, prove_here
 from orchestrator.engine.stock import Stock
 from orchestrator.engine.store import Engine
 from orchestrator.errors import EngineError, MeshctlError, PlanError
-from orchestrator.experience_store import Circumstances, circumstances_of, load_experience
+from orchestrator.experience_store import Circumstances, circumstances_of, left_aside, load_experience
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
 from orchestrator.hosts import OpenHost, OpenHosts, open_hosts
@@ -107,17 +107,27 @@ def asked_of(wishes: Wishes, inventory: Inventory) -> Asked:
 
 
 async def prepare_ranking(
-    inventory: Inventory, hosts: OpenHosts, folders: Folders, report: Report, wishes: Wishes
+    inventory: Inventory,
+    hosts: OpenHosts,
+    folders: Folders,
+    report: Report,
+    wishes: Wishes,
+    *,
+    winner: bool | None = None,
 ) -> tuple[Prepared, Ranking]:
-    """Measure, then rank every way to run the model, a tuned winner first. PlanError with every shortfall when there is
-    no way."""
+    """Measure, then rank every way to run the model. PlanError with every shortfall when there is no way.
+
+    `winner`: whether a tuned one stands first; None: unless everything is measured again, or others serve a part of the
+    conversations.
+    """
     prepared = await prepare(inventory, hosts, folders, report, wishes)
     report.step("Planning", "planning")
     asked = _but_busy(asked_of(wishes, inventory), prepared.survey, wishes.busy)
     if wishes.parallel is not None:
         prepared = replace(prepared, memories=for_conversations(prepared.memories, wishes.parallel))
-    anew = wishes.recalibrate or wishes.parallel is not None
-    tuned = None if anew else await _tuned(prepared, folders, asked, report)
+    if winner is None:
+        winner = not wishes.recalibrate and wishes.parallel is None
+    tuned = await _tuned(prepared, folders, asked, report, wishes) if winner else None
     prepared, ranking = tuned or (prepared, await _ranked(prepared, asked))
     if ranking.chosen.context < inventory.context:
         fitting = ranking.chosen.context
@@ -137,7 +147,9 @@ def _but_busy(asked: Asked, survey: Survey, busy: frozenset[str]) -> Asked:
     return replace(asked, devices=free if asked.devices is None else asked.devices & free)
 
 
-async def _tuned(prepared: Prepared, folders: Folders, asked: Asked, report: Report) -> tuple[Prepared, Ranking] | None:
+async def _tuned(
+    prepared: Prepared, folders: Folders, asked: Asked, report: Report, wishes: Wishes
+) -> tuple[Prepared, Ranking] | None:
     """The ranking with the winner of `meshctl tune` first, at its threads, and at the context that fits now or nearly
     that (`LEAST_CONTEXT`); None when there is none that still fits, or one that was measured to be better."""
     inventory = prepared.inventory
@@ -145,8 +157,8 @@ async def _tuned(prepared: Prepared, folders: Folders, asked: Asked, report: Rep
     tuned = None if asked.split else load_tuned(folders.cluster(inventory.cluster), valid)
     if tuned is None:
         return None
-    run = replace(prepared, survey=with_threads(prepared.survey, tuned.threads))
-    run = replace(run, experience=load_experience(folders, run.circumstances))
+    at_threads = replace(prepared, survey=with_threads(prepared.survey, tuned.threads))
+    run = _with_experience(at_threads, folders, wishes)
     with suppress(PlanError):  # less fits now than did then, or the loss of a host could not be survived
         fitting = await _ranked(run, asked)
         found = await _with_winner(run, folders, asked, tuned, fitting)
@@ -202,9 +214,13 @@ async def prepare(inventory: Inventory, hosts: OpenHosts, folders: Folders, repo
     prepared = Prepared(
         ready.inventory, ready.engine, ready.engine_folders, ready.model, ready.memories, survey, NO_EXPERIENCE
     )
-    if wishes.recalibrate:
-        return prepared
-    return replace(prepared, experience=load_experience(folders, prepared.circumstances))
+    return _with_experience(prepared, folders, wishes)
+
+
+def _with_experience(prepared: Prepared, folders: Folders, wishes: Wishes) -> Prepared:
+    """With what earlier runs have measured, which is left aside where everything is measured again."""
+    load = left_aside if wishes.recalibrate else load_experience
+    return replace(prepared, experience=load(folders, prepared.circumstances))
 
 
 async def make_ready(

@@ -1,7 +1,8 @@
 """Really run the best plans, vary the best one's threads and micro-batch, and keep what was fastest.
 
 Every measurement is kept as soon as it is there, and the winner so far with it, so that stopping at any time loses
-nothing; whatever was started is ended. A trial that fails is noted, and the next one is tried.
+nothing: a former winner gives way only to what it was compared with, or at the end. Whatever was started is ended. A
+trial that fails is noted, and the next one is tried.
 """
 
 import asyncio
@@ -9,16 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.errors import EngineError, MeshctlError
-from orchestrator.experience_store import remember
 from orchestrator.folders import Folders
-from orchestrator.group_bench import Bench, BenchSize, Rates, bench_prompt, measure_each
-from orchestrator.head_checks import prompt_scale
+from orchestrator.group_bench import Bench, BenchSize, Rates, learn, measure_each
 from orchestrator.hosts import open_hosts
 from orchestrator.inventory import Inventory
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.choose import in_order
-from orchestrator.plan.experience import Experience, Measured, record_of, uncorrected
-from orchestrator.plan.values import PROMPT_TOKENS, Group, Plan, Ranking, plan_key
+from orchestrator.plan.experience import Experience, record_of, uncorrected
+from orchestrator.plan.values import PROMPT_TOKENS, Group, Plan, Ranking, alike_key, plan_key
 from orchestrator.prepare import Prepared, prepare_ranking
 from orchestrator.processes import Started
 from orchestrator.report import Report
@@ -29,6 +28,7 @@ from orchestrator.tuned import (
     Tuned,
     asked_again,
     find_plan,
+    load_tuned,
     memory_at,
     save_tuned,
     split_of,
@@ -90,7 +90,7 @@ async def tune(inventory: Inventory, folders: Folders, report: Report, wishes: W
 async def _tune(inventory: Inventory, folders: Folders, report: Report, wishes: Wishes, top: int) -> TuneResult:
     report.step("Connecting")
     async with open_hosts(inventory, folders, report) as hosts:
-        prepared, ranking = await prepare_ranking(inventory, hosts, folders, report, wishes)
+        prepared, ranking = await prepare_ranking(inventory, hosts, folders, report, wishes, winner=True)
         started = Started()
         try:
             asked = Asked(ranking.chosen.goal, wishes.devices, wishes.mode)
@@ -98,17 +98,6 @@ async def _tune(inventory: Inventory, folders: Folders, report: Report, wishes: 
             return await tuning.run(ranking, top)
         finally:
             await asyncio.shield(started.stop())
-
-
-def measured_of(group: Group, rates: Rates, prompt: int) -> Measured:
-    """What a bench of this one group with prompts of `prompt` tokens measured, in the terms of a `Group`."""
-    tokens = bench_prompt(group, prompt)
-    token_s = 1 / rates.decode.median
-    return Measured(
-        token_s=token_s,
-        step_s=group.parallel / rates.aggregate.median if rates.aggregate else token_s,
-        prefill_s=tokens * prompt_scale(group, tokens) / rates.prefill.median,
-    )
 
 
 def thread_profiles(inventory: Inventory, survey: Survey, devices: Sequence[str]) -> tuple[dict[str, int], ...]:
@@ -140,6 +129,7 @@ class _Tuning:
         self._measured = dict[tuple[str, tuple[int, ...]], tuple[Group, ...]]()
         prepared = bench.prepared
         self._valid = valid_for(prepared.inventory, prepared.model, prepared.engine.manifest.engine, asked)
+        self._former = load_tuned(folders.cluster(prepared.inventory.cluster), self._valid)
 
     async def run(self, ranking: Ranking, top: int) -> TuneResult:
         best = await self._best_plan(ranking.plans[:top])
@@ -157,7 +147,7 @@ class _Tuning:
             if trial.measured is not None:
                 ran[plan_key(plan)] = trial
             if ran and (number > 1 or len(plans) == 1):
-                self._keep(_first(ran, self._goal))
+                self._keep_so_far(_first(ran, self._goal))
         if not ran:
             raise EngineError("none of the best plans could be run", hint="the remarks above say why; `meshctl doctor`")
         return _first(ran, self._goal)
@@ -196,12 +186,12 @@ class _Tuning:
         return find_plan(prepared.survey, (memory,), asked, key, prepared.experience)
 
     def _better(self, best: Trial, trial: Trial, seconds_of: Callable[[Plan], float]) -> Trial:
-        """The better one, which is kept at once."""
+        """The better one."""
         if trial.measured is None or best.measured is None:
             return best
         if seconds_of(trial.measured) >= BETTER * seconds_of(best.measured):
             return best
-        self._keep(trial)
+        self._keep_so_far(trial)
         return trial
 
     async def _try(self, varied: str, plan: Plan, threads: Mapping[str, int]) -> Trial:
@@ -221,17 +211,22 @@ class _Tuning:
         key = plan_key(plan), tuple(threads[share.device] for share in plan.shares)
         if key not in self._measured:
             prepared = replace(self._prepared, survey=with_threads(self._prepared.survey, threads))
-            rates = await measure_each(replace(self._bench, prepared=prepared), plan.groups)
+            bench = replace(self._bench, prepared=prepared)
+            rates = await measure_each(bench, plan.groups)
             self._measured[key] = tuple(
-                self._learnt(prepared, group, its) for group, its in zip(plan.groups, rates, strict=True)
+                self._learnt(bench, group, its) for group, its in zip(plan.groups, rates, strict=True)
             )
         return self._measured[key]
 
-    def _learnt(self, prepared: Prepared, group: Group, rates: Rates) -> Group:
+    def _learnt(self, bench: Bench, group: Group, rates: Rates) -> Group:
         """The group as it was measured, which is kept for later plans too."""
-        measured = measured_of(group, rates, self._bench.size.prompt)
-        remember(self._folders, prepared.circumstances, group, measured)
+        measured = learn(bench, self._folders, group, rates)
         return Experience((record_of(group, measured),)).correct(uncorrected(group))
+
+    def _keep_so_far(self, best: Trial) -> None:
+        """Should the tuning be stopped now; a former winner stays, unless it was run as well."""
+        if self._former is None or any(_is_run_of(self._former, trial) for trial in self._trials):
+            self._keep(best)
 
     def _keep(self, best: Trial) -> Tuned:
         assert best.measured is not None, "only what ran can be the best"
@@ -247,6 +242,12 @@ class _Tuning:
 def threads_text(threads: Mapping[str, int]) -> str:
     """Such as "a/cpu 4, b/cpu 3"."""
     return ", ".join(f"{device} {count}" for device, count in threads.items())
+
+
+def _is_run_of(tuned: Tuned, trial: Trial) -> bool:
+    """Whether this was measured in the trial: its processes, at its threads."""
+    same = alike_key(plan_key(trial.plan)) == alike_key(tuned.plan) and trial.threads == tuned.threads
+    return same and trial.measured is not None
 
 
 def _first(ran: Mapping[str, Trial], goal: str) -> Trial:

@@ -114,7 +114,7 @@ def _measured(
         report.step(cell.key)
         async with open_hosts(inventory, folders, report) as hosts:
             wishes = Wishes(recalibrate=recalibrate)
-            prepared, ranking = await prepare_ranking(inventory, hosts, folders, report, wishes)
+            prepared, ranking = await prepare_ranking(inventory, hosts, folders, report, wishes, winner=False)
             result = await measure_cell(cell, prepared, ranking, hosts, report, limits)
             return replace(record, prompt=result.prompt, runs=result.runs, memory=result.memory)
 
@@ -136,7 +136,7 @@ def _memory_bytes(cell: Cell, model: str, folders: Folders) -> int | None:
 
 def _inventory(cell: Cell, model: str, hosts: tuple[Host, ...]) -> Inventory:
     return Inventory(
-        path=Path.cwd() / "inventory.yaml",
+        path=Path.cwd() / "inventory.yaml",  # of no file that is there: nothing can be tuned for it
         cluster="bench-plan",
         model=model,
         hosts=hosts,

@@ -52,9 +52,13 @@ class Record:
 
 @dataclass(frozen=True)
 class Experience:
-    """All that is known of these devices with this model, oldest first."""
+    """All that is known of these devices with this model, oldest first.
+
+    What is `outdated` is left aside, until something that is measured now takes its place.
+    """
 
     records: tuple[Record, ...] = ()
+    outdated: tuple[Record, ...] = ()
 
     def correct(self, group: Group) -> Group:
         """The group as it is to be expected; one that has been corrected already is left as it is."""

@@ -4,19 +4,24 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
-from orchestrator.cluster import RunningGroup, compare_memory, compare_speed, is_as_known
+from orchestrator import cluster
+from orchestrator.cluster import RunningGroup, compare_memory, compare_speed, is_as_known, measure_group
+from orchestrator.experience_store import Circumstances, load_experience, remember
+from orchestrator.folders import Folders
 from orchestrator.head_checks import Answer, HeadSpeed
 from orchestrator.leash import Leashed
 from orchestrator.model_copies import remote_model_folder
 from orchestrator.plan.experience import Experience, Measured, record_of
 from orchestrator.plan.values import Group, Known
-from orchestrator.processes import Head, Worker
-from orchestrator.report import Event, Remark, Report
-from tests.orchestrator.groups import make_group, make_share
+from orchestrator.prepare import Prepared
+from orchestrator.processes import Head, Started, Worker
+from orchestrator.report import Event, Remark, Report, silent
+from tests.orchestrator.groups import make_group, make_plan_of, make_share
 
 
 @dataclass
@@ -38,6 +43,7 @@ def make_worker(device: str, port: int) -> Worker:
 
 
 GROUP = make_group(make_share("desk/cpu"), token_s=0.1, prefill_s=1.0)
+MACHINES = {"": "controller", "desk/cpu": "desk"}
 
 
 @pytest.mark.parametrize(
@@ -143,3 +149,23 @@ def test_another_file_of_the_same_name_lies_in_another_folder(tmp_path: Path) ->
     assert first.startswith("/cache/models/")
     os.utime(model, ns=(2, 2))
     assert remote_model_folder("/cache", [model]) != first
+
+
+async def test_what_is_measured_of_a_head_is_known_to_later_plans_in_place_of_what_was_left_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def measure(*others: object) -> HeadSpeed:
+        return HeadSpeed(0.125, 0.125, 1.0)
+
+    monkeypatch.setattr(cluster, "measure_head", measure)
+    folders, here = Folders(tmp_path / "cache", tmp_path / "state"), Circumstances("shape", "engine", MACHINES)
+    disturbed = Measured(0.3, 0.3, 3.0)
+    remember(folders, here, GROUP, disturbed)
+    experience = Experience(outdated=(record_of(GROUP, disturbed),))
+    prepared = cast(Prepared, SimpleNamespace(circumstances=here, experience=experience))
+    planned = RunningGroup(
+        GROUP, "head", make_head(), (), Answer("text", 16, 8.0), HeadSpeed(0.1, 0.1, 1.0), measured=False
+    )
+    one = await measure_group(planned, prepared, make_plan_of(GROUP), Started(), folders, silent())
+    assert (one.measured, one.speed.token_s) == (True, 0.125)
+    assert load_experience(folders, here).records == (record_of(GROUP, Measured(0.125, 0.125, 1.0)),)

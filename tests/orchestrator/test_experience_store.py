@@ -10,6 +10,7 @@ from orchestrator.experience_store import (
     MOST_RECORDS,
     Circumstances,
     circumstances_of,
+    left_aside,
     load_experience,
     remember,
 )
@@ -101,3 +102,29 @@ def test_threads_launchers_and_processors_are_part_of_the_circumstances(tmp_path
 
     assert machine() == machine()
     assert len({machine(), machine(threads=4), machine(description="two"), machine(run_with=("numactl",))}) == 4
+
+
+def test_what_is_measured_anew_takes_the_place_of_what_was_left_aside(folders: Folders) -> None:
+    """Of its mode on its machines, nothing else, and nothing that is newer; before it is there nothing is lost."""
+    slow = Measured(0.3, 0.3, 6.0)
+    other_machine = replace(HERE, machines={**HERE.machines, "b/cpu": "3"})
+    for group in (GROUP, replace(GROUP, micro_batch=512), replace(GROUP, mode="tensor")):
+        remember(folders, HERE, group, slow)
+    remember(folders, other_machine, GROUP, slow)
+    aside = left_aside(folders, HERE)
+    assert aside.correct(GROUP) == GROUP
+    assert len(load_experience(folders, HERE).records) == 3
+    for group in (replace(GROUP, shares=GROUP.shares[::-1]), replace(GROUP, micro_batch=128)):
+        remember(folders, HERE, group, REAL, aside.outdated)
+    known = load_experience(folders, HERE)
+    assert [(one.mode, one.measured) for one in known.records] == [("tensor", slow), ("layers", REAL), ("layers", REAL)]
+    assert known.correct(GROUP).token_s == pytest.approx(REAL.token_s)
+    assert len(load_experience(folders, other_machine).records) == 1
+
+
+def test_devices_of_one_kind_on_one_machine_are_told_apart(folders: Folders) -> None:
+    twins = replace(HERE, machines={"": "c", "a/cpu": "1", "b/cpu": "1"})
+    alone = make_group(make_share("b/cpu"))
+    remember(folders, twins, alone, REAL)
+    remember(folders, twins, GROUP, REAL, left_aside(folders, twins).outdated)
+    assert len(load_experience(folders, twins).records) == 2

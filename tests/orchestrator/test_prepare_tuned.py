@@ -9,16 +9,18 @@ import pytest
 
 from orchestrator import prepare as preparing
 from orchestrator.engine.store import Engine
+from orchestrator.experience_store import remember
 from orchestrator.folders import Folders
 from orchestrator.hosts import OpenHosts
 from orchestrator.inventory import Host, Inventory
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.conversations import with_kv
-from orchestrator.plan.experience import NO_EXPERIENCE
+from orchestrator.plan.experience import NO_EXPERIENCE, Measured
 from orchestrator.plan.robust import rank_within
 from orchestrator.plan.values import ModelMemory, Plan, Ranking, plan_key
-from orchestrator.prepare import Prepared, prepare_ranking
-from orchestrator.report import Event, Remark, Report
+from orchestrator.prepare import Prepared, Ready, prepare, prepare_ranking
+from orchestrator.report import Event, Remark, Report, silent
+from orchestrator.survey.timing import Measuring
 from orchestrator.survey.values import Survey
 from orchestrator.tuned import BEST_MEASURED, save_tuned, tuned_of, valid_for
 from orchestrator.wishes import Wishes
@@ -27,6 +29,7 @@ from quant.synthetic import calibration_shape, write_random_model
 from tests.orchestrator.plan.examples import make_device, make_memories, make_memory, make_survey
 
 MEMORIES = make_memories(make_memory())
+SINGLE = Wishes(mode="single")
 NOT_USED = "what `meshctl tune` kept does not fit now, or another plan was measured to be better since"
 
 
@@ -53,7 +56,13 @@ class Planning:
         save_tuned(self.folders.cluster("demo"), tuned_of(plan, {device: 4}, valid))
         return plan
 
-    async def plan(self, survey: Survey, monkeypatch: pytest.MonkeyPatch) -> tuple[Prepared, Ranking]:
+    async def plan(
+        self,
+        survey: Survey,
+        monkeypatch: pytest.MonkeyPatch,
+        wishes: Wishes = SINGLE,
+        winner: bool | None = None,
+    ) -> tuple[Prepared, Ranking]:
         async def prepare(*others: object) -> Prepared:
             return replace(self.prepared, survey=survey)
 
@@ -66,8 +75,8 @@ class Planning:
 
         monkeypatch.setattr(preparing, "prepare", prepare)
         monkeypatch.setattr(preparing, "memory_at", memory_at)
-        wishes = Wishes(mode="single")
-        return await prepare_ranking(self.inventory, cast(OpenHosts, None), self.folders, Report(listen), wishes)
+        hosts = cast(OpenHosts, None)
+        return await prepare_ranking(self.inventory, hosts, self.folders, Report(listen), wishes, winner=winner)
 
 
 @pytest.fixture
@@ -134,3 +143,55 @@ async def test_without_a_winner_nothing_is_said_of_one(planning: Planning, monke
     _, ranking = await planning.plan(alone_on(2000, 2000), monkeypatch)
     assert ranking.chosen.shares[0].device == "a/cpu"
     assert planning.told == []
+
+
+@pytest.mark.parametrize(
+    ("recalibrate", "winner", "device"),
+    [
+        pytest.param(True, None, "a/cpu", id="left aside where everything is measured again"),
+        pytest.param(True, True, "b/cpu", id="but for a tuning, which measures it again too"),
+        pytest.param(False, False, "a/cpu", id="not wanted"),
+    ],
+)
+async def test_whether_a_winner_is_used(
+    planning: Planning, monkeypatch: pytest.MonkeyPatch, recalibrate: bool, winner: bool | None, device: str
+) -> None:
+    """Another plan was measured to be better since; where everything is measured again that is left aside as well."""
+    survey = alone_on(2000, 2000)
+    planning.keep("b/cpu", survey)
+    at_work = replace(planning.prepared, survey=survey)
+    (group,) = rank_within(survey, MEMORIES, Asked("latency", mode="single")).chosen.groups
+    remember(planning.folders, at_work.circumstances, group, Measured(group.token_s / 2, group.step_s / 2, 1.0))
+    wishes = replace(SINGLE, recalibrate=recalibrate)
+    _, ranking = await planning.plan(survey, monkeypatch, wishes, winner)
+    assert ranking.chosen.shares[0].device == device
+
+
+async def test_without_an_inventory_file_nothing_is_planned_that_was_tuned(
+    planning: Planning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planning.inventory.path.unlink()
+    _, ranking = await planning.plan(alone_on(2000, 2000), monkeypatch, winner=False)
+    assert ranking.chosen.shares[0].device == "a/cpu"
+
+
+@pytest.mark.parametrize(("recalibrate", "counts"), [(False, (1, 0)), (True, (0, 1))])
+async def test_what_ran_before_is_left_aside_where_everything_is_measured_again(
+    planning: Planning, monkeypatch: pytest.MonkeyPatch, recalibrate: bool, counts: tuple[int, int]
+) -> None:
+    before = planning.prepared
+    (group,) = rank_within(alone_on(2000, 2000), MEMORIES, Asked("latency", mode="single")).chosen.groups
+    remember(planning.folders, before.circumstances, group, Measured(group.token_s, group.step_s, group.prefill_s))
+
+    async def make_ready(*others: object) -> Ready:
+        measuring = cast(Measuring, None)
+        return Ready(before.inventory, before.engine, {}, before.model, before.memories, measuring)
+
+    async def take_survey(*others: object) -> Survey:
+        return before.survey
+
+    monkeypatch.setattr(preparing, "make_ready", make_ready)
+    monkeypatch.setattr(preparing, "take_survey", take_survey)
+    wishes = Wishes(recalibrate=recalibrate)
+    prepared = await prepare(planning.inventory, cast(OpenHosts, None), planning.folders, silent(), wishes)
+    assert (len(prepared.experience.records), len(prepared.experience.outdated)) == counts

@@ -16,20 +16,21 @@ from orchestrator.engine.store import Engine
 from orchestrator.errors import ClusterStateError, EngineError
 from orchestrator.experience_store import circumstances_of, load_experience
 from orchestrator.folders import Folders
-from orchestrator.group_bench import Bench, Rate, Rates
+from orchestrator.group_bench import Bench, Rate, Rates, measured_of
 from orchestrator.inventory import Host, Inventory
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.choose import rank_plans
 from orchestrator.plan.conversations import with_kv
 from orchestrator.plan.experience import NO_EXPERIENCE, Measured
 from orchestrator.plan.robust import rank_within
-from orchestrator.plan.values import Group, ModelMemory, Ranking, group_key, plan_key
+from orchestrator.plan.values import Group, ModelMemory, Plan, Ranking, group_key, plan_key
 from orchestrator.prepare import Prepared
 from orchestrator.processes import Started
 from orchestrator.report import silent
 from orchestrator.state import measuring
 from orchestrator.survey.values import Survey
-from orchestrator.tune import NO_ROOM, TuneResult, measured_of, thread_profiles
+from orchestrator.tune import NO_ROOM, TuneResult, thread_profiles
+from orchestrator.tuned import save_tuned, tuned_of, valid_for
 from orchestrator.view.ranking import plan_text
 from orchestrator.view.tune import tune_json, tune_view
 from orchestrator.wishes import Wishes
@@ -60,6 +61,14 @@ class Tuning:
     def run(self, top: int = 2, wishes: Wishes | None = None) -> TuneResult:
         wishes = wishes or Wishes()
         return asyncio.run(tuning.tune(self.inventory, self.folders, silent(), wishes, top=top))
+
+    def keep(self, plan: Plan, threads: int) -> None:
+        """As if an earlier tuning had found this."""
+        model = read_model(self.inventory.path.parent / "tiny.gguf")
+        valid = valid_for(self.inventory, model, "cpu-test", Asked("latency"))
+        save_tuned(
+            self.folders.cluster("demo"), tuned_of(plan, {share.device: threads for share in plan.shares}, valid)
+        )
 
     @property
     def kept(self) -> dict[str, Any]:
@@ -98,7 +107,8 @@ def make_tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Sp
         async def memory_at(micro_batch: int, like: ModelMemory, *others: object) -> ModelMemory:
             return replace(with_kv(MEMORIES[0], like.context, like.parallel), micro_batch=micro_batch)
 
-        async def ranked(*others: object) -> object:
+        async def ranked(*others: object, winner: bool) -> object:
+            assert winner, "a former one is to be compared with"
             return replace(prepared, survey=made.survey), made.ranking
 
         monkeypatch.setattr(tuning, "open_hosts", _no_hosts)
@@ -258,6 +268,26 @@ def test_stopped_in_the_middle_everything_ends_and_what_was_measured_is_kept(
     assert made.stopped == 1
     assert made.kept["plan"] == plan_key(RANKING.chosen)
     assert list((made.folders.cache / "experience").iterdir())
+
+
+@pytest.mark.parametrize(("threads", "kept"), [(3, 0), (8, 1)], ids=["not run", "run first"])
+def test_stopped_a_tuning_replaces_a_former_winner_only_by_what_it_was_compared_with(
+    make_tuning: Callable[[Speeds], Tuning], threads: int, kept: int
+) -> None:
+    """With the threads that it had it was the first of the plans, with others it was none of them."""
+
+    def speed(bench: Bench, group: Group) -> float:
+        if group in RANKING.plans[2].groups:
+            raise asyncio.CancelledError
+        return 2.0 if group in RANKING.plans[1].groups else 1.0
+
+    made = make_tuning(speed)
+    made.keep(RANKING.plans[0], threads)
+    with pytest.raises(asyncio.CancelledError):
+        made.run(top=3)
+    assert made.kept["plan"] == plan_key(RANKING.plans[kept])
+    made.run(top=2)
+    assert made.kept["plan"] == plan_key(RANKING.plans[1])
 
 
 def test_the_table_and_the_json_tell_every_trial_and_the_winner(make_tuning: Callable[[Speeds], Tuning]) -> None:

@@ -1,10 +1,18 @@
 """The planner's benchmark, as far as nothing runs: which cells there are, what is kept, what the records say."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
-from bench_plan_cells import CONTROLLER_CORES, GOALS, MODELS, SETUPS, cells
+import pytest
+
+import bench_plan
+from bench_plan_cells import CONTROLLER_CORES, GOALS, MODELS, SETUPS, Cell, cells
 from bench_plan_devices import cpu_quota
+from bench_plan_measure import QUICK, Result
 from bench_plan_record import CellRecord, Memory, Rates, Run, append_record, read_records
 from bench_plan_report import (
     best_plan,
@@ -17,6 +25,16 @@ from bench_plan_report import (
     run_of_role,
     targets,
 )
+from orchestrator import prepare as preparing
+from orchestrator.engine.store import Engine
+from orchestrator.folders import Folders
+from orchestrator.inventory import Inventory
+from orchestrator.plan.experience import NO_EXPERIENCE
+from orchestrator.plan.values import Ranking
+from orchestrator.prepare import Prepared
+from quant.gguf_file import read_model
+from quant.synthetic import calibration_shape, write_random_model
+from tests.orchestrator.plan.examples import make_device, make_memories, make_memory, make_survey
 
 CHOSEN = Run("plan", "tensor a b", "tensor", ("a/cpu", "b/cpu"), Rates(5.0, 40.0), Rates(4.5, 42.0))
 OTHER = Run("plan", "layers a b", "layers", ("a/cpu", "b/cpu"), Rates(3.0, 50.0), Rates(3.0))
@@ -112,3 +130,37 @@ def test_the_table_has_a_line_per_cell_and_says_what_was_not_measured() -> None:
         "| tensor on 2: 4.5 | 1.50 | - | 1.80, 2.10 | 1.02 |"
     )
     assert lines[-1] == "- two-equal/latency/1b/local: default split: took more than 420 s"
+
+
+def test_a_cell_is_run_in_a_folder_without_an_inventory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it surveys and measures is replaced; the ranking is the product's own."""
+    write_random_model(tmp_path / "tiny.gguf", replace(calibration_shape(2), embedding=64, heads=2, kv_heads=1), "F16")
+    memories = make_memories(make_memory())
+
+    async def prepare(inventory: Inventory, *others: object) -> Prepared:
+        return Prepared(
+            inventory=inventory,
+            engine=cast(Engine, SimpleNamespace(folder=tmp_path, manifest=SimpleNamespace(engine="cpu-test"))),
+            engine_folders={},
+            model=read_model(tmp_path / "tiny.gguf"),
+            memories=memories,
+            survey=make_survey([make_device("a/cpu", 4000)]),
+            experience=NO_EXPERIENCE,
+        )
+
+    async def measure(cell: Cell, prepared: Prepared, ranking: Ranking, *others: object) -> Result:
+        return Result(512, (Run("plan", ranking.chosen.mode, ranking.chosen.mode, ("a/cpu",), Rates(), Rates()),), ())
+
+    @asynccontextmanager
+    async def no_hosts(*others: object) -> AsyncIterator[None]:
+        yield None
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(preparing, "prepare", prepare)
+    monkeypatch.setattr(bench_plan, "measure_cell", measure)
+    monkeypatch.setattr(bench_plan, "open_hosts", no_hosts)
+    cell = next(cells(*EVERYTHING, "local"))
+    inventory = bench_plan._inventory(cell, "tiny.gguf", ())
+    folders = Folders(tmp_path / "cache", tmp_path / "state")
+    record = bench_plan._measured(RECORD, cell, inventory, folders, QUICK, False)
+    assert [run.mode for run in record.runs] == ["single"]
