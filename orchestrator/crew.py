@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 
-from orchestrator.cluster import RunningGroup, bring_up
+from orchestrator.cluster import RunningGroup, bring_up, measure_group
 from orchestrator.folders import Folders
 from orchestrator.hosts import OpenHosts, open_hosts
 from orchestrator.inventory import CONTROLLER, Inventory
@@ -40,6 +40,14 @@ class Crew:
     @property
     def processes(self) -> tuple[Leashed, ...]:
         return tuple(self._started.processes)
+
+    async def measure(self, name: str, folders: Folders, report: Report) -> RunningGroup:
+        """One of its groups that serves already, with the speed that it has (`cluster.measure_group`)."""
+        group, started = self.groups[name], self._started
+        measured = await measure_group(group, self.prepared, self.plan, started, folders, report)
+        if name in self.groups:  # it may have been lost meanwhile
+            self.groups[name] = measured
+        return measured
 
     async def lose(self, names: Collection[str], *, away: str) -> None:
         """End these groups at once, those of this crew; the others serve on. Host `away` is not waited for long."""

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from random import random
 from time import monotonic
@@ -53,9 +54,10 @@ from orchestrator.memory_watch import MemoryWatch
 from orchestrator.plan.values import Plan
 from orchestrator.prepare import Prepared
 from orchestrator.processes import ended_by_itself, host_of
+from orchestrator.quiet import LOOK_S, in_quiet
 from orchestrator.rebalance import WORTH, Outcome, Request, devices_text, take_request, tell
 from orchestrator.report import Report, both
-from orchestrator.state import inventory_digest
+from orchestrator.state import inventory_digest, is_measured
 from orchestrator.state_keeper import StateKeeper
 from orchestrator.steps import StepClock, StepListener
 from orchestrator.view.sizes import bytes_text
@@ -63,7 +65,9 @@ from orchestrator.wishes import Wishes
 from quant.source import display_name
 
 STATE_EVERY_S = 2.0
-QUIET_WAIT_S, QUIET_LOOK_S = 60.0, 0.1
+QUIET_WAIT_S = 60.0
+MEASURE_AFTER_S = 5.0
+"""Heads whose speed is not known are measured when nothing has been asked for so long."""
 
 
 class Keeping:
@@ -93,6 +97,7 @@ class Keeping:
         self._tls = tls
         self._cycle = Lifecycle()
         self._crews: list[Crew] = []
+        self._as_planned: set[str] = set()  # heads that serve and have not been measured
         self._situation = GatewayState(READY)
         self._deadlines = deadlines_of(inventory.gateway)
         self._backends = Backends(self._deadlines, line_limits_of(inventory.gateway), self._situation.told)
@@ -146,7 +151,9 @@ class Keeping:
     def _beside(self) -> "asyncio.Task[_Came] | None":
         if self._cycle.wants_more:
             return asyncio.create_task(self._attempt())
-        return None if self._request is None else asyncio.create_task(self._consider(self._request))
+        if self._request is not None:
+            return asyncio.create_task(self._consider(self._request))
+        return asyncio.create_task(self._measure()) if self._as_planned else None
 
     async def _attempt(self) -> Crew | NothingFits | CannotStart:
         """After the wait that is due: a crew that takes the place of what is lost, or why there is none."""
@@ -230,10 +237,27 @@ class Keeping:
         try:
             async with asyncio.timeout(QUIET_WAIT_S):
                 while self._counters.now.running:
-                    await asyncio.sleep(QUIET_LOOK_S)
+                    await asyncio.sleep(LOOK_S)
         except TimeoutError:
             return False
         return True
+
+    async def _measure(self) -> None:
+        """What came up while somebody waited for it: nothing is asked just now, and what is ends that at once."""
+        for name in sorted(self._as_planned):
+            crew = next(crew for crew in self._crews if name in crew.groups)
+            work = partial(crew.measure, name, self._folders, self._report)
+            try:
+                measured = await in_quiet(self._is_busy, work, MEASURE_AFTER_S)
+                self._backends.add(head_addresses([measured], crew.plan.context))
+            except FAILED as error:
+                self._report.warn(f"{name} was not measured: {reason_of(error)}")
+            self._as_planned.discard(name)
+
+    def _is_busy(self) -> bool:
+        """Whether the cluster is asked for something, or measured from outside."""
+        now = self._counters.now
+        return now.running + now.waiting > 0 or is_measured(self._folder)
 
     def _answer(self, *, moved: bool, message: str, failed: bool = False) -> None:
         """Tell whoever asked to rebalance, if somebody does."""
@@ -262,6 +286,7 @@ class Keeping:
     async def _take(self, crew: Crew) -> None:
         """Let the gateway have its heads; it is opened if it is not open yet."""
         self._crews.append(crew)
+        self._as_planned = {name for name, one in groups_of(self._crews).items() if not one.measured}
         self._happen(Up(crew.hosts.missing, busy_hosts(self._crews)))
         self._situation.become(Situation("ready" if self._cycle.state == "ready" else "degraded", self._cycle.reason))
         self._backends.add(head_addresses(crew.groups.values(), crew.plan.context))
@@ -320,7 +345,7 @@ class Keeping:
             self._keeper.update(**(self._figures() if self._crews else self._nothing()))
             if self._request is None and (request := take_request(self._folder)) is not None:
                 self._request = request
-                if beside is None:
+                if not self._cycle.wants_more:
                     return None
                 self._answer(moved=False, message=f"{self._inventory.cluster} is being brought up again already")
             if short := memory.short(self._processes):

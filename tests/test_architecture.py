@@ -202,6 +202,7 @@ READING_ORDER = (
     "orchestrator.gateway.app",
     "orchestrator.view.plan_json",
     "orchestrator.watchdog",
+    "orchestrator.quiet",
     "orchestrator.crew",
     "orchestrator.rebalance",
     "orchestrator.memory_watch",

@@ -1,14 +1,33 @@
 """What the supervisor makes of errors, processes and plans; its lives themselves are in the tests end to end."""
 
-from dataclasses import dataclass
+import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
+from orchestrator import crew as crews
+from orchestrator import keeping
+from orchestrator.cluster import RunningGroup
+from orchestrator.crew import Crew
 from orchestrator.errors import BringUpError, ConnectError, EngineError, HostsError, MeshctlError
-from orchestrator.keeping import blamed, why_it_hangs
+from orchestrator.folders import Folders
+from orchestrator.gateway.routing import read_question
+from orchestrator.head_checks import Answer, HeadSpeed
+from orchestrator.hosts import OpenHosts
+from orchestrator.inventory import Host, Inventory
+from orchestrator.keeping import Keeping, blamed, why_it_hangs
 from orchestrator.leash import Leashed
-from orchestrator.processes import host_of
+from orchestrator.prepare import Prepared
+from orchestrator.processes import Head, Started, host_of
+from orchestrator.report import silent
+from orchestrator.state import GroupSpeed
+from orchestrator.state_keeper import StateKeeper
+from orchestrator.wishes import Wishes
+from tests.orchestrator.groups import make_group, make_plan_of, make_share
 
 
 @dataclass
@@ -65,3 +84,82 @@ def test_a_head_that_hangs_blames_what_is_stopped_behind_it(stopped: tuple[str, 
     processes = [leashed(where, name, stopped=name in stopped) for name, where in every.items()]
     hangs = "head on desk hangs: no progress for 21 s"
     assert why_it_hangs("head", "desk", processes, 21.4) == (host, said + hangs)
+
+
+async def test_what_came_up_as_planned_is_measured_when_nothing_is_asked_and_routed_by_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request comes in between, which is not made to wait: the measuring begins again when it is gone."""
+    group = make_group(make_share("a/cpu"), token_s=0.1)
+    planned = HeadSpeed(group.token_s, group.step_s, group.prefill_s)
+    head = Head("controller", "http://127.0.0.1:1", "secret", leashed("controller", "head-1"))
+    running = RunningGroup(group, "head", head, (), Answer("text", 8, 10.0), planned, measured=False)
+    kept = make_keeping(tmp_path)
+    begun: list[str] = []
+
+    async def measure(one: RunningGroup, *others: object) -> RunningGroup:
+        begun.append(one.name)
+        if len(begun) == 1:
+            kept._counters.arrive()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                kept._counters.end("cancelled", 0, 0, begun=False)
+        return replace(one, speed=replace(planned, token_s=0.05), measured=True)
+
+    monkeypatch.setattr(crews, "measure_group", measure)
+    monkeypatch.setattr(keeping, "MEASURE_AFTER_S", 0.01)
+    await kept._take(crew_of(running))
+    assert speeds_of(kept) == [None]
+    beside = kept._beside()
+    assert beside is not None
+    assert await beside is None
+    assert begun == ["head", "head"]
+    assert speeds_of(kept) == [20.0]
+    assert kept._backends.serving is not None
+    question = read_question({"prompt": "", "max_tokens": 10})
+    assert kept._backends.serving.router.expected_s(question, 0.0) == {"head": pytest.approx(10 * 0.05)}
+    assert kept._beside() is None
+
+
+async def test_a_head_that_cannot_be_measured_serves_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = make_group(make_share("a/cpu"))
+    planned = HeadSpeed(group.token_s, group.step_s, group.prefill_s)
+    head = Head("controller", "http://127.0.0.1:1", "secret", leashed("controller", "head-1"))
+    running = RunningGroup(group, "head", head, (), Answer("text", 8, 10.0), planned, measured=False)
+    kept = make_keeping(tmp_path)
+
+    async def measure(*others: object) -> RunningGroup:
+        raise BringUpError("the head answered a test prompt with status 500")
+
+    monkeypatch.setattr(crews, "measure_group", measure)
+    monkeypatch.setattr(keeping, "MEASURE_AFTER_S", 0.01)
+    await kept._take(crew_of(running))
+    beside = kept._beside()
+    assert beside is not None
+    assert await beside is None
+    assert kept._beside() is None
+    assert kept._backends.serving is not None
+
+
+def make_keeping(folder: Path) -> Keeping:
+    """Of a cluster whose gateway is open already."""
+    path, folders = folder / "inventory.yaml", Folders(folder / "cache", folder / "state")
+    path.write_text("cluster: demo\n")
+    folders.cluster("demo").prepare()
+    inventory = Inventory(path, "demo", "tiny.gguf", (Host("a", "local"),))
+    keeper = StateKeeper(folders.cluster("demo"), inventory)
+    keeper.update(gateway="http://127.0.0.1:1/v1")
+    return Keeping(inventory, folders, silent(), Wishes(), keeper, AsyncExitStack(), None)
+
+
+def crew_of(one: RunningGroup) -> Crew:
+    hosts = cast(OpenHosts, SimpleNamespace(missing={}))
+    plan = make_plan_of(one.group)
+    return Crew(hosts, cast(Prepared, None), plan, {one.name: one}, {}, Started(), AsyncExitStack())
+
+
+def speeds_of(kept: Keeping) -> list[float | None]:
+    """Tokens per second as the state file shows them."""
+    speeds = cast(tuple[GroupSpeed, ...], kept._figures()["speeds"])
+    return [one.measured_decode_tokens_per_s for one in speeds]
