@@ -2,14 +2,16 @@
 
 "Alone, natively" is what a user would run instead of a cluster: the engine on that machine by itself, with the
 kernels that only exist without RPC. A device that cannot hold the model says so; that is an answer too. The bench
-starts workers of its own and ends them; a cluster that runs is left alone.
+starts workers of its own and ends them; a cluster that runs is left alone. What was measured of a device alone, or of a
+plan with one head, is kept for the plans to come.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.errors import MeshctlError
-from orchestrator.group_bench import Bench, BenchSize, Predicted, Rate, Rates, measure_groups, predicted_of
+from orchestrator.folders import Folders
+from orchestrator.group_bench import Bench, BenchSize, Predicted, Rate, Rates, learn, measure_groups, predicted_of
 from orchestrator.hosts import OpenHosts
 from orchestrator.plan.pools import find_candidates, why_unusable
 from orchestrator.plan.single import find_singles, why_not_alone
@@ -17,6 +19,7 @@ from orchestrator.plan.values import Group, Plan, Ranking
 from orchestrator.prepare import Prepared
 from orchestrator.processes import Started
 from orchestrator.report import Report
+from orchestrator.state import requests_of
 
 CLUSTER = "cluster"
 EQUAL_WITHIN = 0.05
@@ -121,6 +124,7 @@ async def run_bench(
     prepared: Prepared,
     ranking: Ranking,
     hosts: OpenHosts,
+    folders: Folders,
     size: BenchSize,
     started: Started,
     report: Report,
@@ -132,7 +136,7 @@ async def run_bench(
     The caller stops `started`.
     """
     bench = Bench(prepared, hosts, size, started, report)
-    alone = [await _alone(bench, one) for one in _devices_alone(prepared, size)]
+    alone = [await _alone(bench, folders, one) for one in _devices_alone(prepared, size)]
     plan = ranking.chosen
     comparison = Comparison(
         model=plan.model,
@@ -146,12 +150,12 @@ async def run_bench(
         comparison = _same_as_alone(comparison, plan.shares[0].device)
     else:
         report.step("Measuring the cluster")
-        comparison = replace(comparison, cluster=await _measured(bench, comparison.cluster, plan.groups))
+        comparison = replace(comparison, cluster=await _measured(bench, folders, comparison.cluster, plan.groups))
     others = []
     for number, other in enumerate(other_plans(ranking, top), 2):
         line = _line(f"plan {number}", other, size)
         report.step(f"Measuring {line.name}: {line.how}")
-        others.append(await _or_note(bench, line, other.groups))
+        others.append(await _or_note(bench, folders, line, other.groups))
     return replace(comparison, others=tuple(others))
 
 
@@ -192,25 +196,34 @@ def _devices_alone(prepared: Prepared, size: BenchSize) -> list[_Alone]:
     return found
 
 
-async def _alone(bench: Bench, one: _Alone) -> Measured:
+async def _alone(bench: Bench, folders: Folders, one: _Alone) -> Measured:
     if one.group is None:
         return one.line
     bench.report.step(f"Measuring {one.line.name} alone, natively")
-    return await _or_note(bench, one.line, [one.group])
+    return await _or_note(bench, folders, one.line, [one.group])
 
 
-async def _or_note(bench: Bench, line: Measured, groups: Sequence[Group]) -> Measured:
+async def _or_note(bench: Bench, folders: Folders, line: Measured, groups: Sequence[Group]) -> Measured:
     """A measurement beside the cluster's own that fails is noted: the rest of the comparison is still worth having."""
     try:
-        return await _measured(bench, line, groups)
+        return await _measured(bench, folders, line, groups)
     except MeshctlError as error:
         bench.report.warn(str(error))
         await bench.started.stop()
         return replace(line, note=f"could not be measured: {error}")
 
 
-async def _measured(bench: Bench, line: Measured, groups: Sequence[Group]) -> Measured:
-    return replace(line, rates=await measure_groups(bench, groups))
+async def _measured(bench: Bench, folders: Folders, line: Measured, groups: Sequence[Group]) -> Measured:
+    """Of several groups it is not known what each took. What is measured while the cluster is at work is not kept."""
+    folder = folders.cluster(bench.prepared.inventory.cluster)
+    before = requests_of(folder)
+    rates = await measure_groups(bench, groups)
+    running, _ = before
+    if running or requests_of(folder) != before:
+        bench.report.say(f"{line.name}: the cluster answered requests meanwhile, so later plans do not count on this")
+    elif len(groups) == 1:
+        learn(bench, folders, groups[0], rates)
+    return replace(line, rates=rates)
 
 
 def _line(name: str, plan: Plan, size: BenchSize) -> Measured:

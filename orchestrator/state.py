@@ -43,8 +43,8 @@ class ProcessState:
 @dataclass(frozen=True)
 class GroupSpeed:
     """One head of the cluster, `host` being its own: predicted tokens per second and those measured after load, or,
-    `earlier`, at an earlier start of the very same; None where nothing was, since somebody waited for the cluster to
-    answer again."""
+    `earlier`, at an earlier start of the very same; None as long as nothing was, since somebody waited for the cluster
+    to answer again."""
 
     name: str
     host: str
@@ -196,6 +196,12 @@ def is_measured(folder: ClusterFolder) -> bool:
 def is_held(folder: ClusterFolder) -> bool:
     """Whether a supervisor lives for this cluster."""
     return _is_locked(folder.lock)
+
+
+def requests_of(folder: ClusterFolder) -> tuple[int, int]:
+    """Requests of a cluster, if it is up: how many are under way or in line, and how many have finished."""
+    state = read_state(folder) if is_held(folder) else None
+    return (0, 0) if state is None else (state.requests_running + state.requests_waiting, state.requests_finished)
 
 
 def _is_locked(path: Path) -> bool:

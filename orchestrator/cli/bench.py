@@ -100,7 +100,7 @@ def _compare(wanted: "InventoryValue", size: "BenchSize", wishes: "Wishes", top:
             prepared, ranking = await prepare_ranking(wanted, hosts, folders, report, wishes)
             started = Started()
             try:
-                return await run_bench(prepared, ranking, hosts, size, started, report, top=top)
+                return await run_bench(prepared, ranking, hosts, folders, size, started, report, top=top)
             finally:
                 await started.stop()
 

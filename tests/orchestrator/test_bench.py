@@ -1,21 +1,39 @@
-"""The comparison's ratios, verdict and forms."""
+"""The comparison's ratios, verdict and forms, and what of it is kept."""
 
 import csv
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from orchestrator.bench import QUICK, Comparison, Measured, how_text, other_plans
+from orchestrator import bench as benching
+from orchestrator.bench import QUICK, Comparison, Measured, how_text, other_plans, run_bench
+from orchestrator.engine.store import Engine
 from orchestrator.errors import UsageError
-from orchestrator.group_bench import Predicted, Rate, Rates, predicted_of
-from orchestrator.plan.experience import Experience, record_of
+from orchestrator.experience_store import load_experience
+from orchestrator.folders import Folders
+from orchestrator.group_bench import Bench, Predicted, Rate, Rates, predicted_of
+from orchestrator.hosts import OpenHosts
+from orchestrator.inventory import Host, Inventory
+from orchestrator.plan.asked import Asked
+from orchestrator.plan.choose import rank_plans
+from orchestrator.plan.experience import NO_EXPERIENCE, Experience, record_of
 from orchestrator.plan.experience import Measured as Ran
-from orchestrator.plan.values import Ranking
+from orchestrator.plan.values import Group, Ranking
+from orchestrator.prepare import Prepared
+from orchestrator.processes import Started
+from orchestrator.report import silent
+from orchestrator.state import ClusterState, hold, write_state
 from orchestrator.view.bench import bench_csv, bench_json, bench_markdown, bench_view, check_chart, write_chart
+from quant.gguf_file import read_model
+from quant.synthetic import calibration_shape, write_random_model
 from tests.orchestrator.groups import make_group, make_plan_of, make_share
+from tests.orchestrator.plan.examples import make_device, make_memories, make_memory, make_survey
 from tests.orchestrator.view.rendering import rendered
 
 
@@ -180,3 +198,45 @@ def test_a_chart_that_cannot_be_written_is_refused_before_measuring(tmp_path: Pa
         check_chart(tmp_path / "chart.pdf")
     with pytest.raises(UsageError, match="its folder does not exist"):
         check_chart(tmp_path / "none" / "chart.png")
+
+
+async def test_what_ran_by_itself_is_known_to_later_plans_unless_the_cluster_was_at_work_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers a request while a/cpu is measured; before and after that it is up and does nothing."""
+    path = tmp_path / "inventory.yaml"
+    write_random_model(tmp_path / "tiny.gguf", replace(calibration_shape(2), embedding=64, heads=2, kv_heads=1), "F16")
+    survey = make_survey([make_device("a/cpu", 4000), make_device("b/cpu", 4000)])
+    memories, folders = make_memories(make_memory()), Folders(tmp_path / "cache", tmp_path / "state")
+    prepared = Prepared(
+        inventory=Inventory(path, "demo", "tiny.gguf", (Host("a", "local"), Host("b", "local"))),
+        engine=cast(Engine, SimpleNamespace(folder=tmp_path, manifest=SimpleNamespace(engine="cpu-test"))),
+        engine_folders={},
+        model=read_model(tmp_path / "tiny.gguf"),
+        memories=memories,
+        survey=survey,
+        experience=NO_EXPERIENCE,
+    )
+    folder = folders.cluster("demo")
+    state = ClusterState("demo", str(path), 1, "ready", "", "", requests_finished=7)
+
+    async def measure(bench: Bench, groups: Sequence[Group]) -> Rates:
+        if how_text(groups) == "single on a/cpu":
+            write_state(folder, replace(state, requests_finished=8))
+        return Rates(Rate(100.0, 100.0, 100.0), Rate(4.0, 4.0, 4.0), None)
+
+    monkeypatch.setattr(benching, "measure_groups", measure)
+    ranking = rank_plans(survey, memories, Asked("latency", mode="layers"))
+    with hold(folder):
+        write_state(folder, state)
+        hosts = cast(OpenHosts, None)
+        comparison = await run_bench(prepared, ranking, hosts, folders, QUICK, Started(), silent())
+    assert all(line.rates is not None for line in comparison.lines)
+    known = load_experience(folders, prepared.circumstances)
+    assert {(one.mode, one.devices) for one in known.records} == {
+        ("single", ("b/cpu",)),
+        ("layers", tuple(share.device for share in ranking.chosen.shares)),
+    }
+    planned = known.correct(ranking.chosen.groups[0])
+    assert planned.known == "measured"
+    assert planned.token_s == pytest.approx(0.25)
