@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
 
 from orchestrator.engine.build import local_platform
 from orchestrator.engine.store import Engine, find_engine
@@ -69,24 +68,32 @@ def demo_model() -> Path:
     return asyncio.run(fetch_model("smollm2-135m", USER_CACHE, lambda done, total: None))
 
 
+KNOWN = ("calibration", "memory")
+"""What of a cache takes long to find out, and is the same for every test."""
+
+
 @pytest.fixture(scope="session")
 def shared_cache(engine: Engine, demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache home for the whole run: the real engine and model, and calibrations made by this run only."""
-    run = tmp_path_factory.getbasetemp()
-    home = (run.parent if "PYTEST_XDIST_WORKER" in os.environ else run) / "cache"
-    cache = home / "meshctl"
-    with FileLock(home.with_suffix(".lock")):
-        if not cache.exists():
-            (cache / "models").mkdir(parents=True)
-            (cache / "engines").symlink_to(engine.folder.parent)
-            for path in demo_model.parent.iterdir():
-                (cache / "models" / path.name).symlink_to(path)
-    return home
+    """A cache home for the tests of this process, which run one after the other: the real engine and model, and what
+    this run, here or in another process, has found out."""
+    own = tmp_path_factory.getbasetemp()
+    run = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    cache = own / "cache" / "meshctl"
+    (cache / "models").mkdir(parents=True)
+    (cache / "engines").symlink_to(engine.folder.parent)
+    for path in demo_model.parent.iterdir():
+        (cache / "models" / path.name).symlink_to(path)
+    for name in KNOWN:
+        (run / "known" / name).mkdir(parents=True, exist_ok=True)
+        (cache / name).symlink_to(run / "known" / name)
+    return own / "cache"
 
 
 @pytest.fixture
 def meshctl(shared_cache: Path, tmp_path: Path) -> Iterator[Meshctl]:
-    """The program, with a state folder of its own; what it left running is ended afterwards, and is a failure."""
+    """The program, with a state folder of its own, and without what ran in other tests; what it left running is ended
+    afterwards, and is a failure."""
+    shutil.rmtree(shared_cache / "meshctl" / "experience", ignore_errors=True)
     program = Meshctl(
         folder=tmp_path,
         environment={**os.environ, "XDG_CACHE_HOME": str(shared_cache), "XDG_STATE_HOME": str(tmp_path / "state")},
