@@ -15,7 +15,7 @@ from orchestrator.plan.costs import (
 from orchestrator.plan.cut import part_bytes, whole_parts
 from orchestrator.plan.experience import uncorrected
 from orchestrator.plan.layers import LayerSearch, Rules
-from orchestrator.plan.pools import Candidate, find_candidates, why_unusable
+from orchestrator.plan.pools import Candidate, find_candidates, pool_budgets, why_unusable
 from orchestrator.plan.single import run_alone, why_not_alone
 from orchestrator.plan.split import ENGINE_DEVICES, placed_within, pool_for, variant_of
 from orchestrator.plan.stage_tables import StageTables
@@ -120,11 +120,13 @@ def _beside_copies(
     """What keeps the device from being a head, or how fast it would be with one conversation, as `for_one` has it."""
     if why := why_not_alone(for_one, one):
         return f"alone it {why}"
-    shared_out = pools(candidates, controller_bytes=survey.controller.memory_available_bytes, head_bytes=0)
-    beside = [each for pooled in shared_out for each in pooled.candidates if each.device.name == one.device.name]
-    whys = [why_not_alone(for_one, each) for each in beside]
-    if all(whys):
-        return f"beside the others on its machine it {whys[0]}"
+    taken = {share.device: needed_bytes(share.total_bytes) for share in plan.shares}
+    there = [replace(each, budget_bytes=taken[each.device.name]) for each in candidates if each.device.name in taken]
+    available = survey.controller.memory_available_bytes
+    pooled = pool_budgets([*there, one], controller_bytes=available, head_bytes=0)
+    beside = pooled.beside(taken)[-1] if pooled else one
+    if why := why_not_alone(for_one, beside):
+        return f"beside the others on its machine it {why}"
     alone_per_s = run_alone((for_one,), one).aggregate_tokens_per_s
     used = ", ".join(
         f"{_names(group)} {tokens_text(group.aggregate_tokens_per_s)} with {group.parallel}" for group in plan.groups
