@@ -59,7 +59,7 @@ def test_without_tls_on_a_network_up_warns_and_keys_are_nowhere_but_in_their_fil
     assert {name: processes_with(key) for name, key in keys.items()} == {name: [] for name in keys}
     status = meshctl.ok("status", "--json").stdout + meshctl.ok("status").stdout + meshctl.ok("events").stdout
     meshctl.ok("down")
-    places = [folder, Path(meshctl.environment["XDG_CACHE_HOME"]) / "meshctl/logs"]
+    places = [folder, Path(meshctl.environment["XDG_CACHE_HOME"]) / "meshctl/logs/test"]
     files = [path for place in places for path in place.rglob("*") if path.is_file() and path not in holders]
     assert folder / "state.json" in files
     assert len([path for path in files if path.suffix == ".log"]) >= 2
