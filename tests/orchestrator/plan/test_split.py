@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from random import Random
-from time import perf_counter
+from time import process_time
 
 import pytest
 
@@ -292,8 +292,8 @@ def test_many_devices_are_placed_in_time(count: int, limit_s: float) -> None:
     survey, memories = make_survey(devices, local=["h0"]), make_memories(make_memory([90, 110] * 100, parallel=4))
     assert splits(survey, *memories)
     seconds = []
-    for _ in range(3):
-        begin = perf_counter()
+    for _ in range(5):
+        begin = process_time()
         splits(survey, *memories)
-        seconds.append(perf_counter() - begin)
+        seconds.append(process_time() - begin)
     assert min(seconds) < limit_s
