@@ -20,9 +20,41 @@ PROMPTS = ("What is the capital of France?", "Write one sentence about the sea."
 TOKENS = 48
 TEXT = (
     "The sea covers most of the surface of the earth. Its water is salty, and it moves with the wind and the moon. "
-    "Many animals live in it, from small fish to the largest whales, and people have sailed across it for years."
+    "Many animals live in it, from small fish to the largest whales, and people have sailed across it for years. "
+    "They went to find food, to trade with other countries, and to see what was on the other side.\n\n"
+    "The moon goes around the earth about once every month. It pulls the water of the sea toward itself, and so the "
+    "water rises and falls twice a day. These changes are called tides. When the sun and the moon pull in the same "
+    "direction, the tides are higher than usual. People who live near the coast know the times of the tides, "
+    "because some boats can only leave the harbor when the water is deep enough.\n\n"
+    "Plants in the sea need light from the sun, just like plants on land. They live near the surface, where the "
+    "water is bright and warm. Very small plants are eaten by very small animals, which are eaten by fish, and the "
+    "fish are eaten by birds, by seals, and by us. In this way the energy of the sun is passed on from one living "
+    "thing to the next. Scientists call this a food chain.\n\n"
+    "Deep down in the ocean it is dark and cold. No plants can grow there, and the weight of the water is so great "
+    "that it would crush a person at once. Even so, there are animals in the deep sea. Some of them make their own "
+    "light, which helps them to find food or to find each other. Others have no eyes at all, because they do not "
+    "need them.\n\n"
+    "For most of history people did not know how large the ocean is. Maps showed only the coasts that sailors had "
+    "seen, and the rest was left empty or filled with pictures of monsters. A ship was made of wood, and it moved "
+    "only when there was wind. Sailors used the stars to find their way at night, and during the day they looked at "
+    "the sun. A journey to another continent took many months, and not everyone came home again.\n\n"
+    "Today large ships are made of steel and have engines. They carry most of the things that are sold from one "
+    "country to another, such as oil, grain, cars, and clothes. Satellites tell the captain where the ship is, and "
+    "what the weather will be like tomorrow. A journey that once took half a year now takes two weeks. The sea "
+    "itself has not changed so much: storms are still dangerous, and waves can be as high as a house.\n\n"
+    "The ocean is also important for the weather on land. Water warms up slowly and cools down slowly, so places "
+    "near the coast have mild winters and cool summers. When the sun shines on the sea, some of the water becomes a "
+    "gas and rises into the air. High above the ground it becomes cold again and forms clouds. The wind carries the "
+    "clouds over the land, and there the water falls as rain or as snow. Rivers bring it back to the sea, and the "
+    "cycle starts again.\n\n"
+    "Many people are worried about the ocean. Plastic that is thrown away does not disappear, and much of it ends "
+    "up in the water, where animals eat it by mistake. Some kinds of fish have become rare because too many of them "
+    "were caught. As the air becomes warmer, so does the sea, and coral reefs, which are home to thousands of "
+    "species, begin to die. If we want our children to enjoy the sea as we do, we have to take care of it."
 )
-MOST_PROBABLE = 5000
+MOST_PROBABLE = (100, 5000)
+"""How many tokens a head is asked for, until the one that comes is among them: to write more takes it as long as to
+compute them."""
 
 
 @contextmanager
@@ -99,11 +131,15 @@ def _client(url: str, key: str) -> httpx.Client:
 
 
 def _log_probability(client: httpx.Client, before: list[int], token: int) -> float:
-    body = {"prompt": before, "n_predict": 1, "n_probs": MOST_PROBABLE, "temperature": 0, "cache_prompt": True}
-    reply = client.post("/completion", json=body)
-    assert reply.status_code == 200, reply.text
-    (told,) = reply.json()["completion_probabilities"]
-    return float(next(one["logprob"] for one in told["top_logprobs"] if one["id"] == token))
+    for count in MOST_PROBABLE:
+        body = {"prompt": before, "n_predict": 1, "n_probs": count, "temperature": 0, "cache_prompt": True}
+        reply = client.post("/completion", json=body)
+        assert reply.status_code == 200, reply.text
+        (told,) = reply.json()["completion_probabilities"]
+        for one in told["top_logprobs"]:
+            if one["id"] == token:
+                return float(one["logprob"])
+    raise AssertionError(f"token {token} is not among the {MOST_PROBABLE[-1]} most probable ones")
 
 
 def _answer(client: httpx.Client, prompt: str) -> str:
