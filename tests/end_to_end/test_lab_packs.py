@@ -53,6 +53,15 @@ def wanted_on(demo_model: Path, first: int, *, output: bool) -> dict[str, bytes]
     return {engine_name(data): data for data in larger}
 
 
+def most_on(host: RunningHost, demo_model: Path) -> dict[str, bytes]:
+    """What plans of this split may give it: the last device may compute the output layer."""
+    return wanted_on(demo_model, 15, output=True) if host.name == "host2" else wanted_on(demo_model, 0, output=False)
+
+
+def size_of(files: dict[str, bytes]) -> int:
+    return sum(map(len, files.values()))
+
+
 def outputs(meshctl: Meshctl) -> dict[str, bool]:
     """Of each host that works in the running cluster, whether it computes the output layer."""
     (group,) = meshctl.ok("status", "--json").json["plan"]["groups"]
@@ -62,11 +71,13 @@ def outputs(meshctl: Meshctl) -> dict[str, bool]:
 def test_weights_cross_the_network_once(make_lab: MakeLab, meshctl: Meshctl, engine: Engine, demo_model: Path) -> None:
     """A second start carries next to none of them, on any host; what it answers is what one machine alone does.
 
-    Both also carry what links are measured with: on links as slow as these 8 MB at most, of 33 MB of weights.
+    Both also carry what links are measured with: on links as slow as these 8 MB at most, of 33 MB of weights. Each is
+    planned anew: where the second has the output layer elsewhere, that crosses, too, and what the first left stays.
     """
     lab, inventory = two_hosts(make_lab, meshctl, "100mbit")
     meshctl.ok("plan", inventory, "--split", SPLIT)
-    carried = []
+    wanted: list[dict[str, bytes]] = [{}, {}]
+    carried, new = [], []
     for _ in range(2):
         before = [host.carried_bytes() for host in lab.hosts]
         meshctl.ok("up", inventory, "--detach", "--split", SPLIT)
@@ -77,12 +88,14 @@ def test_weights_cross_the_network_once(make_lab: MakeLab, meshctl: Meshctl, eng
             assert answers(state["gateway"].removesuffix("/v1"), meshctl.key()) == answers(plain)
         output = outputs(meshctl)
         meshctl.ok("down")
-    for number, host in enumerate(lab.hosts):
-        there = weights_on(host)
-        assert there == wanted_on(demo_model, 15 * number, output=output[host.name])
-        size = sum(map(len, there.values()))
-        assert carried[0][number] > size
-        assert carried[0][number] - carried[1][number] > 0.75 * size
+        before_bytes = [size_of(files) for files in wanted]
+        for number, host in enumerate(lab.hosts):
+            wanted[number] |= wanted_on(demo_model, 15 * number, output=output[host.name])
+            assert weights_on(host) == wanted[number]
+        new.append([size_of(files) - size for files, size in zip(wanted, before_bytes, strict=True)])
+    for first, again, first_new, again_new in zip(*carried, *new, strict=True):
+        assert first > first_new
+        assert first - (again - again_new) > 0.75 * first_new
 
 
 def test_in_mode_tensor_workers_get_the_pieces_that_they_are_asked_for(
@@ -97,7 +110,7 @@ def test_in_mode_tensor_workers_get_the_pieces_that_they_are_asked_for(
     for number, share in enumerate(shares):
         there = weights_on(by_name[share["device"].removesuffix("/cpu")])
         assert there == foreseen(read_model(demo_model), [share["part"] for share in shares], number)
-        assert sum(map(len, there.values())) > 10 * 1024 * 1024
+        assert size_of(there) > 10 * 1024 * 1024
     meshctl.ok("down")
 
 
@@ -122,7 +135,7 @@ def test_weights_come_from_a_host_that_has_them_where_the_controllers_own_link_i
     said = meshctl.ok("up", inventory, "--detach", "--split", SPLIT).stderr
     there = weights_on(lab.hosts[1])
     assert there == wanted_on(demo_model, 15, output=outputs(meshctl)["host2"])
-    size = sum(map(len, there.values()))
+    size = size_of(there)
     only_here = sum(len(there[name]) for name in there.keys() - weights_on(lab.hosts[0]).keys())
     assert " of weights from host1 (" in said
     assert lab.hosts[1].carried_bytes() - carried > size
@@ -157,7 +170,10 @@ def test_damage_is_found_before_a_start_and_only_that_is_sent_again(
 def test_a_start_that_is_killed_at_any_moment_leaves_no_wrong_file(
     make_lab: MakeLab, meshctl: Meshctl, demo_model: Path
 ) -> None:
-    """Ten times, while weights travel; each goes on where the one before was ended."""
+    """Ten times, while weights travel; each goes on where the one before was ended.
+
+    Each is planned anew: the output layer, which only earlier ones may have given the last host, may lie there, too.
+    """
     lab, inventory = two_hosts(make_lab, meshctl, "100mbit")
     meshctl.ok("plan", inventory, "--split", SPLIT)
     chance = random.Random(5)
@@ -170,8 +186,10 @@ def test_a_start_that_is_killed_at_any_moment_leaves_no_wrong_file(
     meshctl.ok("up", inventory, "--detach", "--split", SPLIT)
     output = outputs(meshctl)
     for number, host in enumerate(lab.hosts):
-        assert weights_on(host) == wanted_on(demo_model, 15 * number, output=output[host.name])
-        assert list(next(host.folder.rglob("packs/*/coming")).iterdir()) == []
+        needed = wanted_on(demo_model, 15 * number, output=output[host.name])
+        assert needed.items() <= weights_on(host).items() <= most_on(host, demo_model).items()
+        coming = next(host.folder.rglob("packs/*/coming")).iterdir()
+        assert [path for path in coming if path.name.partition(".")[0] in needed] == []
     meshctl.ok("down")
 
 
@@ -191,8 +209,7 @@ def kill_while_weights_travel(meshctl: Meshctl, inventory: str, after_s: float) 
 
 def check_whole(host: RunningHost, demo_model: Path) -> int:
     """How many weights are there; each is what its name says."""
-    first, output = (0, False) if host.name == "host1" else (15, True)
-    wanted = {name: hashlib.sha256(data).digest() for name, data in wanted_on(demo_model, first, output=output).items()}
+    wanted = {name: hashlib.sha256(data).digest() for name, data in most_on(host, demo_model).items()}
     folders = list(host.folder.rglob("packs/*/rpc"))
     there = [path for folder in folders for path in folder.iterdir()]
     assert all(hashlib.sha256(path.read_bytes()).digest() == wanted[path.name] for path in there)
