@@ -46,7 +46,7 @@ def test_a_model_larger_than_each_host_answers_as_on_one_machine(
     assert demo_model.stat().st_size > HOST_MEMORY_BYTES
     lab, inventory = three_small_hosts(make_lab, meshctl)
     assert "does not fit" not in meshctl.ok("doctor", inventory).stdout
-    meshctl.ok("up", inventory, "--detach")
+    meshctl.ok("up", inventory, "--detach", "--mode", "layers")
     state = meshctl.ok("status", "--json").json
     assert (state["phase"], state["plan"]["mode"]) == ("ready", "layers")
     assert len(state["plan"]["groups"][0]["shares"]) == 3
