@@ -38,9 +38,13 @@ RETRANSMITTED_S = 130.0
 """sshd learns that nobody is there any more when it sends again, which it does after twice as long each time that
 nothing carries it, up to TCP_RTO_MAX, two minutes (linux/include/net/tcp.h): seen after a link that was black-holed."""
 
-AT_ONCE_S, HANG_S, PATH_S, HOG_S = 2.0, 30.0, 20.0, 90.0
-"""Bounds within which a fault is to be noticed: the end of a process, a hang, a path that carries nothing, and memory
-that somebody takes little by little."""
+AT_ONCE_S, HANG_S, PATH_S, HOG_S = 5.0, 30.0, 20.0, 90.0
+"""Bounds within which a fault is to be told: the end of a process, with the last lines of its log, which are waited for
+3 s at most; a hang; a path that carries nothing; and memory that somebody takes little by little."""
+
+TIPPED = 1
+"""So many of the streams may go on with other words than a fresh request is given: they are computed with others beside
+them, that one alone, and what is nearly a tie may tip. A seam in the wrong place shows in all of them."""
 
 Strike = Callable[[Cluster], Callable[[], None]]
 
@@ -89,7 +93,7 @@ def see_through(
     assert row.noticed_s is not None
     assert row.noticed_s < bound_s, row
     assert row.outcomes["failed"] == 0, row
-    assert row.equal == row.compared, row
+    assert row.compared - row.equal <= TIPPED, row
 
 
 def see_all_through(rows: list[Row], cluster: Cluster, faults: Mapping[str, tuple[Strike, float]]) -> None:
