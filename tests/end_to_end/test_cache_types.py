@@ -23,7 +23,7 @@ HALF = "80MiB"
 """Too little for the whole demo model."""
 
 CLUSTER = "kept-types"
-"""No other test has one of this name: its logs lie in a cache that all share."""
+"""No other test has one of this name: the logs of all lie in one cache."""
 
 LOGGED_BYTES = MIB // 200 + 1
 """The engine writes hundredths of a MiB."""
