@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from orchestrator.crew import Crew, busy_devices, plan_of
+from orchestrator.experience_store import load_experience
 from orchestrator.folders import Folders
 from orchestrator.hosts import open_hosts
 from orchestrator.inventory import Inventory
@@ -39,8 +40,9 @@ async def better_plan(
     if others:
         surveys.append(await _surveyed(replace(fresh, hosts=others), folders, report, wishes))
     memories = for_conversations(known[0].memories, fresh.parallel)
-    asked, experience = asked_of(wishes, fresh), known[0].experience
-    ranking = await asyncio.to_thread(rank_within, joined(surveys), memories, asked, experience)
+    together = replace(known[0], survey=joined(surveys))  # with what has been measured since the bring-up, too
+    asked, experience = asked_of(wishes, fresh), load_experience(folders, together.circumstances)
+    ranking = await asyncio.to_thread(rank_within, together.survey, memories, asked, experience)
     return Worth(fresh, ranking.chosen, gain(plan_of(crews), ranking))
 
 

@@ -267,13 +267,16 @@ async def take_survey(ready: Ready, report: Report, wishes: Wishes) -> Survey:
 async def _with_tensor(
     measuring: Measuring, survey: Survey, memories: tuple[ModelMemory, ...], wishes: Wishes, report: Report
 ) -> Survey:
-    """The survey with the groups that are worth timing in mode `tensor`, or the engine's reason why there are none."""
+    """The survey with the groups that are worth timing in mode `tensor`, or the engine's reason why there are none.
+
+    Where another mode is asked for nothing is timed, but what was timed before is what that is compared with.
+    """
     survey = replace(survey, tensor_refused=memories[0].tensor_refused)
-    if survey.tensor_refused or wishes.split is not None or wishes.mode not in (None, "tensor", "replicas"):
+    if survey.tensor_refused:
         return survey
     candidates = find_candidates(survey, wishes.devices)
     every = finalists(survey, memories, candidates, asked_for=True)
-    if not wishes.hurry:
+    if not wishes.hurry and wishes.split is None and wishes.mode in (None, "tensor", "replicas"):
         worth = every if wishes.mode == "tensor" else finalists(survey, memories, candidates)
         survey = await measure_tensor(measuring, survey, worth, report)
     return survey if survey.tensor_refused else with_kept(measuring, survey, every)

@@ -7,6 +7,7 @@ from orchestrator.plan.costs import needed_bytes
 from orchestrator.plan.noise import LEAST_NOISE, decode_bytes_per_s, decode_groups, difference
 from orchestrator.plan.pools import Candidate, pool_budgets
 from orchestrator.plan.single import alone_bytes, why_not_alone
+from orchestrator.plan.tensor import is_guessed
 from orchestrator.plan.values import MODES, Group, ModelMemory, Plan, PlanMode, Traffic
 from orchestrator.survey.values import Device, Survey
 from orchestrator.view.sizes import bytes_text, duration_text
@@ -98,7 +99,9 @@ def _does(plan: Plan) -> str:
 def _compared(plan: Plan, other: Plan) -> str:
     """The other plan's figure beside this one's, by the measure that the goal goes by."""
     ours, theirs = plan.goal_s, other.goal_s
-    named = f"{other.mode} ({' + '.join(_names(group) for group in other.groups)}): {_speeds(other)}{_on_links(other)}"
+    guessed = ", by a formula alone" if any(is_guessed(group) for group in other.groups) else ""
+    names = " + ".join(_names(group) for group in other.groups)
+    named = f"{other.mode} ({names}): {_speeds(other)}{guessed}{_on_links(other)}"
     if abs(theirs / ours - 1) <= ORDER_NOISE:
         return f"{named}, as fast within {ORDER_NOISE:.0%}{_tie(plan, other)}"
     if theirs > ours:
@@ -208,13 +211,11 @@ def _layers_reasons(
 
 def _output(memory: ModelMemory, plan: Plan, group: Group, others: Sequence[Plan]) -> tuple[str, ...]:
     where, elsewhere = ("on the head", "on the last device")[:: 1 if group.output_on_head else -1]
-    splits = (other.groups[0] for other in others if other.mode == "layers")
-    other = next((one for one in splits if one.output_on_head != group.output_on_head), None)
+    splits = (other for other in others if other.mode == "layers")
+    other = next((one for one in splits if one.groups[0].output_on_head != group.output_on_head), None)
     if other is None or plan.mode != "layers":
         return ()
-    choice = (
-        f"output layer {where}: {duration_text(group.token_s)} per token, {elsewhere} {duration_text(other.token_s)}"
-    )
+    choice = f"output layer {where}: {_speeds(plan)}, {elsewhere} {_speeds(other)}"
     if group.output_on_head:
         choice += f"; {bytes_text(memory.logits_bytes)} of logits per token stay off the link"
     return (choice,)

@@ -53,8 +53,8 @@ def no_replicas(survey: Survey, memory: ModelMemory, candidates: Sequence[Candid
     alone = "; ".join(f"{one.device.name} {_held_alone(memory, one)}" for one in candidates)
     on_cards = {one.device.name: beside_bytes(for_one, one) for one in candidates if not why_not_alone(for_one, one)}
     lines = [
-        f"{memory.model} at context {memory.context} has no two heads with a whole copy each, be they devices or "
-        f"groups of devices; alone {alone}",
+        f"{memory.model} at context {memory.context}: no two heads or more with a whole copy each hold its "
+        f"{memory.parallel} conversations together, be they devices or groups of devices; alone {alone}",
         *_cut(survey, candidates, 0, on_cards),
         *_failed(survey, candidates),
     ]
@@ -220,7 +220,7 @@ def _held_alone(memory: ModelMemory, candidate: Candidate) -> str:
 def _parts_held(memory: ModelMemory, candidate: Candidate, whole: int) -> str:
     one, budget = bytes_text(needed_bytes(part_bytes(memory, 1, whole).total_bytes)), bytes_text(candidate.budget_bytes)
     return (
-        f"{candidate.device.name} holds {most_parts(memory, candidate, whole)} parts in {budget}; "
+        f"{candidate.device.name} holds {most_parts(memory, candidate, whole)} of {whole} parts in {budget}; "
         f"one part needs {one} with buffers and margin"
     )
 
@@ -266,13 +266,24 @@ def _first_layers(memory: ModelMemory, layers: int) -> ModelMemory:
 
 def _hint(memory: ModelMemory, fits: Fits, *more: str) -> str:
     changes = ["choose a smaller quantisation of the model"]
-    if memory.parallel > 1 and fits(with_kv(memory, memory.context, 1)):
-        changes.append("lower parallel to 1")
+    if parallel := _fitting_parallel(memory, fits):
+        changes.append(f"lower parallel to {parallel}")
     context = _fitting_context(memory, fits)
     if context:
         changes.append(f"lower context to {context}")
     changes.extend(more)
     return f"{', '.join(changes[:-1])}, or {changes[-1]}"
+
+
+def _fitting_parallel(memory: ModelMemory, fits: Fits) -> int:
+    """The largest number of conversations below the present one at which the model fits, or 0."""
+    fitting = (2, 1) if memory.parallel > 2 else (1,) * (memory.parallel == 2)
+    least = next((count for count in fitting if fits(with_kv(memory, memory.context, count))), 0)
+    low, high = least, memory.parallel
+    while least and high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(with_kv(memory, memory.context, middle)) else (low, middle)
+    return low
 
 
 def _fitting_context(memory: ModelMemory, fits: Fits) -> int:

@@ -109,6 +109,11 @@ def fastest_tensor(survey: Survey, memories: Sequence[ModelMemory], members: Seq
     return min(_groups(survey, memories, members), key=lambda one: (one.token_s, _names_and_parts(one)), default=None)
 
 
+def is_guessed(group: Group) -> bool:
+    """Whether nothing but the formula, which is too fast, is known of this group."""
+    return NOT_TIMED in group.notes and BY_OTHERS not in group.notes and group.known == "predicted"
+
+
 def formula_errors(
     survey: Survey, memories: Sequence[ModelMemory], candidates: Sequence[Candidate], groups: Sequence[Group]
 ) -> Errors:

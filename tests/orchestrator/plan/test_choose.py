@@ -49,8 +49,8 @@ CASES = (
         ("a/cpu 10",),
         (
             "a/cpu holds the whole model and runs it natively: 107 ms per token",
-            "tensor (a/cpu and b/cpu): 107 ms per token (1 hop, 20 synchronisations, 861 KiB per token), as fast "
-            "within 1%; single (a/cpu) reads prompts 51% faster",
+            "tensor (a/cpu and b/cpu): 107 ms per token, by a formula alone (1 hop, 20 synchronisations, 861 KiB per "
+            "token), as fast within 1%; single (a/cpu) reads prompts 51% faster",
         ),
     ),
     Case(
@@ -62,7 +62,7 @@ CASES = (
             "b/cpu and c/cpu one after the other, each with some of the layers: 108 ms per token",
             "single (a/cpu): 1.1 s per token; this is 9.93 times as fast",
             "no tensor: the engine cannot cut this model's layers (unknown architecture)",
-            "output layer on the head: 108 ms per token, on the last device 198 ms; "
+            "output layer on the head: 108 ms per token, on the last device 198 ms per token; "
             "195 KiB of logits per token stay off the link",
         ),
         tensor_refused=REFUSED,
@@ -102,7 +102,8 @@ CASES = (
             "a/cpu holds the whole model and runs it natively: 1.1 s per token",
             "layers (b/cpu and c/cpu): 108 ms per token (2 hops, 2 synchronisations, 32.0 KiB per token), "
             "9.93 times as fast as this",
-            "tensor (b/cpu and c/cpu): 66.4 ms per token (1 hop, 20 synchronisations, 861 KiB per token), "
+            "tensor (b/cpu and c/cpu): 66.4 ms per token, by a formula alone (1 hop, 20 synchronisations, 861 KiB per "
+            "token), "
             "16.19 times as fast as this",
         ),
         asked=Asked("latency", mode="single"),
@@ -261,7 +262,7 @@ REFUSALS = (
         "too many conversations",
         "llama.gguf needs 1.6 GiB at context 4096; the devices have 1.5 GiB (a/cpu 0.7, b/cpu 0.8)\n"
         f"{BUFFERS} 8 of 10 layers and the output layer",
-        f"{SMALLER}, lower parallel to 1, lower context to 2048, raise `memory` of a host, "
+        f"{SMALLER}, lower parallel to 2, lower context to 2048, raise `memory` of a host, "
         "or add a host to the inventory",
         LARGER,
         memory=make_memory(kv_mib=40, parallel=4),
@@ -299,8 +300,8 @@ REFUSALS = (
         "tensor on devices that are too small",
         "llama.gguf at context 4096 does not fit in mode tensor: its layers are cut into 8 parts, one per KV head; "
         "2 to 8 devices can share them\n"
-        "a/cpu holds 4 parts in 700 MiB; one part needs 227 MiB with buffers and margin\n"
-        "b/cpu holds 0 parts in 100 MiB; one part needs 227 MiB with buffers and margin",
+        "a/cpu holds 4 of 8 parts in 700 MiB; one part needs 227 MiB with buffers and margin\n"
+        "b/cpu holds 0 of 8 parts in 100 MiB; one part needs 227 MiB with buffers and margin",
         f"{SMALLER}, or choose another mode",
         asked=Asked("latency", mode="tensor"),
     ),
@@ -308,8 +309,8 @@ REFUSALS = (
         "tensor on devices that share too little memory",
         "llama.gguf at context 4096 does not fit in mode tensor: its layers are cut into 8 parts, one per KV head; "
         "2 to 8 devices can share them\n"
-        "a/cpu holds 8 parts in 2.0 GiB; one part needs 227 MiB with buffers and margin\n"
-        "b/cpu holds 8 parts in 2.0 GiB; one part needs 227 MiB with buffers and margin\n"
+        "a/cpu holds 8 of 8 parts in 2.0 GiB; one part needs 227 MiB with buffers and margin\n"
+        "b/cpu holds 8 of 8 parts in 2.0 GiB; one part needs 227 MiB with buffers and margin\n"
         "budgets of a/cpu and b/cpu cut to 28% together: their machine has 1.1 GiB beside 86.0 MiB of heads, "
         "they add up to 3.9 GiB",
         f"{SMALLER}, or choose another mode",
@@ -356,16 +357,16 @@ REFUSALS = (
     ),
     Refusal(
         "replicas with one copy at most",
-        "llama.gguf at context 4096 has no two heads with a whole copy each, be they devices or "
-        "groups of devices; alone a/cpu holds one; b/cpu needs 1.3 GiB and has 100 MiB",
+        "llama.gguf at context 4096: no two heads or more with a whole copy each hold its 4 conversations together, be "
+        "they devices or groups of devices; alone a/cpu holds one; b/cpu needs 1.3 GiB and has 100 MiB",
         f"{SMALLER}, or let the model be split (mode layers)",
         make_survey([make_device("a/cpu", 2000), make_device("b/cpu", 100)]),
         Asked("latency", mode="replicas"),
     ),
     Refusal(
         "replicas on devices that share memory for one copy",
-        "llama.gguf at context 4096 has no two heads with a whole copy each, be they devices or "
-        "groups of devices; alone a/cpu holds one; b/cpu holds one\n"
+        "llama.gguf at context 4096: no two heads or more with a whole copy each hold its 4 conversations together, be "
+        "they devices or groups of devices; alone a/cpu holds one; b/cpu holds one\n"
         "budgets of a/cpu and b/cpu cut to 55% together: their machine has 2.1 GiB, they add up to 3.9 GiB",
         f"{SMALLER}, or let the model be split (mode layers)",
         make_survey(TWO_NEAR, local="ab", controller_mib=2200),
@@ -373,9 +374,10 @@ REFUSALS = (
     ),
     Refusal(
         "replicas on devices that hold too few conversations",
-        "llama.gguf at context 4096 has no two heads with a whole copy each, be they devices or groups of devices; "
-        "alone a/cpu holds one with 1 of 4 conversations; b/cpu holds one with 2 of 4 conversations",
-        f"{SMALLER}, lower context to 2048, or let the model be split (mode layers)",
+        "llama.gguf at context 4096: no two heads or more with a whole copy each hold its 4 conversations together, be "
+        "they devices or groups of devices; alone a/cpu holds one with 1 of 4 conversations; b/cpu "
+        "holds one with 2 of 4 conversations",
+        f"{SMALLER}, lower parallel to 3, lower context to 2048, or let the model be split (mode layers)",
         make_survey([make_device("a/cpu", 1300), make_device("b/cpu", 1330)]),
         Asked("latency", mode="replicas"),
     ),

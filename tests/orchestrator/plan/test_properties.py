@@ -369,8 +369,10 @@ def test_a_lower_context_or_parallel_is_proposed_exactly_where_there_is_a_plan_t
     """Of contexts the largest power of two."""
     proposed = set()
     for mode, survey, memory, goal, error in errors(kv=16):
-        fewer = ranking(survey, with_kv(memory, memory.context, 1), goal, mode) if memory.parallel > 1 else None
-        assert ("lower parallel to 1" in error.hint) is (fewer is not None)
+        fewer = range(memory.parallel - 1, 0, -1)
+        most = next((n for n in fewer if ranking(survey, with_kv(memory, memory.context, n), goal, mode)), None)
+        told = re.search(r"lower parallel to (\d+)", error.hint)
+        assert (int(told[1]) if told else None) == most, error
         contexts = (memory.context >> step for step in range(1, 5))
         shorter = (one for one in contexts if ranking(survey, with_kv(memory, one, memory.parallel), goal, mode))
         told = re.search(r"lower context to (\d+)", error.hint)
