@@ -208,6 +208,16 @@ def pool_budgets(
     return Pooled(tuple(candidates), tuple(short))
 
 
+def cut_reasons(
+    survey: Survey, candidates: Sequence[Candidate], head_bytes: int, on_cards_bytes: Mapping[str, int] | None = None
+) -> tuple[str, ...]:
+    """By how much budgets are cut where these devices share a memory, beside heads that take so much of the
+    controller's and on cards."""
+    available = survey.controller.memory_available_bytes
+    pooled = pool_budgets(candidates, controller_bytes=available, head_bytes=head_bytes, on_cards_bytes=on_cards_bytes)
+    return pooled.reasons if pooled else ()
+
+
 def _host_memories(members: Iterable[Candidate]) -> Iterator[SharedMemory]:
     """A host's share of its machine's memory is there once, whatever of it computes."""
     hosts: dict[str, list[Candidate]] = {}

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.costs import needed_bytes
 from orchestrator.plan.noise import LEAST_NOISE, decode_bytes_per_s, decode_groups, difference
-from orchestrator.plan.pools import Candidate, pool_budgets
+from orchestrator.plan.pools import Candidate, cut_reasons
 from orchestrator.plan.single import alone_bytes, why_not_alone
 from orchestrator.plan.tensor import is_guessed
 from orchestrator.plan.values import MODES, Group, ModelMemory, Plan, PlanMode, Traffic
@@ -189,13 +189,12 @@ def _cut_budgets(survey: Survey, candidates: Sequence[Candidate], plan: Plan) ->
     used = {share.device for share in plan.shares}
     of_splits = (group for group in plan.groups if group.mode != "single" and not group.head_layers)
     alone = (group for group in plan.groups if group.mode == "single")
-    pooled = pool_budgets(
+    return cut_reasons(
+        survey,
         [one for one in candidates if one.device.name in used],
-        controller_bytes=survey.controller.memory_available_bytes,
-        head_bytes=sum(needed_bytes(group.head_bytes) for group in of_splits),
-        on_cards_bytes={group.shares[0].device: needed_bytes(group.head_bytes) for group in alone if group.head_bytes},
+        sum(needed_bytes(group.head_bytes) for group in of_splits),
+        {group.shares[0].device: needed_bytes(group.head_bytes) for group in alone if group.head_bytes},
     )
-    return pooled.reasons if pooled else ()
 
 
 def _layers_reasons(

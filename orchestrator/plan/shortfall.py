@@ -11,7 +11,7 @@ from orchestrator.plan.costs import needed_bytes, share_bytes
 from orchestrator.plan.cut import part_bytes, whole_parts
 from orchestrator.plan.layers import LayerSearch, Rules
 from orchestrator.plan.left_out import holds_no_layer
-from orchestrator.plan.pools import Candidate, Pooled, pool_budgets, why_unusable
+from orchestrator.plan.pools import Candidate, Pooled, cut_reasons, pool_budgets, why_unusable
 from orchestrator.plan.single import beside_bytes, why_not_alone
 from orchestrator.plan.split import ENGINE_DEVICES, Variant, head_need_bytes, placed_within
 from orchestrator.plan.stage_tables import StageTables
@@ -55,7 +55,7 @@ def no_replicas(survey: Survey, memory: ModelMemory, candidates: Sequence[Candid
     lines = [
         f"{memory.model} at context {memory.context}: no two heads or more with a whole copy each hold its "
         f"{memory.parallel} conversations together, be they devices or groups of devices; alone {alone}",
-        *_cut(survey, candidates, 0, on_cards),
+        *cut_reasons(survey, candidates, 0, on_cards),
         *_failed(survey, candidates),
     ]
     return PlanError(
@@ -87,7 +87,7 @@ def no_tensor(survey: Survey, memory: ModelMemory, candidates: Sequence[Candidat
         f"{whole} parts, {each}; 2 to {min(whole, ENGINE_DEVICES)} devices can share them",
         *_head_shortfall(survey, memory),
         *(_parts_held(memory, one, whole) for one in candidates),
-        *_cut(survey, candidates, head_need_bytes(memory, output=False)),
+        *cut_reasons(survey, candidates, head_need_bytes(memory, output=False)),
         *failed,
     ]
     return PlanError("\n".join(lines), hint=_hint(memory, fits, another))
@@ -108,7 +108,7 @@ def no_forced_split(
     if len(lines) == 1:
         used = [one for one in candidates if one.device.name in split]
         lines += [*_too_small_for_split(memory, candidates, split), *_head_shortfall(survey, memory)]
-        lines += _cut(survey, used, head_need_bytes(memory, output=False))
+        lines += cut_reasons(survey, used, head_need_bytes(memory, output=False))
     return PlanError("\n".join(lines), hint="change --split, or leave it out and let meshctl choose")
 
 
@@ -190,16 +190,6 @@ def _head_shortfall(survey: Survey, memory: ModelMemory) -> list[str]:
     return [f"the head needs {bytes_text(needed)} on the controller, which has {bytes_text(available)} available"]
 
 
-def _cut(
-    survey: Survey, candidates: Sequence[Candidate], head_bytes: int, on_cards: Mapping[str, int] | None = None
-) -> tuple[str, ...]:
-    """By how much budgets are cut where devices share a memory, beside a head that takes so much of the controller's
-    and heads on cards."""
-    available = survey.controller.memory_available_bytes
-    pooled = pool_budgets(candidates, controller_bytes=available, head_bytes=head_bytes, on_cards_bytes=on_cards)
-    return pooled.reasons if pooled else ()
-
-
 def _failed(survey: Survey, candidates: Sequence[Candidate]) -> list[str]:
     """The groups that may have held the model, but failed in mode `tensor`."""
     there = {one.device.name for one in candidates}
@@ -277,8 +267,8 @@ def _hint(memory: ModelMemory, fits: Fits, *more: str) -> str:
 
 def _fitting_parallel(memory: ModelMemory, fits: Fits) -> int:
     """The largest number of conversations below the present one at which the model fits, or 0."""
-    fitting = (2, 1) if memory.parallel > 2 else (1,) * (memory.parallel == 2)
-    least = next((count for count in fitting if fits(with_kv(memory, memory.context, count))), 0)
+    fewer = (count for count in (2, 1) if count < memory.parallel)  # of replicas 1 is none
+    least = next((count for count in fewer if fits(with_kv(memory, memory.context, count))), 0)
     low, high = least, memory.parallel
     while least and high - low > 1:
         middle = (low + high) // 2

@@ -6,14 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
 from orchestrator import bench as benching
 from orchestrator.bench import QUICK, Comparison, Measured, how_text, other_plans, run_bench
-from orchestrator.engine.store import Engine
 from orchestrator.errors import UsageError
 from orchestrator.experience_store import load_experience
 from orchestrator.folders import Folders
@@ -22,18 +20,16 @@ from orchestrator.hosts import OpenHosts
 from orchestrator.inventory import Host, Inventory
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.choose import rank_plans
-from orchestrator.plan.experience import NO_EXPERIENCE, Experience, record_of
+from orchestrator.plan.experience import Experience, record_of
 from orchestrator.plan.experience import Measured as Ran
 from orchestrator.plan.values import Group, Ranking
-from orchestrator.prepare import Prepared
 from orchestrator.processes import Started
 from orchestrator.report import silent
 from orchestrator.state import ClusterState, hold, write_state
 from orchestrator.view.bench import bench_csv, bench_json, bench_markdown, bench_view, check_chart, write_chart
-from quant.gguf_file import read_model
-from quant.synthetic import calibration_shape, write_random_model
 from tests.orchestrator.groups import make_group, make_plan_of, make_share
 from tests.orchestrator.plan.examples import make_device, make_memories, make_memory, make_survey
+from tests.orchestrator.preparing import make_prepared
 from tests.orchestrator.view.rendering import rendered
 
 
@@ -205,18 +201,10 @@ async def test_what_ran_by_itself_is_known_to_later_plans_unless_the_cluster_was
 ) -> None:
     """It answers a request while a/cpu is measured; before and after that it is up and does nothing."""
     path = tmp_path / "inventory.yaml"
-    write_random_model(tmp_path / "tiny.gguf", replace(calibration_shape(2), embedding=64, heads=2, kv_heads=1), "F16")
     survey = make_survey([make_device("a/cpu", 4000), make_device("b/cpu", 4000)])
     memories, folders = make_memories(make_memory()), Folders(tmp_path / "cache", tmp_path / "state")
-    prepared = Prepared(
-        inventory=Inventory(path, "demo", "tiny.gguf", (Host("a", "local"), Host("b", "local"))),
-        engine=cast(Engine, SimpleNamespace(folder=tmp_path, manifest=SimpleNamespace(engine="cpu-test"))),
-        engine_folders={},
-        model=read_model(tmp_path / "tiny.gguf"),
-        memories=memories,
-        survey=survey,
-        experience=NO_EXPERIENCE,
-    )
+    inventory = Inventory(path, "demo", "tiny.gguf", (Host("a", "local"), Host("b", "local")))
+    prepared = make_prepared(inventory, memories, survey)
     folder = folders.cluster("demo")
     state = ClusterState("demo", str(path), 1, "ready", "", "", requests_finished=7)
 

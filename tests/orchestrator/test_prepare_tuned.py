@@ -2,20 +2,18 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
 from orchestrator import prepare as preparing
-from orchestrator.engine.store import Engine
 from orchestrator.experience_store import remember
 from orchestrator.folders import Folders
 from orchestrator.hosts import OpenHosts
 from orchestrator.inventory import Host, Inventory
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.conversations import with_kv
-from orchestrator.plan.experience import NO_EXPERIENCE, Measured
+from orchestrator.plan.experience import Measured
 from orchestrator.plan.robust import rank_within
 from orchestrator.plan.values import ModelMemory, Plan, Ranking, plan_key
 from orchestrator.prepare import Prepared, Ready, prepare, prepare_ranking
@@ -24,9 +22,8 @@ from orchestrator.survey.timing import Measuring
 from orchestrator.survey.values import Survey
 from orchestrator.tuned import BEST_MEASURED, save_tuned, tuned_of, valid_for
 from orchestrator.wishes import Wishes
-from quant.gguf_file import read_model
-from quant.synthetic import calibration_shape, write_random_model
 from tests.orchestrator.plan.examples import make_device, make_memories, make_memory, make_survey
+from tests.orchestrator.preparing import make_prepared
 
 MEMORIES = make_memories(make_memory())
 SINGLE = Wishes(mode="single")
@@ -83,18 +80,9 @@ class Planning:
 def planning(tmp_path: Path) -> Planning:
     path = tmp_path / "inventory.yaml"
     path.write_text("cluster: demo\n")
-    write_random_model(tmp_path / "tiny.gguf", replace(calibration_shape(2), embedding=64, heads=2, kv_heads=1), "F16")
     hosts = (Host("a", "local"), Host("b", "local"))
     inventory = Inventory(path, "demo", "tiny.gguf", hosts, context=4096, minimum_context=256)
-    prepared = Prepared(
-        inventory=inventory,
-        engine=cast(Engine, SimpleNamespace(folder=tmp_path, manifest=SimpleNamespace(engine="cpu-test"))),
-        engine_folders={},
-        model=read_model(tmp_path / "tiny.gguf"),
-        memories=MEMORIES,
-        survey=alone_on(1311, 1311),
-        experience=NO_EXPERIENCE,
-    )
+    prepared = make_prepared(inventory, MEMORIES, alone_on(1311, 1311))
     return Planning(inventory, Folders(tmp_path / "cache", tmp_path / "state"), prepared)
 
 

@@ -6,13 +6,11 @@ from collections.abc import Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from orchestrator import tune as tuning
-from orchestrator.engine.store import Engine
 from orchestrator.errors import ClusterStateError, EngineError
 from orchestrator.experience_store import circumstances_of, load_experience
 from orchestrator.folders import Folders
@@ -21,10 +19,9 @@ from orchestrator.inventory import Host, Inventory
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.choose import rank_plans
 from orchestrator.plan.conversations import with_kv
-from orchestrator.plan.experience import NO_EXPERIENCE, Measured
+from orchestrator.plan.experience import Measured
 from orchestrator.plan.robust import rank_within
 from orchestrator.plan.values import Group, ModelMemory, Plan, Ranking, group_key, plan_key
-from orchestrator.prepare import Prepared
 from orchestrator.processes import Started
 from orchestrator.report import silent
 from orchestrator.state import measuring
@@ -35,9 +32,9 @@ from orchestrator.view.ranking import plan_text
 from orchestrator.view.tune import tune_json, tune_view
 from orchestrator.wishes import Wishes
 from quant.gguf_file import read_model
-from quant.synthetic import calibration_shape, write_random_model
 from tests.orchestrator.groups import make_group, make_share
 from tests.orchestrator.plan.examples import make_device, make_memories, make_memory, make_survey
+from tests.orchestrator.preparing import make_prepared
 from tests.orchestrator.view.rendering import rendered
 
 SURVEY = make_survey([make_device("a/cpu", 4000), make_device("b/cpu", 4000, gib_per_s=8)])
@@ -82,17 +79,8 @@ class Tuning:
 def make_tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Speeds], Tuning]:
     path = tmp_path / "inventory.yaml"
     path.write_text("cluster: demo\n")
-    write_random_model(tmp_path / "tiny.gguf", replace(calibration_shape(2), embedding=64, heads=2, kv_heads=1), "F16")
     inventory = Inventory(path, "demo", "tiny.gguf", (Host("a", "local"), Host("b", "local")))
-    prepared = Prepared(
-        inventory=inventory,
-        engine=cast(Engine, SimpleNamespace(folder=tmp_path, manifest=SimpleNamespace(engine="cpu-test"))),
-        engine_folders={},
-        model=read_model(tmp_path / "tiny.gguf"),
-        memories=MEMORIES,
-        survey=SURVEY,
-        experience=NO_EXPERIENCE,
-    )
+    prepared = make_prepared(inventory, MEMORIES, SURVEY)
 
     def make(speed_of: Speeds) -> Tuning:
         made = Tuning(inventory, Folders(tmp_path / "cache", tmp_path / "state"), speed_of)
