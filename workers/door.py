@@ -3,15 +3,22 @@
 It is sent to a Python there through stdin, so it runs as it lies here; the standard library of any Python 3 is all it
 may use. Prints {"agent": "SHA-256, or nothing", "mended": [...], "refused": "..."} on a line: what other users could
 change is closed to them; what is not ours is not touched, and refused. Where the agent is the one that is wanted, this
-process then becomes it: what runs are the very bytes that were looked at.
+process then becomes it: what runs are the very bytes that were looked at, or what this host's Python made of them
+before, in a file that was never open to others.
 """
 
+import contextlib
 import hashlib
 import json
+import marshal
 import os
 import pwd
 import stat
 import sys
+import types
+
+COMPILED = ".code"
+"""What Python made of the agent lies beside it: to compile it takes a tenth of a second on a slow host, each time."""
 
 OTHERS_MAY_WRITE = 0o022
 OTHERS = 0o077
@@ -35,7 +42,7 @@ def main(root: str, agent: str, wanted: str = "", *words: str) -> None:
     sys.stdout.write(json.dumps({"agent": digest, "mended": mended, "refused": refused}) + "\n")
     sys.stdout.flush()
     if wanted and digest == wanted:
-        become(agent, source, words)
+        become(agent, source, digest, words)
 
 
 def close_to_others(root: str) -> "list[str]":
@@ -45,10 +52,11 @@ def close_to_others(root: str) -> "list[str]":
     refuse_strangers(root, there)
     if there.st_mode & OTHERS:
         os.chmod(root, 0o700)
+    was_open = bool(there.st_mode & OTHERS_MAY_WRITE)
     for folder, folders, files in os.walk(root):
         for name in folders + files:
-            close_entry(os.path.join(folder, name))
-    if not there.st_mode & OTHERS_MAY_WRITE:
+            close_entry(os.path.join(folder, name), was_open)
+    if not was_open:
         return []
     mode = stat.S_IMODE(there.st_mode)
     return [
@@ -57,13 +65,17 @@ def close_to_others(root: str) -> "list[str]":
     ]
 
 
-def close_entry(path: str) -> None:
+def close_entry(path: str, was_open: bool) -> None:
+    """`was_open`: others could change it from the folder; what is run unread is not kept then."""
     try:
         there = os.lstat(path)
     except FileNotFoundError:
         return
     refuse_strangers(path, there)
-    if there.st_mode & OTHERS_MAY_WRITE and not stat.S_ISLNK(there.st_mode):
+    is_open = there.st_mode & OTHERS_MAY_WRITE and not stat.S_ISLNK(there.st_mode)
+    if path.endswith(COMPILED) and (is_open or was_open):
+        os.unlink(path)
+    elif is_open:
         os.chmod(path, stat.S_IMODE(there.st_mode) & ~OTHERS_MAY_WRITE)
 
 
@@ -89,10 +101,41 @@ def source_of(path: str) -> bytes:
         return file.read()
 
 
-def become(path: str, source: bytes, words: "tuple[str, ...]") -> None:
+def become(path: str, source: bytes, digest: str, words: "tuple[str, ...]") -> None:
     """Go on as `python3 agent.py` with these words would."""
     sys.argv = [path, *words]
-    exec(compile(source, path, "exec", dont_inherit=True), {"__name__": "__main__", "__file__": path})
+    exec(compiled(path, source, digest), {"__name__": "__main__", "__file__": path})
+
+
+def compiled(path: str, source: bytes, digest: str) -> types.CodeType:
+    """What Python makes of the agent, kept beside it: its SHA-256 first, which is also of the agent and of Python."""
+    made_of = sys.version.encode() + digest.encode()
+    try:
+        with open(path + COMPILED, "rb") as file:
+            kept = file.read()
+    except OSError:
+        kept = b""
+    if kept and kept[:32] == hashlib.sha256(made_of + kept[32:]).digest():
+        known: types.CodeType = marshal.loads(kept[32:])
+        return known
+    code = compile(source, path, "exec", dont_inherit=True)
+    data = marshal.dumps(code)
+    with contextlib.suppress(OSError):  # a full disk, say: it is compiled again the next time
+        keep(path + COMPILED, hashlib.sha256(made_of + data).digest() + data)
+    return code
+
+
+def keep(path: str, data: bytes) -> None:
+    """Whole or not at all; another of ours may do the same at this moment."""
+    beside = f"{path}.tmp-{os.getpid()}"
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+        os.rename(beside, path)
+    except OSError:
+        os.unlink(beside)
+        raise
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import marshal
 import os
 import stat
 import subprocess
@@ -15,14 +16,40 @@ from workers import door
 
 PYTHON = os.environ.get("AGENT_PYTHON", sys.executable)
 NOBODY = 65534
+DOOR = Path(door.__file__).read_bytes()
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can give files to somebody else")
 
 
 def look(root: Path, agent: Path | None = None) -> dict[str, Any]:
     words = (PYTHON, "-I", "-S", "-", str(root), str(agent or root / "agent" / "agent.py"))
-    done = subprocess.run(words, input=Path(door.__file__).read_bytes(), capture_output=True, timeout=60, check=True)
+    done = subprocess.run(words, input=DOOR, capture_output=True, timeout=60, check=True)
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
+
+
+def become(agent: Path, *words: str) -> list[str]:
+    """What the process says that goes on as the agent; the folder is the agent's own."""
+    digest = hashlib.sha256(agent.read_bytes()).hexdigest()
+    door_words = (PYTHON, "-I", "-S", "-", str(agent.parent), str(agent), digest, *words)
+    done = subprocess.run(door_words, input=DOOR, capture_output=True, timeout=60, check=True)
+    return done.stdout.decode().splitlines()[1:]
+
+
+def an_agent(tmp_path: Path) -> Path:
+    """Says with which words it was started, and as what it was compiled."""
+    agent = tmp_path / "root" / "agent.py"
+    agent.parent.mkdir(mode=0o700)
+    agent.write_text("import sys\nprint(*sys.argv)\nprint(sys._getframe().f_code.co_filename)\n")
+    agent.chmod(0o700)
+    return agent
+
+
+def replaced(kept: Path, agent: Path) -> None:
+    """Other code than the agent's, with a digest as if it were."""
+    version = subprocess.run((PYTHON, "-c", "import sys; print(sys.version)"), capture_output=True, check=True).stdout
+    made_of = version.decode().removesuffix("\n") + hashlib.sha256(agent.read_bytes()).hexdigest()
+    data = marshal.dumps(compile("print('kept')", str(agent), "exec"))
+    kept.write_bytes(hashlib.sha256(made_of.encode() + data).digest() + data)
 
 
 def mode(path: Path) -> int:
@@ -78,3 +105,56 @@ def test_what_belongs_to_another_user_is_refused_and_left_as_it_is(tmp_path: Pat
     answer = look(root)
     assert answer["refused"] == f"{theirs} belongs to the user nobody, who could change what runs here"
     assert (answer["agent"], theirs.stat().st_uid) == ("", NOBODY)
+
+
+def test_the_process_goes_on_as_the_agent_and_keeps_what_python_made_of_it(tmp_path: Path) -> None:
+    agent = an_agent(tmp_path)
+    kept = agent.with_name("agent.py.code")
+    for _ in range(2):
+        assert become(agent, "facts", "--root") == [f"{agent} facts --root", str(agent)]
+        assert mode(kept) == 0o600
+    assert sorted(path.name for path in agent.parent.iterdir()) == ["agent.py", "agent.py.code"]
+
+
+@pytest.mark.skipif("AGENT_PYTHON" in os.environ, reason="code of this Python is put there")
+def test_what_was_kept_is_what_runs(tmp_path: Path) -> None:
+    agent = an_agent(tmp_path)
+    kept = agent.with_name("agent.py.code")
+    replaced(kept, agent)
+    kept.chmod(0o600)
+    assert become(agent) == ["kept"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"short", b"\0" * 4096])
+def test_damaged_code_is_not_run_and_made_anew(tmp_path: Path, damage: bytes) -> None:
+    agent = an_agent(tmp_path)
+    kept = agent.with_name("agent.py.code")
+    become(agent)
+    whole = kept.read_bytes()
+    kept.write_bytes(damage or whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert become(agent) == [str(agent), str(agent)]
+    assert kept.read_bytes() == whole
+
+
+def test_code_of_another_agent_is_not_run(tmp_path: Path) -> None:
+    agent = an_agent(tmp_path)
+    become(agent)
+    agent.write_text("print('another')")
+    assert become(agent) == ["another"]
+
+
+@pytest.mark.skipif("AGENT_PYTHON" in os.environ, reason="code of this Python is put there")
+@pytest.mark.parametrize("is_open", ["file", "folder"])
+def test_code_that_others_could_have_written_is_not_run(tmp_path: Path, is_open: str) -> None:
+    agent = an_agent(tmp_path)
+    kept = agent.with_name("agent.py.code")
+    replaced(kept, agent)
+    (kept if is_open == "file" else agent.parent).chmod(0o777)
+    assert become(agent) == [str(agent), str(agent)]
+
+
+def test_where_nothing_can_be_kept_the_agent_runs(tmp_path: Path) -> None:
+    agent = an_agent(tmp_path)
+    agent.with_name("agent.py.code").mkdir()
+    assert become(agent) == [str(agent), str(agent)]
+    assert sorted(path.name for path in agent.parent.iterdir()) == ["agent.py", "agent.py.code"]
