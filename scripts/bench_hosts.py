@@ -1,7 +1,8 @@
 """The command line of `scripts/bench-hosts`: connecting to hosts, their facts, and the check of their engines, timed.
 
-Hosts of a lab on this one machine (as root, Linux), which share its processors: each would have its own in earnest. The
-engine is put on each before anything is timed.
+Hosts of a lab on this one machine (as root, Linux), which share its processors: each would have its own in earnest.
+With `--cores 0.03` each has that part of a core to itself, however many there are: a slow one, but its own. The engine
+is put on each before anything is timed.
 """
 
 import argparse
@@ -46,6 +47,7 @@ HEADINGS = (
 def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench-hosts", description=__doc__)
     parser.add_argument("--hosts", type=int, default=MANY, metavar="N", help=f"the most (default: {MANY})")
+    parser.add_argument("--cores", type=float, metavar="PART", help="what each host has of a core (default: no limit)")
     options = parser.parse_args(words)
     if options.hosts < FEW:
         parser.error(f"--hosts: at least {FEW}, which others are compared with")
@@ -55,7 +57,7 @@ def main(words: Sequence[str]) -> int:
         print(f"error: {reason}", file=sys.stderr)
         return 1
     with tempfile.TemporaryDirectory(prefix="meshctl-bench-hosts-") as folder:
-        hosts = tuple(LabHost(f"host{number}") for number in range(1, options.hosts + 1))
+        hosts = tuple(LabHost(f"host{number}", cpu=options.cores) for number in range(1, options.hosts + 1))
         with up(LabSpec(Path(folder, "lab"), hosts, f"bench-hosts-{os.getpid()}")) as lab:
             return _report(_measured(lab, Path(folder), options.hosts))
 

@@ -79,10 +79,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run_grid(options: argparse.Namespace) -> None:
     done = {record.key for record in read_records(options.resume)}
-    limits = QUICK if options.quick else Limits()
     for cell in cells(options.cells, options.goals, options.models, options.link):
         if cell.key not in done:
-            append_record(options.resume, _run_cell(cell, limits, options.recalibrate))
+            append_record(options.resume, _run_cell(cell, _limits(cell, options.quick), options.recalibrate))
+
+
+def _limits(cell: Cell, quick: bool) -> Limits:
+    """Large models are loaded for minutes."""
+    limits = QUICK if quick else Limits()
+    return replace(limits, run_s=3 * limits.run_s) if cell.model.large else limits
 
 
 def _run_cell(cell: Cell, limits: Limits, recalibrate: bool) -> CellRecord:

@@ -110,6 +110,7 @@ READING_ORDER = (
     "orchestrator.plan.experience",
     "orchestrator.plan.costs",
     "orchestrator.plan.company",
+    "orchestrator.plan.contention",
     "orchestrator.plan.stage_tables",
     "orchestrator.plan.stages",
     "orchestrator.survey.slices",

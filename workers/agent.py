@@ -490,6 +490,7 @@ def processor_facts() -> dict[str, Any]:
         "cpu_features": processor_features(information),
         "cores_physical": physical_cores("/", allowed),
         "cores_logical": len(allowed),
+        "processors": allowed,
         "cpu_quota": cpu_quota("/"),
     }
 

@@ -58,6 +58,7 @@ class HostFacts:
     medium: str = ""  # "wired" or "wireless": over what the SSH connection came in; "" where the host does not tell
     address: str = ""  # the host's own address that the SSH connection came to; "" without SSH
     private_network_refused: str = ""  # why programs there cannot have a network of their own; "" where they can
+    processors: tuple[int, ...] = ()  # the kernel's numbers of the logical ones that may be used; () where not told
     boot: str = (
         ""  # the same for all hosts that run on one kernel, another one after each start; "" where it is not told
     )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from workers.engine_commands import CacheType as CacheTypeValue
 
 Inventory = Annotated[Path, typer.Argument(help="The inventory file.", show_default=True)]
+OfInventory = Annotated[Path | None, typer.Argument(help="The inventory whose cluster is meant.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")]
 Cluster = Annotated[str | None, typer.Option("--cluster", help="Which cluster, when more than one runs.")]
 Recalibrate = Annotated[bool, typer.Option("--recalibrate", help="Measure speeds again even where they are known.")]
@@ -77,6 +78,24 @@ def read_wishes(
     layers = device_layers(split, hosts)
     _check_split(mode, named, layers)
     return Wishes(frozenset(layers), "layers", layers, goal, recalibrate, cache_type=kept_as)
+
+
+def named_cluster(inventory: Path | None, cluster: str | None) -> str | None:
+    """The cluster of this inventory, or the one that is named; None where neither is given.
+
+    UsageError where they are two, InventoryError for an inventory that cannot be read.
+    """
+    from orchestrator.errors import UsageError
+    from orchestrator.inventory_file import load_inventory
+
+    if inventory is None:
+        return cluster
+    name = load_inventory(inventory).cluster
+    if cluster not in (None, name):
+        raise UsageError(
+            f"{inventory} is of the cluster {name}, not {cluster}", hint="name the cluster in one way only"
+        )
+    return name
 
 
 def wish_options(wishes: "Wishes") -> tuple[str, ...]:

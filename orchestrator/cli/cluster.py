@@ -15,8 +15,10 @@ from orchestrator.cli.arguments import (
     Inventory,
     KnownHosts,
     Mode,
+    OfInventory,
     Recalibrate,
     Split,
+    named_cluster,
     read_wishes,
     wish_options,
 )
@@ -118,19 +120,15 @@ def _already(cluster: str, state: "ClusterState | None") -> str:
     return f"{cluster} is {doing} already; see `meshctl status`"
 
 
-def down(
-    inventory: Annotated[Path | None, typer.Argument(help="The inventory whose cluster is to stop.")] = None,
-    cluster: Cluster = None,
-) -> None:
+def down(inventory: OfInventory = None, cluster: Cluster = None) -> None:
     """Stop the cluster: head, workers, links, on every host."""
     from orchestrator.cli.run import run, talk
     from orchestrator.detach import stop_cluster
     from orchestrator.folders import user_folders
-    from orchestrator.inventory_file import load_inventory
     from orchestrator.state import running_clusters, the_running_cluster
 
     folders = user_folders()
-    name = load_inventory(inventory).cluster if inventory is not None else cluster
+    name = named_cluster(inventory, cluster)
     if name is None and not running_clusters(folders):
         talk().print("no cluster runs")
         return
@@ -140,6 +138,7 @@ def down(
 
 
 def rebalance(
+    inventory: OfInventory = None,
     cluster: Cluster = None,
     now: Annotated[
         bool, typer.Option("--now", help="Do not wait for a quiet moment; running answers are carried over.")
@@ -153,7 +152,7 @@ def rebalance(
     from orchestrator.state import the_running_cluster
 
     folders = user_folders()
-    name = the_running_cluster(folders, cluster).cluster
+    name = the_running_cluster(folders, named_cluster(inventory, cluster)).cluster
     folder = folders.cluster(name)
     talk().print(f"{name}: asking its supervisor; hosts that are not in use are surveyed", markup=False, soft_wrap=True)
     outcome = run(until_rebalanced(folder, ask(folder, now=now)))

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.arguments import DEFAULT_INVENTORY, AsJson, Cluster, Since, read_duration_s
+from orchestrator.cli.arguments import (
+    DEFAULT_INVENTORY,
+    AsJson,
+    Cluster,
+    OfInventory,
+    Since,
+    named_cluster,
+    read_duration_s,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -26,6 +34,7 @@ COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "bright_red", "bright_c
 
 
 def status(
+    inventory: OfInventory = None,
     cluster: Cluster = None,
     json: AsJson = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again and again, until Ctrl-C.")] = False,
@@ -39,7 +48,7 @@ def status(
 
     if watch and json:
         raise UsageError("--watch and --json exclude each other", hint="programs read `status --json` repeatedly")
-    state = last_state(user_folders(), cluster)
+    state = last_state(user_folders(), named_cluster(inventory, cluster))
     console = answer(LEAST_COLUMNS)
     if json:
         typer.echo(state_json(state))
@@ -92,6 +101,7 @@ def _print_changes(console: "Console", state: "ClusterState") -> None:
 
 
 def events(
+    inventory: OfInventory = None,
     cluster: Cluster = None,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last events.")] = LINES,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with those to come, until Ctrl-C.")] = False,
@@ -105,7 +115,7 @@ def events(
     from orchestrator.view.events import events_table
 
     folders = user_folders()
-    name = last_state(folders, cluster).cluster
+    name = last_state(folders, named_cluster(inventory, cluster)).cluster
     if follow:
         until_stopped(lambda: _follow_events(folders, name, lines, json))
         return

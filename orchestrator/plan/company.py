@@ -18,7 +18,7 @@ def in_company(survey: Survey, layers_bytes: int, names: Collection[str] | None)
     """The survey with the speeds of those processors (of these devices; None: all) that are one machine with others:
     each as fast with few layers as it is with its part of all `layers_bytes`, if that is slower."""
     machines = Counter(
-        _machine(host)
+        machine_of(host)
         for host in survey.hosts
         for device in host.devices
         if device.kind == "cpu" and (names is None or device.name in names)
@@ -27,7 +27,7 @@ def in_company(survey: Survey, layers_bytes: int, names: Collection[str] | None)
         return survey
 
     def beside(host: HostSurvey, device: Device) -> Device:
-        if device.kind != "cpu" or machines[_machine(host)] < 2:
+        if device.kind != "cpu" or machines[machine_of(host)] < 2:
             return device
         speed, native = (_in_proportion(one, layers_bytes) for one in (device.speed, device.native))
         return replace(device, speed=speed, native=native)
@@ -38,7 +38,7 @@ def in_company(survey: Survey, layers_bytes: int, names: Collection[str] | None)
     )
 
 
-def _machine(host: HostSurvey) -> str:
+def machine_of(host: HostSurvey) -> str:
     """The same for hosts that run on one kernel, even if it is one of several containers or a network of its own."""
     return host.facts.boot or ("" if host.local else f"host {host.name}")
 

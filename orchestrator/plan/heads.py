@@ -6,7 +6,7 @@ so on: once the fastest first, with memory for half of the conversations in each
 smallest that completes it, with memory for one conversation, which makes the most groups.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.plan.costs import MARGIN_PERCENT, needed_bytes
+from orchestrator.plan.noise import WORTH_A_WORKER
 from orchestrator.plan.pools import CONTROLLER, Candidate, Pooled, pool_budgets
 from orchestrator.plan.single import alone_bytes, beside_bytes, run_alone, why_not_alone
 from orchestrator.plan.split import SplitSearch, fastest_split, head_need_bytes, split_again
@@ -24,6 +25,9 @@ from orchestrator.survey.values import Survey
 
 EVERY_SET = 4
 """Up to this many devices form groups in every way: at most 14 sets leave others a copy."""
+
+EVERY_COUNT = 4
+"""Up to this many conversations, groups of few devices are placed for each number of them."""
 
 MOST_MIXTURES = 8
 """Of more devices this many groups, those with the fastest steps, are each tried beside single devices."""
@@ -59,6 +63,7 @@ class Head:
 class Size:
     """For how many conversations groups are placed: the model for those, and the search for their layer splits."""
 
+    count: int
     survey: Survey
     memories: Sequence[ModelMemory]
     splits: SplitSearch
@@ -96,9 +101,15 @@ class Room:
         """For half of the conversations, so that any two groups serve all; and for one, so that most groups form."""
         return self._size((max(self.by_count) + 1) // 2), self._size(1)
 
+    @cached_property
+    def every_size(self) -> tuple[Size, ...]:
+        """For each number of conversations; of more than `EVERY_COUNT` only those above."""
+        most = max(self.by_count)
+        return tuple(map(self._size, range(most, 0, -1))) if most <= EVERY_COUNT else self.sizes
+
     def _size(self, count: int) -> Size:
         memories = self.by_count[count]
-        return Size(self.survey, memories, SplitSearch(memories[0], self.devices, count))
+        return Size(count, self.survey, memories, SplitSearch(memories[0], self.devices, count))
 
 
 def pools_with(
@@ -194,13 +205,9 @@ def choices_of_groups(room: Room, alone: Sequence[Head], several: Sequence[Group
     """
     holding = frozenset().union(*(head.devices for head in alone))
     if len(room.devices) <= EVERY_SET:
-        formed = {
-            (head.mode, head.devices): head
-            for members in _sets(room)
-            for head in _formed(room, members, room.sizes)
-            if len(head.devices) > 1 or not head.devices <= holding
-        }
-        yield from _apart([*formed.values()], room.groups)
+        natively = {name: head for head in alone for name in head.devices}
+        formed = [head for members in _sets(room) for head in _placed_for_each(room, members, natively)]
+        yield from _apart(formed, room.groups)
         return
     yield from ((_head(room, group),) for group in _fastest(several)[:MOST_MIXTURES])
     rest = [one for one in room.devices if one.device.name not in holding]
@@ -268,6 +275,33 @@ def _formed(room: Room, members: Sequence[Candidate], sizes: Sequence[Size]) -> 
     return [head for group in found if group is not None and (head := _head(room, group)).groups]
 
 
+def _placed_for_each(room: Room, members: Sequence[Candidate], natively: Mapping[str, Head]) -> list[Head]:
+    """These devices, all of them, as a head per mode, placed for each number of conversations; one that holds a copy as
+    a worker only where that is worth it."""
+    found = []
+    for form in (Size.layers, Size.tensor):
+        placed = {size.count: form(size, members) for size in room.every_size}
+        fitting = {count: one for count, one in placed.items() if one is not None and len(one.shares) == len(members)}
+        groups = dict(_for_each_count(room, fitting)) if fitting else {}
+        if len(members) == 1 and (own := natively.get(members[0].device.name)):
+            groups = {n: one for n, one in groups.items() if n not in own.groups or _is_worth_it(one, own.groups[n])}
+        if groups:
+            found.append(Head(groups))
+    return found
+
+
+def _for_each_count(room: Room, placed: Mapping[int, Group]) -> Iterator[tuple[int, Group]]:
+    """Each number of conversations as placed for it, else for the next larger one, else for the largest there is."""
+    for count in room.by_count:
+        larger = [one for one in placed if one >= count]
+        head = _head(room, placed[min(larger) if larger else max(placed)], (count,))
+        yield from head.groups.items()
+
+
+def _is_worth_it(worker: Group, own: Group) -> bool:
+    return own.step_s / worker.step_s >= 1 + WORTH_A_WORKER
+
+
 def _fastest(groups: Sequence[Group]) -> list[Group]:
     """One per set of devices and mode, the fastest steps first."""
     found: dict[tuple[str, frozenset[str]], Group] = {}
@@ -280,11 +314,12 @@ def _best_rate(head: Head) -> float:
     return max(group.aggregate_tokens_per_s for group in head.groups.values())
 
 
-def _head(room: Room, group: Group) -> Head:
-    """The same placement for every number of conversations that it has memory for."""
+def _head(room: Room, group: Group, counts: Collection[int] = ()) -> Head:
+    """The same placement for each of these numbers of conversations (all of them) that it has memory for."""
     by_name = {one.device.name: one for one in room.devices}
     members, survey = [by_name[share.device] for share in group.shares], _without_others(room, group)
-    placed = {count: _placed_again(survey, memories, members, group) for count, memories in room.by_count.items()}
+    wanted = {count: room.by_count[count] for count in counts} if counts else room.by_count
+    placed = {count: _placed_again(survey, memories, members, group) for count, memories in wanted.items()}
     return Head({count: corrected(one, room.errors) for count, one in placed.items() if one is not None})
 
 

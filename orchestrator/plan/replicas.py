@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.plan.contention import contended
 from orchestrator.plan.conversations import for_conversations
 from orchestrator.plan.costs import Seconds
 from orchestrator.plan.heads import Head, Rates, choices_of_groups, heads_alone, pools_with, rooms_for
@@ -44,7 +45,7 @@ def find_replicas(
         return ()
     by_count = {count: for_conversations(memories, count) for count in range(1, parallel + 1)}
     ways = pools_with(survey, by_count, candidates, 0)
-    plans = [distribute(heads_alone(by_count, devices), parallel) for devices in ways]
+    plans = [_beside_each_other(survey, heads_alone(by_count, devices), parallel) for devices in ways]
     several = [group for group in (*splits, *tensors) if len(group.shares) > 1]
     errors = formula_errors(survey, memories, candidates, tensors)
     for room in rooms_for(survey, by_count, errors, candidates):
@@ -52,9 +53,32 @@ def find_replicas(
         for groups in choices_of_groups(room, alone, several):
             used = frozenset().union(*(head.devices for head in groups))
             free = [one for one in alone if not one.devices & used]
-            plans.append(distribute([*groups, *free], parallel, first_used=True))
+            plans.append(_beside_each_other(survey, [*groups, *free], parallel, first_used=True))
     found = {_plan_key(plan): plan for plan in plans if plan}
     return tuple(sorted(found.values(), key=lambda plan: (-_aggregate(plan), _plan_key(plan))))
+
+
+def _beside_each_other(
+    survey: Survey, heads: Sequence[Head], conversations: int, *, first_used: bool = False
+) -> tuple[Group, ...]:
+    """As `distribute`, with what heads on one machine take from each other; without those that cost more than they
+    bring, one after the other."""
+    alone = distribute(heads, conversations, first_used=first_used)
+    plan = contended(survey, alone)
+    while slower := [one for one, before in zip(plan, alone, strict=True) if one is not before]:
+        names = {share.device for group in slower for share in group.shares}
+        ways = [
+            [*heads[:number], *heads[number + 1 :]]
+            for number, head in enumerate(heads)
+            if head.devices & names and not (first_used and number == 0)
+        ]
+        found = [(way, distribute(way, conversations, first_used=first_used)) for way in ways]
+        heads, alone = max(found, key=lambda one: _aggregate(contended(survey, one[1])), default=(heads, ()))
+        fewer = contended(survey, alone)
+        if _aggregate(fewer) <= _aggregate(plan):
+            break
+        plan = fewer
+    return plan
 
 
 def distribute(heads: Sequence[Head], conversations: int, *, first_used: bool = False) -> tuple[Group, ...]:

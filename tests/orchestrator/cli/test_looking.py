@@ -141,3 +141,22 @@ def test_a_status_that_is_watched_through_a_pipe_is_printed_whenever_it_changes(
         assert line.startswith("demo  recovering for ")
         watching.send_signal(signal.SIGINT)
         assert ended(watching) == (0, "")
+
+
+@pytest.mark.parametrize("command", ["status", "events"])
+def test_a_cluster_is_also_named_by_its_inventory(tmp_path: Path, folder: ClusterFolder, command: str) -> None:
+    """Beside another one that runs: without a name it is not known which is meant."""
+    (tmp_path / "inventory.yaml").write_text(INVENTORY)
+    add_event(folder, HistoryEvent(AT, "ready", "answers"))
+    other = Folders(tmp_path / "cache" / "meshctl", tmp_path / "state" / "meshctl").cluster("other")
+    with hold(other):
+        write_state(other, STATE)
+        assert "name one: --cluster NAME" in meshctl(tmp_path, command).stderr
+        shown = meshctl(tmp_path, command, "inventory.yaml")
+        assert (shown.returncode, "answers" in shown.stdout) == (0, True)
+        refused = meshctl(tmp_path, command, "inventory.yaml", "--cluster", "other")
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines() == [
+        "error: inventory.yaml is of the cluster demo, not other",
+        "hint: name the cluster in one way only",
+    ]
