@@ -186,6 +186,7 @@ def test_beside_copies_a_device_is_told_what_one_conversation_would_bring() -> N
     survey = make_survey(
         [make_device("a/cpu", 2000), make_device("b/cpu", 2000), make_device("c/cpu", 1290, gib_per_s=0.2)],
         tensor_refused="no",
+        controller_mib=100,
     )
     plan = rank_plans(survey, (make_memory(parallel=8),), Asked("throughput", mode="replicas")).chosen
     assert [one.reason for one in plan.left_out] == [

@@ -50,8 +50,27 @@ def test_two_equal_devices_share_the_conversations_equally() -> None:
 
 def test_a_device_holds_as_many_conversations_as_its_memory_allows() -> None:
     """1,310 MiB and 52 of margin for all of 8 conversations; 100 MiB of KV cache are 12.5 for each."""
-    survey = make_survey([make_device("a/cpu", 1290), make_device("b/cpu", 2000, gib_per_s=2)])
+    devices = [make_device("a/cpu", 1290), make_device("b/cpu", 2000, gib_per_s=2)]
+    survey = make_survey(devices, controller_mib=100)
     assert heads(replicas(survey, make_memory(parallel=8))[0]) == ["single a/cpu 2", "single b/cpu 6"]
+
+
+def test_a_device_that_is_a_worker_has_memory_for_more_conversations_than_one_with_a_copy() -> None:
+    """The output layer is the controller's then, which is as fast here."""
+    survey = make_survey([make_device("a/cpu", 1290), make_device("b/cpu", 2000, gib_per_s=2)])
+    assert heads(replicas(survey, make_memory(parallel=8))[0]) == ["layers a/cpu 7", "single b/cpu 1"]
+
+
+def test_a_device_is_a_worker_instead_of_a_head_only_where_that_gains_five_percent() -> None:
+    """The output layer takes an eleventh of a step; the controller computes it for both."""
+    devices = [make_device("a/cpu", 2000), make_device("b/cpu", 2000, native_gib_per_s=0)]
+
+    def first(controller_gib_per_s: float) -> list[str]:
+        survey = make_survey(devices, controller_gib_per_s=controller_gib_per_s)
+        return heads(replicas(survey, make_memory(parallel=2))[0])
+
+    assert "single a/cpu 1" in first(10)
+    assert "layers a/cpu 1" in first(1000)
 
 
 def test_devices_that_hold_no_copy_form_a_group_beside_those_that_do() -> None:
@@ -256,8 +275,9 @@ def alone(memories: tuple[ModelMemory, ...], device: Candidate, count: int) -> f
 def test_of_few_devices_the_heads_are_the_best_of_all_ways() -> None:
     """Over 500 surveys. Which devices form heads, and how conversations are shared among them, by brute force; what a
     set of devices does as one head, and what heads take from each other, is asked of the planner. Its aggregate is
-    below for two reasons only: 3 % are given up for a faster slowest conversation (`EVEN_COST`), and it is chosen
-    before it is known what heads take from each other."""
+    below for two reasons only: 3 % are given up for a faster slowest conversation (`EVEN_COST`), and conversations are
+    shared out before it is known what heads take from each other (where one with less of the controller is then better,
+    it may be above)."""
     of_best = []
     for seed in range(500):
         random = Random(seed)
@@ -273,7 +293,7 @@ def test_of_few_devices_the_heads_are_the_best_of_all_ways() -> None:
         if best:
             of_best.append(max(found) / best)
     assert len(of_best) > 100
-    assert 0.97 <= min(of_best) <= max(of_best) < 1.000001
+    assert 0.97 <= min(of_best) <= max(of_best) < 1.002
     assert sum(one < 0.999 for one in of_best) <= len(of_best) / 100
 
 
