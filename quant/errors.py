@@ -3,7 +3,7 @@
 QuantError
 ├── ModelFileError      a file that is not a usable GGUF
 │   └── UnfinishedHeaderError   of which not enough has come to say so
-├── ModelNameError      a name that cannot be one of a model
+├── ModelNameError      a name that cannot be one of a model (exit code 2)
 ├── ModelNotFoundError  a name that leads to no model
 ├── ModelFetchError     a model that could not be fetched
 ├── SliceError          a model that cannot be cut to its first layers

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from orchestrator.errors import REPORTED, UsageError, of_system
+from quant.errors import ModelNameError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -132,8 +133,8 @@ def stop_on_signals(stop: asyncio.Event) -> None:
 
 
 def exit_code(error: BaseException) -> int:
-    """2 for wrong usage, 1 for every other reported failure."""
-    return 2 if isinstance(error, UsageError) else 1
+    """2 for wrong usage, words that cannot name a model among it; 1 for every other reported failure."""
+    return 2 if isinstance(error, UsageError | ModelNameError) else 1
 
 
 def show_error(error: BaseException) -> None:

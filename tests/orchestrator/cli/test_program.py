@@ -36,6 +36,8 @@ def meshctl(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         (("bench", "--json", "--csv"), 2, "error: --json, --csv and --markdown exclude each other\nhint: choose one"),
         (("bench", "--chart", "x.pdf"), 2, "error: x.pdf: a chart is written as .png or .svg"),
         (("pull", "no-such-model"), 1, "no-such-model"),
+        (("pull", "https://a.org/m.gguf#sha256=ab"), 2, "'sha256=ab' is not understood\nhint: write #sha256= and 64"),
+        (("model", "show", "hf:owner"), 2, "error: hf:owner has no owner and repository\nhint: write hf:OWNER/"),
         (("chat", ""), 1, "error: no cluster runs"),
         (("plan", "--mode", "tensors"), 2, "'tensors' is not one of"),
         (("nonsense",), 2, "No such command"),
