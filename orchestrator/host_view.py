@@ -103,10 +103,10 @@ def cores_of(host: OpenHost) -> float:
 
 def budgets_of(plan: Plan) -> dict[str, int]:
     """The plan's budget of main memory on each host, with what a head there takes: what processes are seen to take is
-    of that memory, too, nothing of a card's."""
+    of that memory, too, nothing of a card's. A head that computes the first layers is within its device's budget."""
     budgets = Counter[str]()
     for group in plan.groups:
-        budgets[group.head or CONTROLLER] += group.head_bytes
+        budgets[group.head or CONTROLLER] += 0 if group.head_layers else group.head_bytes
         for share in group.shares:
             budgets[share.device.partition("/")[0]] += 0 if share.own_memory else share.budget_bytes
     return {host: size for host, size in budgets.items() if size}

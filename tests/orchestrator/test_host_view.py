@@ -11,7 +11,11 @@ from orchestrator.host_view import HostView, budgets_of, head_states
 from orchestrator.inventory_file import load_inventory
 from orchestrator.leash import Leashed
 from orchestrator.lifecycle import ASIDE_S, FAULTS, Lifecycle, Lost, Up
+from orchestrator.plan.pools import find_candidates
+from orchestrator.plan.split import find_splits
 from tests.orchestrator.groups import make_group, make_plan_of, make_share
+from tests.orchestrator.plan.examples import make_device, make_memory, make_survey
+from workers.budget import MIB
 
 INVENTORY = """\
 cluster: demo
@@ -66,10 +70,19 @@ def test_every_host_has_its_budget_and_what_its_processes_take(tmp_path: Path) -
 
 def test_a_native_head_runs_on_the_host_of_its_device() -> None:
     single = make_group(make_share("c/cpu", native=True), mode="single", head="c")
-    layers = make_group(make_share("a/cpu", native=True), make_share("b/cpu"))
+    layers = make_group(make_share("a/cpu", native=True), make_share("b/cpu"), head="a")
     plan = make_plan_of(single, layers)
     assert [(head.host, head.hosts) for head in head_states(plan, Counters())] == [("c", ("c",)), ("a", ("a", "b"))]
-    assert list(budgets_of(plan)) == ["c", "controller", "a", "b"]
+    assert list(budgets_of(plan)) == ["c", "a", "b"]
+
+
+def test_a_head_that_computes_layers_is_within_the_budget_of_its_device() -> None:
+    """The plan has found room for both of them in it."""
+    survey = make_survey([make_device("a/cpu", 700), make_device("b/cpu", 800)], local=["a"])
+    splits = find_splits(survey, (make_memory(),), find_candidates(survey, None), goal="latency")
+    group = next(one for one in splits if one.head_layers)
+    assert (group.head, group.head_bytes > 0) == ("a", True)
+    assert budgets_of(make_plan_of(group)) == {"a": 700 * MIB, "b": 800 * MIB}
 
 
 def test_what_is_budgeted_of_a_card_is_no_memory_of_its_host() -> None:
