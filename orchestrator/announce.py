@@ -36,8 +36,11 @@ def head_addresses(heads: Iterable[RunningGroup], context: int) -> tuple[HeadAdd
     )
 
 
-def group_speed(one: RunningGroup) -> GroupSpeed:
-    """Predicted against measured, as the state file keeps it; what was measured before is no prediction of itself."""
+def group_speed(one: RunningGroup, *, awaited: bool = False) -> GroupSpeed:
+    """Predicted against measured, as the state file keeps it; what was measured before is no prediction of itself.
+
+    `awaited`: that it is measured is still to come.
+    """
     predicted = as_predicted(one.group)
     return GroupSpeed(
         name=one.name,
@@ -50,6 +53,7 @@ def group_speed(one: RunningGroup) -> GroupSpeed:
         predicted_prefill_tokens_per_s=predicted.prefill_tokens_per_s,
         measured_prefill_tokens_per_s=one.prefill_tokens_per_s if one.measured else None,
         earlier=one.earlier,
+        awaited=awaited,
     )
 
 

@@ -97,7 +97,7 @@ class Keeping:
         self._tls = tls
         self._cycle = Lifecycle()
         self._crews: list[Crew] = []
-        self._as_planned: set[str] = set()  # heads that serve and have not been measured
+        self._as_planned: set[str] = set()  # heads that serve and are still to be measured
         self._situation = GatewayState(READY)
         self._deadlines = deadlines_of(inventory.gateway)
         self._backends = Backends(self._deadlines, line_limits_of(inventory.gateway), self._situation.told)
@@ -426,7 +426,7 @@ class Keeping:
         self._view.look(self._cycle, monotonic(), plan, self._processes, tuple(groups))
         return {
             "plan": plan,
-            "speeds": tuple(map(group_speed, groups.values())),
+            "speeds": tuple(group_speed(one, awaited=name in self._as_planned) for name, one in groups.items()),
             "processes": process_states(self._processes),
             "hosts": self._view.hosts,
             "heads": self._view.heads,

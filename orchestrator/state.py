@@ -44,7 +44,7 @@ class ProcessState:
 class GroupSpeed:
     """One head of the cluster, `host` being its own: predicted tokens per second and those measured after load, or,
     `earlier`, at an earlier start of the very same; None as long as nothing was, since somebody waited for the cluster
-    to answer again."""
+    to answer again. `awaited`: it is going to be measured when the cluster is quiet."""
 
     name: str
     host: str
@@ -56,6 +56,7 @@ class GroupSpeed:
     predicted_prefill_tokens_per_s: float
     measured_prefill_tokens_per_s: float | None
     earlier: bool = False
+    awaited: bool = False
 
 
 @dataclass(frozen=True)

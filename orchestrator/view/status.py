@@ -36,7 +36,7 @@ def status_view(state: ClusterState, now: datetime) -> RenderableType:
         parts.extend([Text(), _hosts(state.hosts), *_remarks(state.hosts, now)])
     if state.speeds:
         parts.extend([Text(), _speeds(state.speeds, {head.name: head for head in state.heads})])
-        parts.extend(_earlier(state.speeds))
+        parts.extend(_speed_remarks(state))
     if state.processes:
         parts.extend([Text(), _processes(state)])
     return Lines(*parts)
@@ -168,11 +168,13 @@ def _speeds(speeds: Iterable[GroupSpeed], heads: Mapping[str, HeadState]) -> Tab
     return table
 
 
-def _earlier(speeds: Sequence[GroupSpeed]) -> Iterator[Text]:
-    """Which figures are not of this start."""
-    for speed in speeds:
+def _speed_remarks(state: ClusterState) -> Iterator[Text]:
+    """Which figures are not of this start, and which are still to come."""
+    for speed in state.speeds:
         if speed.earlier:
             yield Text(f"{speed.host} ({speed.mode}): measured at an earlier start")
+        elif speed.awaited and state.phase in SERVING:
+            yield Text(f"{speed.host} ({speed.mode}): not measured yet, but will be when the cluster is quiet")
 
 
 def _measured_rows(speed: GroupSpeed) -> Iterator[Sequence[str]]:

@@ -110,12 +110,12 @@ async def test_what_came_up_as_planned_is_measured_when_nothing_is_asked_and_rou
     monkeypatch.setattr(crews, "measure_group", measure)
     monkeypatch.setattr(keeping, "MEASURE_AFTER_S", 0.01)
     await kept._take(crew_of(running))
-    assert speeds_of(kept) == [None]
+    assert speeds_of(kept) == [(None, True)]
     beside = kept._beside()
     assert beside is not None
     assert await beside is None
     assert begun == ["head", "head"]
-    assert speeds_of(kept) == [20.0]
+    assert speeds_of(kept) == [(20.0, False)]
     assert kept._backends.serving is not None
     question = read_question({"prompt": "", "max_tokens": 10})
     assert kept._backends.serving.router.expected_s(question, 0.0) == {"head": pytest.approx(10 * 0.05)}
@@ -140,6 +140,7 @@ async def test_a_head_that_cannot_be_measured_serves_on(tmp_path: Path, monkeypa
     assert await beside is None
     assert kept._beside() is None
     assert kept._backends.serving is not None
+    assert speeds_of(kept) == [(None, False)]
 
 
 def make_keeping(folder: Path) -> Keeping:
@@ -159,7 +160,7 @@ def crew_of(one: RunningGroup) -> Crew:
     return Crew(hosts, cast(Prepared, None), plan, {one.name: one}, {}, Started(), AsyncExitStack())
 
 
-def speeds_of(kept: Keeping) -> list[float | None]:
-    """Tokens per second as the state file shows them."""
+def speeds_of(kept: Keeping) -> list[tuple[float | None, bool]]:
+    """Tokens per second as the state file shows them, and whether they are still to be measured."""
     speeds = cast(tuple[GroupSpeed, ...], kept._figures()["speeds"])
-    return [one.measured_decode_tokens_per_s for one in speeds]
+    return [(one.measured_decode_tokens_per_s, one.awaited) for one in speeds]

@@ -137,6 +137,19 @@ def test_what_was_not_measured_after_a_recovery_is_a_dash() -> None:
     ]
 
 
+def test_what_is_still_to_be_measured_is_said_to_be_as_long_as_it_serves() -> None:
+    first, second = STATE.speeds
+    hurried = GroupSpeed("head2", "c", "single", 8.0, None, 16.0, None, 200.0, None, awaited=True)
+    serving = replace(STATE, speeds=(first, hurried))
+    assert "\n\nhost  process " in rendered(status_view(replace(serving, speeds=(first, second)), NOW), 60)
+    assert (
+        "            now, 0 running                     0.0\n"
+        "c (single): not measured yet, but will be when the cluster\n"
+        "is quiet\n\nhost  process "
+    ) in rendered(status_view(serving, NOW), 60)
+    assert "not measured yet" not in rendered(status_view(replace(serving, phase="recovering"), NOW), 60)
+
+
 def test_another_cache_type_than_f16_stands_beside_the_plan() -> None:
     kept = replace(make_plan_of(LAYERS), cache_type="q4_0", flash_attention="on")
     lines = rendered(status_view(replace(STATE, plan=kept), NOW), width=100).splitlines()
