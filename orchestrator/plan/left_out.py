@@ -71,6 +71,13 @@ def holds_no_layer(memory: ModelMemory, candidate: Candidate) -> str:
     )
 
 
+def figure(plan: Plan) -> str:
+    """What plans are compared by."""
+    if plan.goal == "latency":
+        return f"{duration_text(plan.token_s)} per token"
+    return f"{plan.aggregate_tokens_per_s:.1f} tokens per second"
+
+
 def _why_not_tried(device: Device, names: Collection[str] | None) -> str:
     if names is not None and device.name not in names:
         return "not among the devices asked for"
@@ -107,7 +114,7 @@ def _against_whole(
     if alone is not None:
         theirs, ours = _as_known(alone, plan)
         used = ", ".join(f"{_names(group)} {_group_figure(plan, group)}" for group in plan.groups)
-        return f"alone {_figure(alone)}{theirs}, {used}{ours}"
+        return f"alone {figure(alone)}{theirs}, {used}{ours}"
     if plan.mode == "single":
         return f"alone it {why_not_alone(memory, one)}{_best_with(plan, others, name)}"
     for_one = with_kv(memory, memory.context, 1)
@@ -160,7 +167,7 @@ def _best_with(plan: Plan, others: Sequence[Plan], name: str) -> str:
 def _compared(other: Plan, plan: Plan) -> str:
     theirs, ours = _as_known(other, plan)
     devices = "device" if len(other.shares) == 1 else "devices"
-    return f"({other.mode} over {len(other.shares)} {devices}) {_figure(other)}{theirs}, this {_figure(plan)}{ours}"
+    return f"({other.mode} over {len(other.shares)} {devices}) {figure(other)}{theirs}, this {figure(plan)}{ours}"
 
 
 def _as_known(other: Plan, plan: Plan) -> tuple[str, str]:
@@ -181,13 +188,6 @@ def _uses(plan: Plan, name: str) -> bool:
 
 def _names(group: Group) -> str:
     return "+".join(share.device for share in group.shares)
-
-
-def _figure(plan: Plan) -> str:
-    """What plans are compared by."""
-    if plan.goal == "latency":
-        return f"{duration_text(plan.token_s)} per token"
-    return f"{plan.aggregate_tokens_per_s:.1f} tokens per second"
 
 
 def _group_figure(plan: Plan, group: Group) -> str:
@@ -228,12 +228,21 @@ def _against_split(
     now_s = stages_s(memory, _stages_of(group, pooled.candidates), tables.tokens)
     longer_s, tie_s = then_s - now_s, TIE * now_s
     ran = _as_it_ran(plan, others, name, helps=longer_s < -tie_s)
-    if len(stages) == len(group.shares) == 1 and not ran:
+    if len(stages) == 1:
+        by = f" by the survey alone{ran}" if ran else ""
         alone = f"alone {duration_text(then_s)} per {_unit(tables.tokens)}"
-        return f"{alone}, {group.shares[0].device} {duration_text(now_s)}"
+        return f"{alone}, {_names(group)} {duration_text(now_s)}{by}"
+    took = f"it would take {layers} of {memory.blocks} layers{_in_place_of(group, stages)}"
     device = next(each.device for each in pooled.candidates if each.device.name == name)
     link_s = fixed_seconds(device.speed, tables.tokens) + stage_link_s(memory, device, tables.tokens)
-    return _told(layers, memory.blocks, longer_s, link_s, tie_s, _unit(tables.tokens), ran)
+    return _told(took, longer_s, link_s, tie_s, _unit(tables.tokens), ran)
+
+
+def _in_place_of(group: Group, stages: Sequence[Stage]) -> str:
+    """Which devices of the plan the split does without, if any."""
+    there = {stage.candidate.device.name for stage in stages}
+    gone = [share.device for share in group.shares if share.device not in there]
+    return f" in the place of {' and '.join(gone)}" if gone else ""
 
 
 def _none_placed(memory: ModelMemory, found: Sequence[Sequence[Stage]], candidates: Sequence[Candidate]) -> str:
@@ -257,8 +266,8 @@ def _stages_of(group: Group, candidates: Sequence[Candidate]) -> tuple[Stage, ..
 
 
 def _as_it_ran(plan: Plan, others: Sequence[Plan], name: str, *, helps: bool) -> str:
-    """A split with this device beside the plan where it was measured; or where by the survey alone the device `helps`,
-    and the plan was preferred to one that is faster by the survey alone. Else ""."""
+    """How a split with this device, or of it alone, compares with the plan where it was measured; or where by the
+    survey alone the device `helps`, and the plan was preferred to one that is faster by the survey alone. Else ""."""
     splits = [
         other
         for other in others
@@ -267,7 +276,9 @@ def _as_it_ran(plan: Plan, others: Sequence[Plan], name: str, *, helps: bool) ->
         and (_known(other) == "measured" or (helps and _surveyed_s(other) < _surveyed_s(plan)))
     ]
     best = min(splits, key=lambda other: (_known(other) != "measured", other.goal_s), default=None)
-    return f"; a plan with it {_compared(best, plan)}" if best else ""
+    if best is None:
+        return ""
+    return f"; a plan {'with it' if len(best.shares) > 1 else 'of it alone'} {_compared(best, plan)}"
 
 
 def _surveyed_s(plan: Plan) -> float:
@@ -275,10 +286,10 @@ def _surveyed_s(plan: Plan) -> float:
     return replace(plan, groups=tuple(uncorrected(group) for group in plan.groups)).goal_s
 
 
-def _told(layers: int, blocks: int, longer_s: float, link_s: float, tie_s: float, unit: str, ran: str) -> str:
-    """Such as "it would take 6 of 32 layers and save 1.2 ms per token, its link and stage cost 3.1 ms"; `ran` is what
-    else is known, after a semicolon."""
-    took, cost = f"it would take {layers} of {blocks} layers", duration_text(link_s)
+def _told(took: str, longer_s: float, link_s: float, tie_s: float, unit: str, ran: str) -> str:
+    """Such as "it would take 6 of 32 layers and save 1.2 ms per token, its link and stage cost 3.1 ms", of which `took`
+    is the beginning; `ran` is what else is known, after a semicolon."""
+    cost = duration_text(link_s)
     if longer_s < -tie_s:
         why = f" by the survey alone{ran}" if ran else ", within what counts as noise"
         return f"{took} and save {duration_text(-longer_s)} per {unit}{why}"

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.costs import needed_bytes
+from orchestrator.plan.left_out import figure
 from orchestrator.plan.noise import LEAST_NOISE, WORTH_A_WORKER, decode_bytes_per_s, decode_groups, difference
 from orchestrator.plan.pools import Candidate, cut_reasons
 from orchestrator.plan.single import alone_bytes, why_not_alone
 from orchestrator.plan.tensor import is_guessed
 from orchestrator.plan.values import MODES, Group, ModelMemory, Plan, PlanMode, Traffic
 from orchestrator.survey.values import Device, Survey
-from orchestrator.view.sizes import bytes_text, duration_text
+from orchestrator.view.sizes import bytes_text
 
 ORDER_NOISE = 0.01
 """Plans whose predictions differ by less than this part are as fast as each other."""
@@ -116,9 +117,8 @@ def _tie(plan: Plan, other: Plan) -> str:
 
 
 def _speeds(plan: Plan) -> str:
-    if plan.goal == "latency":
-        return f"{duration_text(plan.token_s)} per token"
-    return f"{plan.aggregate_tokens_per_s:.1f} tokens per second with {_count(plan.parallel, 'conversation')}"
+    together = "" if plan.goal == "latency" else f" with {_count(plan.parallel, 'conversation')}"
+    return f"{figure(plan)}{together}"
 
 
 def _on_links(plan: Plan) -> str:

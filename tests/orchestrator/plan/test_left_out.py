@@ -33,14 +33,15 @@ def chosen(survey: Survey, asked: Asked, experience: Experience | None = None, p
 
 def test_a_split_says_what_the_device_would_do_and_cost() -> None:
     assert reason(TWO_AND_FAR, Asked("latency"), "far/cpu") == (
-        "it would take 5 of 10 layers and save 392 µs per token, its link and stage cost 500 ms"
+        "it would take 5 of 10 layers in the place of b/cpu and save 392 µs per token, its link and stage cost 500 ms"
     )
 
 
 def test_for_throughput_a_step_of_all_conversations_is_compared() -> None:
     """Eight hidden states instead of one cross the link."""
     assert reason(TWO_AND_FAR, Asked("throughput"), "far/cpu", parallel=8) == (
-        "it would take 5 of 10 layers and save 1.39 ms per step of 8 conversations, its link and stage cost 501 ms"
+        "it would take 5 of 10 layers in the place of b/cpu and save 1.39 ms per step of 8 conversations, its link and "
+        "stage cost 501 ms"
     )
 
 
@@ -81,13 +82,43 @@ def test_a_device_too_small_for_a_copy_is_told_what_it_lacks_and_what_a_split_wo
     assert reason(survey, Asked("latency", mode="single"), "b/cpu") == "alone it needs 1.2 GiB and has 700 MiB"
 
 
+EITHER = make_survey(
+    [make_device("a/cpu", 2000, gib_per_s=15, fixed_s=0.1), make_device("b/cpu", 2000, fixed_s=0.1)],
+    tensor_refused="no",
+)
+
+
 def test_two_workers_that_could_each_have_all_layers_are_compared_by_their_times() -> None:
     """Neither adds to the other: one takes the other's place."""
-    survey = make_survey(
-        [make_device("a/cpu", 2000, gib_per_s=15, fixed_s=0.1), make_device("b/cpu", 2000, fixed_s=0.1)],
-        tensor_refused="no",
+    assert reason(EITHER, Asked("latency", mode="layers"), "b/cpu") == "alone 209 ms per token, a/cpu 174 ms"
+
+
+@pytest.mark.parametrize(
+    ("devices", "told"),
+    [
+        ("b/cpu", "a plan of it alone (layers over 1 device)"),
+        ("a/cpu b/cpu", "a plan with it (layers over 2 devices)"),
+    ],
+)
+def test_a_worker_that_would_take_the_place_of_the_only_one_is_no_company_of_it(devices: str, told: str) -> None:
+    """Also where something with it was measured: its own link comes instead of the other's."""
+    plan = chosen(EITHER, Asked("latency", mode="layers"))
+    other = chosen(EITHER, Asked("latency", split=dict.fromkeys(devices.split(), 10 // len(devices.split()))))
+    measured = replace(other, groups=(replace(other.groups[0], known="measured", token_s=0.3),))
+    (left,) = left_out_of(EITHER, make_memory(kv_mib=1), plan, [measured], None)
+    assert left.reason == (
+        f"alone 209 ms per token, a/cpu 174 ms by the survey alone; {told} 300 ms per token as measured, "
+        "this 174 ms per token as predicted"
     )
-    assert reason(survey, Asked("latency", mode="layers"), "b/cpu") == "alone 209 ms per token, a/cpu 174 ms"
+
+
+def test_a_worker_that_would_do_alone_what_several_do_is_compared_with_all_of_them() -> None:
+    """They stand before it as a winner of `tune` does."""
+    slow = [make_device(f"{name}/cpu", 700, fixed_s=0.1) for name in "ab"]
+    survey = make_survey([*slow, make_device("c/cpu", 2000)], tensor_refused="no")
+    pair = chosen(survey, Asked("latency", devices=frozenset({"a/cpu", "b/cpu"}), mode="layers"))
+    (left,) = left_out_of(survey, make_memory(kv_mib=1), pair, [], None)
+    assert left.reason == "alone 98.0 ms per token, a/cpu+b/cpu 298 ms"
 
 
 def test_in_mode_tensor_a_device_that_holds_no_part_says_so() -> None:
@@ -113,7 +144,10 @@ def test_a_device_beside_a_gpu_of_the_heads_own_is_compared_with_that_very_plan(
     (group,) = chosen(survey, Asked("latency")).groups
     assert [share.gpu for share in group.shares if share.native] == ["CUDA0"]
     told = reason(survey, Asked("latency"), "far/cpu")
-    assert told == "it would take 4 of 10 layers and save 392 µs per token, its link and stage cost 500 ms"
+    assert told == (
+        "it would take 4 of 10 layers in the place of there/cpu and save 392 µs per token, its link and stage cost "
+        "500 ms"
+    )
 
 
 THREE = make_survey(
@@ -163,8 +197,8 @@ def test_what_was_measured_of_a_device_that_would_not_help_is_told_too() -> None
     plan = chosen(TWO_AND_FAR, Asked("latency"))
     (told,) = left_out_of(TWO_AND_FAR, make_memory(kv_mib=1), plan, [with_far], None)
     assert told.reason == (
-        "it would take 5 of 10 layers and save 392 µs per token, its link and stage cost 500 ms; a plan with it "
-        "(layers over 2 devices) 700 ms per token as measured, this 108 ms per token as predicted"
+        "it would take 5 of 10 layers in the place of b/cpu and save 392 µs per token, its link and stage cost 500 ms; "
+        "a plan with it (layers over 2 devices) 700 ms per token as measured, this 108 ms per token as predicted"
     )
 
 
