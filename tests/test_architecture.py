@@ -124,6 +124,7 @@ READING_ORDER = (
     "orchestrator.plan.replicas",
     "orchestrator.plan.left_out",
     "orchestrator.plan.reasons",
+    "orchestrator.plan.ways_out",
     "orchestrator.plan.shortfall",
     "orchestrator.plan.choose",
     "orchestrator.plan.robust",

@@ -20,6 +20,7 @@ from orchestrator.plan.single import find_singles, why_not_alone
 from orchestrator.plan.split import find_splits
 from orchestrator.plan.tensor import find_tensors
 from orchestrator.plan.values import GOALS, MODES, Group, ModelMemory, Plan, PlanMode, Ranking, plan_key
+from orchestrator.plan.ways_out import Question
 from orchestrator.survey.values import Survey
 
 
@@ -42,10 +43,10 @@ def rank_plans(
         raise no_device(survey, asked.only_devices)
     every = _every_plan(survey, memories, candidates, asked, experience)
     allowed = [plan for plan in every if asked.only_mode in (None, plan.mode)]
-    if not allowed:
-        raise _no_plan(survey, memories[0], candidates, asked)
-    best, *others = in_order(allowed, asked.goal)
     not_asked_for = [plan for plan in every if asked.only_mode not in (None, plan.mode)]
+    if not allowed:
+        raise _no_plan(survey, memories[0], candidates, asked, not_asked_for)
+    best, *others = in_order(allowed, asked.goal)
     compared = [*others, *in_order(not_asked_for, asked.goal)]
     return explained(survey, memories[0], asked, best, others, compared)
 
@@ -156,29 +157,32 @@ def _every_plan(
     ]
 
 
-def _no_plan(survey: Survey, memory: ModelMemory, candidates: Sequence[Candidate], asked: Asked) -> PlanError:
+def _no_plan(
+    survey: Survey, memory: ModelMemory, candidates: Sequence[Candidate], asked: Asked, others: Sequence[Plan]
+) -> PlanError:
+    """`others` are plans of modes that were not asked for."""
+    modes = frozenset(plan.mode for plan in others)
+    question = Question(survey, memory, candidates, asked, modes, _has_plan)
     if asked.split is not None:
-        return no_forced_split(survey, memory, candidates, asked.split)
+        return no_forced_split(question, asked.split)
     if asked.mode == "single":
-        return no_single(memory, candidates, lambda smaller: any(not why_not_alone(smaller, one) for one in candidates))
+        return no_single(question)
     if asked.mode == "tensor":
-        return no_tensor(survey, memory, candidates, lambda smaller: bool(find_tensors(survey, (smaller,), candidates)))
-    if asked.mode == "replicas":
-        return no_replicas(survey, memory, candidates, lambda smaller: _has_replicas(survey, smaller, candidates))
-    return no_split(
-        survey, memory, candidates, asked.devices, lambda smaller: _fits(survey, smaller, candidates, asked)
-    )
+        return no_tensor(question)
+    return no_replicas(question) if asked.mode == "replicas" else no_split(question)
 
 
-def _has_replicas(survey: Survey, memory: ModelMemory, candidates: Sequence[Candidate]) -> bool:
-    splits = find_splits(survey, (memory,), candidates, goal="throughput")
-    tensors = find_tensors(survey, (memory,), candidates)
-    return bool(find_replicas(survey, (memory,), splits, tensors, candidates))
-
-
-def _fits(survey: Survey, memory: ModelMemory, candidates: Sequence[Candidate], asked: Asked) -> bool:
-    if asked.mode is None and (
-        any(not why_not_alone(memory, one) for one in candidates) or find_tensors(survey, (memory,), candidates)
-    ):
+def _has_plan(survey: Survey, memory: ModelMemory, asked: Asked) -> bool:
+    """Whether there is one of what is asked for; without a mode, replicas are not looked for: nothing takes more."""
+    candidates, mode = find_candidates(survey, asked.only_devices), asked.only_mode
+    if mode == "replicas":
+        splits = find_splits(survey, (memory,), candidates, goal="throughput")
+        tensors = find_tensors(survey, (memory,), candidates)
+        return bool(find_replicas(survey, (memory,), splits, tensors, candidates))
+    if mode in (None, "single") and any(not why_not_alone(memory, one) for one in candidates):
         return True
-    return bool(find_splits(survey, (memory,), candidates, goal=asked.goal))
+    if mode in (None, "tensor") and find_tensors(survey, (memory,), candidates):
+        return True
+    return mode in (None, "layers") and bool(
+        find_splits(survey, (memory,), candidates, goal=asked.goal, split=asked.split)
+    )

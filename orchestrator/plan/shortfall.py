@@ -1,6 +1,6 @@
-"""The error when a model fits nowhere: the numbers of every shortfall, and a change that is checked to help. Pure."""
+"""The error when a model fits nowhere: the numbers of every shortfall, and what helps (`ways_out`). Pure."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
@@ -15,14 +15,22 @@ from orchestrator.plan.pools import Candidate, Pooled, cut_reasons, pool_budgets
 from orchestrator.plan.single import beside_bytes, why_not_alone
 from orchestrator.plan.split import ENGINE_DEVICES, Variant, head_need_bytes, placed_within
 from orchestrator.plan.stage_tables import StageTables
-from orchestrator.plan.tensor import find_tensors, most_parts
+from orchestrator.plan.tensor import most_parts
 from orchestrator.plan.values import ModelMemory
+from orchestrator.plan.ways_out import (
+    SMALLER,
+    Question,
+    any_of,
+    for_the_head,
+    more_devices,
+    other_modes,
+    raise_caps,
+    smaller_or,
+    survey_again,
+    without_split,
+)
 from orchestrator.survey.values import Survey
 from orchestrator.view.sizes import bytes_text, parts_text
-
-SMALLEST_CONTEXT = 256
-
-Fits = Callable[[ModelMemory], bool]
 
 
 def no_device(survey: Survey, names: Collection[str] | None) -> PlanError:
@@ -33,21 +41,25 @@ def no_device(survey: Survey, names: Collection[str] | None) -> PlanError:
     )
 
 
-def no_single(memory: ModelMemory, candidates: Sequence[Candidate], fits: Fits) -> PlanError:
+def no_single(question: Question) -> PlanError:
     """Mode `single` was asked for and no device holds the whole model and was timed natively."""
-    why = [f"{one.device.name} {why_not_alone(memory, one)}" for one in candidates]
+    memory = question.memory
+    why = [f"{one.device.name} {why_not_alone(memory, one)}" for one in question.candidates]
     return PlanError(
         f"{memory.model} at context {memory.context} fits no single device: {'; '.join(why)}",
-        hint=_hint(memory, fits, *_survey_again(candidates), "let the model be split (mode layers)"),
+        hint=smaller_or(question, *survey_again(question), *other_modes(question)),
     )
 
 
-def no_replicas(survey: Survey, memory: ModelMemory, candidates: Sequence[Candidate], fits: Fits) -> PlanError:
+def no_replicas(question: Question) -> PlanError:
     """Mode `replicas` was asked for and there are no two heads with a whole copy, or no two conversations."""
+    survey, memory, candidates = question.survey, question.memory, question.candidates
     if memory.parallel < 2:
+        fits = question.fits(with_kv(memory, memory.context, 2))
+        more = "raise `parallel` to 2 or more" + ("" if fits else f" and {SMALLER}")
         return PlanError(
             f"mode replicas shares conversations among heads, and parallel is {memory.parallel}",
-            hint="raise `parallel` to 2 or more, or choose another mode",
+            hint=any_of(more, *other_modes(question)),
         )
     for_one = with_kv(memory, memory.context, 1)
     alone = "; ".join(f"{one.device.name} {_held_alone(memory, one)}" for one in candidates)
@@ -58,28 +70,32 @@ def no_replicas(survey: Survey, memory: ModelMemory, candidates: Sequence[Candid
         *cut_reasons(survey, candidates, 0, on_cards),
         *_failed(survey, candidates),
     ]
-    return PlanError(
-        "\n".join(lines),
-        hint=_hint(memory, fits, *_survey_again(candidates), "let the model be split (mode layers)"),
-    )
+    ways = (*survey_again(question), *other_modes(question))
+    if len(candidates) < 2:  # no model is small enough for two heads on one device
+        return PlanError("\n".join(lines), hint=any_of(more_devices(question), *ways))
+    return PlanError("\n".join(lines), hint=smaller_or(question, *ways))
 
 
-def no_tensor(survey: Survey, memory: ModelMemory, candidates: Sequence[Candidate], fits: Fits) -> PlanError:
+def no_tensor(question: Question) -> PlanError:
     """Mode `tensor` was asked for and no group of devices can cut the layers among them."""
-    another = "choose another mode"
+    survey, memory, candidates = question.survey, question.memory, question.candidates
+    others = other_modes(question)
+    never = any_of(*others) or "leave the mode out: no other has a plan either, and the error then says what is missing"
     if survey.tensor_refused:
-        return PlanError(f"the engine refuses mode tensor for {memory.model}: {survey.tensor_refused}", hint=another)
-    if len(candidates) < 2:
-        return PlanError("mode tensor needs 2 devices or more, and one can be used", hint=f"allow more, or {another}")
+        return PlanError(f"the engine refuses mode tensor for {memory.model}: {survey.tensor_refused}", hint=never)
     if memory.kv_heads < 2:
         return PlanError(
             f"{memory.model} has one KV head: no device can have less than one, so mode tensor has nothing to share",
-            hint=another,
+            hint=never,
+        )
+    if len(candidates) < 2:
+        return PlanError(
+            "mode tensor needs 2 devices or more, and one can be used", hint=any_of(more_devices(question), *others)
         )
     failed = _failed(survey, candidates)
-    if failed and find_tensors(replace(survey, tensor_failed=()), (memory,), candidates):
+    if failed and question.fits_on(replace(survey, tensor_failed=())):
         lines = [f"none of the groups that hold {memory.model} can run it in mode tensor", *failed]
-        return PlanError("\n".join(lines), hint=f"see the warning of the survey on each, or {another}")
+        return PlanError("\n".join(lines), hint=any_of("see the warning of the survey on each", *others))
     whole = whole_parts(memory, 2) or memory.kv_heads
     each = "one per KV head" if whole == memory.kv_heads else f"{memory.kv_heads // whole} KV heads in each"
     lines = [
@@ -90,13 +106,12 @@ def no_tensor(survey: Survey, memory: ModelMemory, candidates: Sequence[Candidat
         *cut_reasons(survey, candidates, head_need_bytes(memory, output=False)),
         *failed,
     ]
-    return PlanError("\n".join(lines), hint=_hint(memory, fits, another))
+    return PlanError("\n".join(lines), hint=smaller_or(question, *others))
 
 
-def no_forced_split(
-    survey: Survey, memory: ModelMemory, candidates: Sequence[Candidate], split: Mapping[str, int]
-) -> PlanError:
+def no_forced_split(question: Question, split: Mapping[str, int]) -> PlanError:
     """A split was given that cannot run; every reason gets a line."""
+    survey, memory, candidates = question.survey, question.memory, question.candidates
     usable = {one.device.name for one in candidates}
     lines = [f"the split {' '.join(f'{name}={count}' for name, count in split.items())} cannot run"]
     if sum(split.values()) != memory.blocks:
@@ -109,17 +124,12 @@ def no_forced_split(
         used = [one for one in candidates if one.device.name in split]
         lines += [*_too_small_for_split(memory, candidates, split), *_head_shortfall(survey, memory)]
         lines += cut_reasons(survey, used, head_need_bytes(memory, output=False))
-    return PlanError("\n".join(lines), hint="change --split, or leave it out and let meshctl choose")
+    return PlanError("\n".join(lines), hint=without_split(question))
 
 
-def no_split(
-    survey: Survey,
-    memory: ModelMemory,
-    candidates: Sequence[Candidate],
-    names: Collection[str] | None,
-    fits: Fits,
-) -> PlanError:
+def no_split(question: Question) -> PlanError:
     """Neither one device nor all together hold the model; every shortfall gets a line."""
+    survey, memory, candidates = question.survey, question.memory, question.candidates
     needed = bytes_text(needed_bytes(memory.total_bytes))
     budgets = {one.device.name: one.budget_bytes for one in candidates}
     lines = [f"{memory.model} needs {needed} at context {memory.context}; the devices have {parts_text(budgets)}"]
@@ -127,11 +137,7 @@ def no_split(
     available = survey.controller.memory_available_bytes
     pooled = pool_budgets(candidates, controller_bytes=available, head_bytes=head_bytes)
     if pooled is None:
-        return PlanError(
-            "\n".join([*lines, *_head_shortfall(survey, memory)]),
-            hint="free memory on the controller, or run meshctl on a larger machine",
-        )
-    more = ("raise `memory` of a host", "add a host to the inventory") if names is None else ("allow more devices",)
+        return PlanError("\n".join([*lines, *_head_shortfall(survey, memory)]), hint=for_the_head(question))
     return PlanError(
         "\n".join(
             [
@@ -139,10 +145,10 @@ def no_split(
                 *_split_shortfalls(memory, pooled),
                 *_too_many(candidates),
                 *_not_native(memory, candidates),
-                *_unusable(survey, names),
+                *_unusable(survey, question.asked.devices),
             ]
         ),
-        hint=_hint(memory, fits, *more),
+        hint=smaller_or(question, *raise_caps(question), more_devices(question), *other_modes(question)),
     )
 
 
@@ -177,10 +183,6 @@ def _not_native(memory: ModelMemory, candidates: Sequence[Candidate]) -> list[st
     """Devices that hold all of it alone, if only they had been timed natively."""
     whys = {one.device.name: why_not_alone(memory, one) for one in candidates}
     return [f"{name}: holds the whole model but {why}" for name, why in whys.items() if why == "was not timed natively"]
-
-
-def _survey_again(candidates: Sequence[Candidate]) -> tuple[str, ...]:
-    return () if all(one.device.native.measured for one in candidates) else ("survey again with --recalibrate",)
 
 
 def _head_shortfall(survey: Survey, memory: ModelMemory) -> list[str]:
@@ -252,35 +254,3 @@ def _first_layers(memory: ModelMemory, layers: int) -> ModelMemory:
         layer_kv_bytes=memory.layer_kv_bytes[:layers],
         layer_kv_fixed_bytes=memory.layer_kv_fixed_bytes[:layers],
     )
-
-
-def _hint(memory: ModelMemory, fits: Fits, *more: str) -> str:
-    changes = ["choose a smaller quantisation of the model"]
-    if parallel := _fitting_parallel(memory, fits):
-        changes.append(f"lower parallel to {parallel}")
-    context = _fitting_context(memory, fits)
-    if context:
-        changes.append(f"lower context to {context}")
-    changes.extend(more)
-    return f"{', '.join(changes[:-1])}, or {changes[-1]}"
-
-
-def _fitting_parallel(memory: ModelMemory, fits: Fits) -> int:
-    """The largest number of conversations below the present one at which the model fits, or 0."""
-    fewer = (count for count in (2, 1) if count < memory.parallel)  # of replicas 1 is none
-    least = next((count for count in fewer if fits(with_kv(memory, memory.context, count))), 0)
-    low, high = least, memory.parallel
-    while least and high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(with_kv(memory, memory.context, middle)) else (low, middle)
-    return low
-
-
-def _fitting_context(memory: ModelMemory, fits: Fits) -> int:
-    """The largest power of two below the context at which the model fits, or 0."""
-    context = 1 << ((memory.context - 1).bit_length() - 1) if memory.context > 1 else 0
-    while context >= SMALLEST_CONTEXT:
-        if fits(with_kv(memory, context, memory.parallel)):
-            return context
-        context //= 2
-    return 0

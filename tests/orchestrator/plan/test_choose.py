@@ -13,7 +13,7 @@ from orchestrator.plan.experience import NO_EXPERIENCE, Experience, Measured, re
 from orchestrator.plan.values import Group, LeftOut, ModelMemory, Plan, PlanMode
 from orchestrator.survey.values import Device, Link, Survey
 from tests.orchestrator.plan.examples import LOOPBACK, make_device, make_gpu, make_memories, make_memory, make_survey
-from workers.budget import MIB
+from workers.budget import MIB, Budget
 
 FAR = Link("tunnel", round_trip_s=0.0031, up_bytes_per_s=12 * MIB, down_bytes_per_s=12 * MIB)
 
@@ -250,6 +250,7 @@ SMALLER = "choose a smaller quantisation of the model"
 BUFFERS = "split, each device also needs 56.0 MiB or more for its buffers and margin, and layers stay whole: they hold"
 NEAR = make_survey(TWO_NEAR)
 LARGER = make_survey([make_device("a/cpu", 700), make_device("b/cpu", 800)])
+SMALL_CONTROLLER = make_survey([make_device("a/cpu", 700), make_device("b/cpu", 800)], controller_mib=64)
 REFUSALS = (
     Refusal(
         "too little memory in sum",
@@ -268,17 +269,55 @@ REFUSALS = (
         memory=make_memory(kv_mib=40, parallel=4),
     ),
     Refusal(
+        "machines that have no more memory than their budgets take",
+        "llama.gguf needs 1.3 GiB at context 4096; the devices have 800 MiB (a/cpu 700, b/cpu 100)\n"
+        f"{BUFFERS} 4 of 10 layers and the output layer\n"
+        "b/cpu: budget 100 MiB holds no layer: the smallest needs 166 MiB with its buffers and margin",
+        f"{SMALLER}, or add a host to the inventory",
+        make_survey([replace(one, budget=Budget(*(one.budget.usable_bytes,) * 2, 0)) for one in TOO_SMALL]),
+    ),
+    Refusal(
+        "layers where one device alone would do",
+        "llama.gguf needs 1.3 GiB at context 4096; the devices have 2.0 GiB (a/cpu 2.0)\n"
+        "the head needs 86.0 MiB on the controller, which has 64.0 MiB available",
+        "free memory on the controller, run meshctl on a larger machine, or choose another mode (single)",
+        make_survey([make_device("a/cpu", 2000)], controller_mib=64),
+        Asked("latency", mode="layers"),
+    ),
+    Refusal(
         "a controller too small for the head",
         "llama.gguf needs 1.3 GiB at context 4096; the devices have 1.5 GiB (a/cpu 0.7, b/cpu 0.8)\n"
         "the head needs 86.0 MiB on the controller, which has 64.0 MiB available",
         "free memory on the controller, or run meshctl on a larger machine",
-        make_survey([make_device("a/cpu", 700), make_device("b/cpu", 800)], controller_mib=64),
+        SMALL_CONTROLLER,
+    ),
+    Refusal(
+        "a controller that never has enough for the head",
+        "llama.gguf needs 1.3 GiB at context 4096; the devices have 1.5 GiB (a/cpu 0.7, b/cpu 0.8)\n"
+        "the head needs 86.0 MiB on the controller, which has 64.0 MiB available",
+        "run meshctl on a larger machine",
+        replace(SMALL_CONTROLLER, controller=replace(SMALL_CONTROLLER.controller, memory_total_bytes=80 * MIB)),
+    ),
+    Refusal(
+        "a controller too small for the head, and devices too small for the model",
+        "llama.gguf needs 1.3 GiB at context 4096; the devices have 800 MiB (a/cpu 700, b/cpu 100)\n"
+        "the head needs 86.0 MiB on the controller, which has 64.0 MiB available",
+        f"{SMALLER}, or add a host to the inventory and run meshctl on a larger machine",
+        make_survey(TOO_SMALL, controller_mib=64),
+    ),
+    Refusal(
+        "too few devices, allowed or not",
+        "llama.gguf needs 1.3 GiB at context 4096; the devices have 100 MiB (b/cpu 100)\n"
+        f"{BUFFERS} 0 of 10 layers and the output layer\n"
+        "b/cpu: budget 100 MiB holds no layer: the smallest needs 166 MiB with its buffers and margin",
+        f"{SMALLER}, or add a host to the inventory and allow its devices",
+        asked=Asked("latency", devices=frozenset({"b/cpu"})),
     ),
     Refusal(
         "too few devices allowed",
         "llama.gguf needs 1.3 GiB at context 4096; the devices have 700 MiB (a/cpu 700)\n"
         f"{BUFFERS} 4 of 10 layers and the output layer",
-        f"{SMALLER}, or allow more devices",
+        f"{SMALLER}, raise `memory` of a host, or allow more devices",
         LARGER,
         Asked("latency", devices=frozenset({"a/cpu"})),
     ),
@@ -286,14 +325,22 @@ REFUSALS = (
         "single on devices that are each too small",
         "llama.gguf at context 4096 fits no single device: "
         "a/cpu needs 1.3 GiB and has 700 MiB; b/cpu needs 1.3 GiB and has 100 MiB",
-        f"{SMALLER}, or let the model be split (mode layers)",
+        SMALLER,
         asked=Asked("latency", mode="single"),
     ),
     Refusal(
         "single on a device that was not timed natively",
         "llama.gguf at context 4096 fits no single device: a/cpu was not timed natively",
-        f"{SMALLER}, survey again with --recalibrate, or let the model be split (mode layers)",
+        f"{SMALLER}, survey again with --recalibrate, or choose another mode (layers)",
         make_survey([make_device("a/cpu", 2000, native_gib_per_s=0)]),
+        Asked("latency", mode="single"),
+    ),
+    Refusal(
+        "single on a device that is too small, and was not timed natively",
+        "llama.gguf at context 4096 fits no single device: "
+        "a/cpu needs 1.3 GiB and has 700 MiB and was not timed natively",
+        SMALLER,
+        make_survey([make_device("a/cpu", 700, native_gib_per_s=0)]),
         Asked("latency", mode="single"),
     ),
     Refusal(
@@ -302,7 +349,7 @@ REFUSALS = (
         "2 to 8 devices can share them\n"
         "a/cpu holds 4 of 8 parts in 700 MiB; one part needs 227 MiB with buffers and margin\n"
         "b/cpu holds 0 of 8 parts in 100 MiB; one part needs 227 MiB with buffers and margin",
-        f"{SMALLER}, or choose another mode",
+        SMALLER,
         asked=Asked("latency", mode="tensor"),
     ),
     Refusal(
@@ -313,7 +360,7 @@ REFUSALS = (
         "b/cpu holds 8 of 8 parts in 2.0 GiB; one part needs 227 MiB with buffers and margin\n"
         "budgets of a/cpu and b/cpu cut to 28% together: their machine has 1.1 GiB beside 86.0 MiB of heads, "
         "they add up to 3.9 GiB",
-        f"{SMALLER}, or choose another mode",
+        f"{SMALLER}, or choose another mode (single)",
         make_survey(TWO_NEAR, local="ab", controller_mib=1200),
         Asked("latency", mode="tensor"),
     ),
@@ -321,21 +368,28 @@ REFUSALS = (
         "tensor that failed when it was tried",
         "none of the groups that hold llama.gguf can run it in mode tensor\n"
         "mode tensor over a/cpu, b/cpu failed when it was tried",
-        "see the warning of the survey on each, or choose another mode",
+        "see the warning of the survey on each, or choose another mode (single, layers, replicas)",
         replace(NEAR, tensor_failed=(("a/cpu", "b/cpu"),)),
         Asked("latency", mode="tensor"),
     ),
     Refusal(
         "tensor that the engine refuses",
         "the engine refuses mode tensor for llama.gguf: unknown architecture",
-        "choose another mode",
+        "choose another mode (single, layers, replicas)",
         make_survey(TWO_NEAR, tensor_refused=REFUSED),
+        Asked("latency", mode="tensor"),
+    ),
+    Refusal(
+        "tensor that the engine refuses where nothing else fits",
+        "the engine refuses mode tensor for llama.gguf: unknown architecture",
+        "leave the mode out: no other has a plan either, and the error then says what is missing",
+        make_survey(TOO_SMALL, tensor_refused=REFUSED),
         Asked("latency", mode="tensor"),
     ),
     Refusal(
         "tensor with one KV head",
         "llama.gguf has one KV head: no device can have less than one, so mode tensor has nothing to share",
-        "choose another mode",
+        "choose another mode (single, layers)",
         NEAR,
         Asked("latency", mode="tensor"),
         make_memory(kv_heads=1),
@@ -343,23 +397,39 @@ REFUSALS = (
     Refusal(
         "tensor on one device",
         "mode tensor needs 2 devices or more, and one can be used",
-        "allow more, or choose another mode",
+        "allow more devices, or choose another mode (single, layers)",
         NEAR,
         Asked("latency", mode="tensor", devices=frozenset({"a/cpu"})),
     ),
     Refusal(
         "replicas for one conversation",
         "mode replicas shares conversations among heads, and parallel is 1",
-        "raise `parallel` to 2 or more, or choose another mode",
+        "raise `parallel` to 2 or more, or choose another mode (single, layers, tensor)",
         NEAR,
         Asked("latency", mode="replicas"),
         make_memory(),
     ),
     Refusal(
+        "replicas for one conversation where no two would have room",
+        "mode replicas shares conversations among heads, and parallel is 1",
+        f"raise `parallel` to 2 or more and {SMALLER}, or choose another mode (single, layers)",
+        make_survey([make_device("a/cpu", 2000), make_device("b/cpu", 100)]),
+        Asked("latency", mode="replicas"),
+        make_memory(),
+    ),
+    Refusal(
+        "replicas on one device",
+        "llama.gguf at context 4096: no two heads or more with a whole copy each hold its 4 conversations together, be "
+        "they devices or groups of devices; alone a/cpu holds one",
+        "add a host to the inventory, or choose another mode (single, layers)",
+        make_survey([make_device("a/cpu", 2000)]),
+        Asked("latency", mode="replicas"),
+    ),
+    Refusal(
         "replicas with one copy at most",
         "llama.gguf at context 4096: no two heads or more with a whole copy each hold its 4 conversations together, be "
         "they devices or groups of devices; alone a/cpu holds one; b/cpu needs 1.3 GiB and has 100 MiB",
-        f"{SMALLER}, or let the model be split (mode layers)",
+        f"{SMALLER}, or choose another mode (single, layers)",
         make_survey([make_device("a/cpu", 2000), make_device("b/cpu", 100)]),
         Asked("latency", mode="replicas"),
     ),
@@ -368,7 +438,7 @@ REFUSALS = (
         "llama.gguf at context 4096: no two heads or more with a whole copy each hold its 4 conversations together, be "
         "they devices or groups of devices; alone a/cpu holds one; b/cpu holds one\n"
         "budgets of a/cpu and b/cpu cut to 55% together: their machine has 2.1 GiB, they add up to 3.9 GiB",
-        f"{SMALLER}, or let the model be split (mode layers)",
+        f"{SMALLER}, or choose another mode (single, layers, tensor)",
         make_survey(TWO_NEAR, local="ab", controller_mib=2200),
         Asked("latency", mode="replicas"),
     ),
@@ -377,7 +447,7 @@ REFUSALS = (
         "llama.gguf at context 4096: no two heads or more with a whole copy each hold its 4 conversations together, be "
         "they devices or groups of devices; alone a/cpu holds one with 1 of 4 conversations; b/cpu "
         "holds one with 2 of 4 conversations",
-        f"{SMALLER}, lower parallel to 3, lower context to 2048, or let the model be split (mode layers)",
+        f"{SMALLER}, lower parallel to 3, lower context to 2048, or choose another mode (layers, tensor)",
         make_survey([make_device("a/cpu", 1300), make_device("b/cpu", 1330)]),
         Asked("latency", mode="replicas"),
     ),
@@ -393,7 +463,23 @@ REFUSALS = (
         "a split that is too large for a device",
         "the split b/cpu=5 a/cpu=5 cannot run\nb/cpu needs 614 MiB for 5 layers and has 100 MiB",
         "change --split, or leave it out and let meshctl choose",
+        make_survey([make_device("a/cpu", 1000), make_device("b/cpu", 100), make_device("c/cpu", 1000)]),
         asked=Asked("latency", split={"b/cpu": 5, "a/cpu": 5}),
+    ),
+    Refusal(
+        "a split where only one device alone would do",
+        "the split a/cpu=10 cannot run\n"
+        "the budgets do not hold it beside the output layer and the head: 2.0 GiB (a/cpu 2.0)\n"
+        "the head needs 86.0 MiB on the controller, which has 64.0 MiB available",
+        "leave --split out and let meshctl choose",
+        make_survey([make_device("a/cpu", 2000)], controller_mib=64),
+        Asked("latency", split={"a/cpu": 10}),
+    ),
+    Refusal(
+        "a split where there is no plan at all",
+        "the split a/cpu=10 cannot run\na/cpu needs 1.2 GiB for 10 layers and has 700 MiB",
+        f"without --split there is no plan either: {SMALLER}, raise `memory` of a host, or add a host to the inventory",
+        asked=Asked("latency", split={"a/cpu": 10}),
     ),
     Refusal(
         "a split in another mode",
