@@ -448,7 +448,7 @@ REFUSALS = (
         "they devices or groups of devices; alone a/cpu holds one with 1 of 4 conversations; b/cpu "
         "holds one with 2 of 4 conversations",
         f"{SMALLER}, lower parallel to 3, lower context to 2048, or choose another mode (layers, tensor)",
-        make_survey([make_device("a/cpu", 1300), make_device("b/cpu", 1330)]),
+        make_survey([make_device("a/cpu", 1300), make_device("b/cpu", 1330)], controller_mib=100),
         Asked("latency", mode="replicas"),
     ),
     Refusal(
