@@ -76,7 +76,11 @@ class OpenHost:
                 self.name,
                 f"sockets cannot be made in {self.shell.root}: a path must have no `:` and `=`, and {LONGEST_SOCKET} "
                 f"bytes at most, not {len(path.encode())}",
-                hint="set XDG_CACHE_HOME there to a shorter path",
+                hint=(
+                    "set XDG_CACHE_HOME to a shorter path"
+                    if self.is_local
+                    else f"log in there as a user whose home has a shorter path (`user` of {self.name})"
+                ),
             )
         return path
 

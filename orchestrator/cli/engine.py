@@ -44,7 +44,7 @@ def build(
         typer.Option("--architecture", help="CUDA only: compute capability, such as 8.9; else this machine's GPUs."),
     ] = None,
 ) -> None:
-    """Build the engine (once; 10 to 20 minutes on two cores), prove that it computes here, and print its folder."""
+    """Build the engine (once; 10 to 25 minutes on two cores), prove that it computes here, and print its folder."""
     from orchestrator.engine.store import known_backend
     from workers.engine import recipe_of
 

@@ -35,7 +35,10 @@ def quantise(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
-    """Make a smaller model of one that is here; prints where it lies. What it takes is said before it is written."""
+    """Make a smaller model of another one, which is fetched first where it is not here; prints where it lies.
+
+    What it takes is said before it is written.
+    """
     from orchestrator.cli.fitting import check_folder
     from orchestrator.errors import UsageError
     from orchestrator.quantising import Wanted

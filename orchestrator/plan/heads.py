@@ -72,7 +72,8 @@ class Size:
         return fastest_split(self.survey, self.memories, self.splits, members) if self.may_be_held(members) else None
 
     def tensor(self, members: Sequence[Candidate]) -> Group | None:
-        return fastest_tensor(self.survey, self.memories, members) if self.may_be_held(members) else None
+        several = len(members) > 1 and self.may_be_held(members)
+        return fastest_tensor(self.survey, self.memories, members) if several else None
 
     def may_be_held(self, members: Sequence[Candidate]) -> bool:
         """Whether these have memory enough if layers could be cut at will; the output layer may be on a head."""

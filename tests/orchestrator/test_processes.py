@@ -33,13 +33,28 @@ async def shell() -> AsyncIterator[LocalShell]:
         await one.close()
 
 
-async def test_a_folder_that_is_too_deep_for_sockets_is_told_with_the_fix(shell: LocalShell, tmp_path: Path) -> None:
+class FarShell(LocalShell):
+    """As if it were another machine's: its folder is then where the user's home is."""
+
+    is_local = False
+
+
+@pytest.mark.parametrize(
+    ("kind", "fix"),
+    [
+        (LocalShell, "set XDG_CACHE_HOME to a shorter path"),
+        (FarShell, "log in there as a user whose home has a shorter path (`user` of desk)"),
+    ],
+)
+async def test_a_folder_that_is_too_deep_for_sockets_is_told_with_the_fix(
+    shell: LocalShell, tmp_path: Path, kind: type[LocalShell], fix: str
+) -> None:
     agent = await ensure_agent(shell)
-    deep = LocalShell("desk", tmp_path / ("d" * 100), tmp_path)
+    deep = kind("desk", tmp_path / ("d" * 100), tmp_path)
     host = OpenHost(Host("desk", "local"), deep, agent, await ask_facts(shell, agent))
     with pytest.raises(HostError, match="103 bytes at most, not ") as caught:
         host.new_socket()
-    assert caught.value.hint == "set XDG_CACHE_HOME there to a shorter path"
+    assert caught.value.hint == fix
 
 
 SSH = """#!{python}

@@ -41,6 +41,7 @@ def meshctl(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         (("chat", ""), 1, "error: no cluster runs"),
         (("plan", "--mode", "tensors"), 2, "'tensors' is not one of"),
         (("nonsense",), 2, "No such command"),
+        (("down", "--cluster", "typo"), 2, "error: no cluster typo is known\nhint: known are none"),
         (("logs", "somebody"), 1, "inventory.yaml: there is no such file"),
     ],
 )

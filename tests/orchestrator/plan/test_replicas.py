@@ -61,6 +61,13 @@ def test_a_device_that_is_a_worker_has_memory_for_more_conversations_than_one_wi
     assert heads(replicas(survey, make_memory(parallel=8))[0]) == ["layers a/cpu 7", "single b/cpu 1"]
 
 
+def test_nothing_is_cut_across_one_device() -> None:
+    devices = [make_device(f"{name}/cpu", 900, native_gib_per_s=0) for name in "abc"]
+    found = replicas(make_survey(devices), make_memory([100] * 5, parallel=4, kv_heads=4))
+    assert found
+    assert all(len(one.shares) > 1 for groups in found for one in groups if one.mode == "tensor")
+
+
 def test_a_device_is_a_worker_instead_of_a_head_only_where_that_gains_five_percent() -> None:
     """The output layer takes an eleventh of a step; the controller computes it for both."""
     devices = [make_device("a/cpu", 2000), make_device("b/cpu", 2000, native_gib_per_s=0)]
@@ -352,7 +359,8 @@ def best_heads(survey: Survey, memory: ModelMemory, members: Sequence[Candidate]
     alone = [run_alone(memories, one) for one in members if len(members) == 1 and not why_not_alone(memories[0], one)]
     groups = [*find_splits(survey, memories, members, goal="throughput"), *find_tensors(survey, memories, members)]
     least = 1.05 * alone[0].aggregate_tokens_per_s if alone else 0.0
-    formed = [one for one in groups if len(one.shares) == len(members) and one.aggregate_tokens_per_s >= least]
+    whole = [one for one in groups if len(one.shares) == len(members) and (one.mode, len(members)) != ("tensor", 1)]
+    formed = [one for one in whole if one.aggregate_tokens_per_s >= least]
     best = {one.mode: one for one in sorted(formed, key=lambda one: one.aggregate_tokens_per_s)}
     return [*alone, *best.values()]
 
