@@ -124,8 +124,8 @@ def down(inventory: OfInventory = None, cluster: Cluster = None) -> None:
     """Stop the cluster: head, workers, links, on every host."""
     from orchestrator.cli.run import run, talk
     from orchestrator.detach import stop_cluster
-    from orchestrator.folders import user_folders
     from orchestrator.errors import UsageError
+    from orchestrator.folders import user_folders
     from orchestrator.state import known_clusters, running_clusters, the_running_cluster
 
     folders = user_folders()

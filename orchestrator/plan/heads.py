@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.plan.costs import MARGIN_PERCENT, needed_bytes
-from orchestrator.plan.noise import WORTH_A_WORKER
 from orchestrator.plan.pools import CONTROLLER, Candidate, Pooled, pool_budgets
 from orchestrator.plan.single import alone_bytes, beside_bytes, run_alone, why_not_alone
 from orchestrator.plan.split import SplitSearch, fastest_split, head_need_bytes, split_again
@@ -28,6 +27,10 @@ EVERY_SET = 4
 
 EVERY_COUNT = 4
 """Up to this many conversations, groups of few devices are placed for each number of them."""
+
+WORTH_A_WORKER = 0.2
+"""What a device that holds a copy must gain as a worker for several conversations: passes of several tokens are timed
+less exactly than those of one. Where `scripts/bench-plan` took a gain of 9 % for one, nothing came of it."""
 
 MOST_MIXTURES = 8
 """Of more devices this many groups, those with the fastest steps, are each tried beside single devices."""

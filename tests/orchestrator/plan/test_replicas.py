@@ -68,8 +68,8 @@ def test_nothing_is_cut_across_one_device() -> None:
     assert all(len(one.shares) > 1 for groups in found for one in groups if one.mode == "tensor")
 
 
-def test_a_device_is_a_worker_instead_of_a_head_only_where_that_gains_five_percent() -> None:
-    """The output layer takes an eleventh of a step; the controller computes it for both."""
+def test_a_device_is_a_worker_instead_of_a_head_only_where_that_gains_a_fifth() -> None:
+    """The output layer takes a quarter of a step, or so; a faster controller computes it."""
     devices = [make_device("a/cpu", 2000), make_device("b/cpu", 2000, native_gib_per_s=0)]
 
     def first(controller_gib_per_s: float) -> list[str]:
@@ -354,11 +354,11 @@ def best_of_all_ways(survey: Survey, memory: ModelMemory) -> float:
 
 def best_heads(survey: Survey, memory: ModelMemory, members: Sequence[Candidate], count: int) -> list[Group]:
     """The best of each mode of all these devices, placed for this number of conversations. What holds a copy is a
-    worker only where it gains 5 % by that."""
+    worker only where it gains 20 % by that."""
     memories = for_conversations((memory,), count)
     alone = [run_alone(memories, one) for one in members if len(members) == 1 and not why_not_alone(memories[0], one)]
     groups = [*find_splits(survey, memories, members, goal="throughput"), *find_tensors(survey, memories, members)]
-    least = 1.05 * alone[0].aggregate_tokens_per_s if alone else 0.0
+    least = 1.2 * alone[0].aggregate_tokens_per_s if alone else 0.0
     whole = [one for one in groups if len(one.shares) == len(members) and (one.mode, len(members)) != ("tensor", 1)]
     formed = [one for one in whole if one.aggregate_tokens_per_s >= least]
     best = {one.mode: one for one in sorted(formed, key=lambda one: one.aggregate_tokens_per_s)}
