@@ -36,7 +36,9 @@ async def shell() -> AsyncIterator[LocalShell]:
 class FarShell(LocalShell):
     """As if it were another machine's: its folder is then where the user's home is."""
 
-    is_local = False
+    def __init__(self, host: str, root: Path, home: Path) -> None:
+        super().__init__(host, root, home)
+        self.is_local = False
 
 
 @pytest.mark.parametrize(

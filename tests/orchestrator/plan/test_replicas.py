@@ -69,15 +69,17 @@ def test_nothing_is_cut_across_one_device() -> None:
 
 
 def test_a_device_is_a_worker_instead_of_a_head_only_where_that_gains_a_fifth() -> None:
-    """The output layer takes a quarter of a step, or so; a faster controller computes it."""
-    devices = [make_device("a/cpu", 2000), make_device("b/cpu", 2000, native_gib_per_s=0)]
+    """Through RPC it is as fast as ever, with the output layer on the controller."""
 
-    def first(controller_gib_per_s: float) -> list[str]:
-        survey = make_survey(devices, controller_gib_per_s=controller_gib_per_s)
-        return heads(replicas(survey, make_memory(parallel=2))[0])
+    def first(native_gib_per_s: float) -> list[str]:
+        devices = [
+            make_device("a/cpu", 2000, native_gib_per_s=native_gib_per_s),
+            make_device("b/cpu", 2000, native_gib_per_s=0),
+        ]
+        return heads(replicas(make_survey(devices), make_memory(parallel=2))[0])
 
-    assert "single a/cpu 1" in first(10)
-    assert "layers a/cpu 1" in first(1000)
+    assert "single a/cpu 1" in first(9)
+    assert "layers a/cpu 1" in first(6)
 
 
 def test_devices_that_hold_no_copy_form_a_group_beside_those_that_do() -> None:
@@ -301,7 +303,7 @@ def test_of_few_devices_the_heads_are_the_best_of_all_ways() -> None:
             of_best.append(max(found) / best)
     assert len(of_best) > 100
     assert 0.97 <= min(of_best) <= max(of_best) < 1.002
-    assert sum(one < 0.999 for one in of_best) <= len(of_best) / 100
+    assert sum(one < 0.999 for one in of_best) <= len(of_best) / 50
 
 
 @pytest.mark.parametrize("goal", ["latency", "throughput"])
