@@ -4,7 +4,7 @@ It is sent to a Python there through stdin, so it runs as it lies here; the stan
 may use. Prints {"agent": "SHA-256, or nothing", "mended": [...], "refused": "..."} on a line: what other users could
 change is closed to them; what is not ours is not touched, and refused. Where the agent is the one that is wanted, this
 process then becomes it: what runs are the very bytes that were looked at, or what this host's Python made of them
-before, in a file that was never open to others.
+before, in a file that others could not have put there or changed.
 """
 
 import contextlib
@@ -53,9 +53,19 @@ def close_to_others(root: str) -> "list[str]":
     if there.st_mode & OTHERS:
         os.chmod(root, 0o700)
     was_open = bool(there.st_mode & OTHERS_MAY_WRITE)
+    exposed = {root} if was_open else set()
+    refused: list[RefusedError] = []
     for folder, folders, files in os.walk(root):
         for name in folders + files:
-            close_entry(os.path.join(folder, name), was_open)
+            path = os.path.join(folder, name)
+            try:
+                if close_entry(path, folder in exposed):
+                    exposed.add(path)
+            except RefusedError as error:  # once all the others are closed: what was open is not known the next time
+                refused.append(error)
+                folders[:] = [one for one in folders if one != name]
+    if refused:
+        raise refused[0]
     if not was_open:
         return []
     mode = stat.S_IMODE(there.st_mode)
@@ -65,18 +75,20 @@ def close_to_others(root: str) -> "list[str]":
     ]
 
 
-def close_entry(path: str, was_open: bool) -> None:
-    """`was_open`: others could change it from the folder; what is run unread is not kept then."""
+def close_entry(path: str, exposed: bool) -> bool:
+    """`exposed`: others could change it from a folder that it lies in; gives whether they could change it at all. What
+    is run unread is not kept then."""
     try:
         there = os.lstat(path)
     except FileNotFoundError:
-        return
+        return exposed
     refuse_strangers(path, there)
-    is_open = there.st_mode & OTHERS_MAY_WRITE and not stat.S_ISLNK(there.st_mode)
-    if path.endswith(COMPILED) and (is_open or was_open):
+    is_open = bool(there.st_mode & OTHERS_MAY_WRITE) and not stat.S_ISLNK(there.st_mode)
+    if path.endswith(COMPILED) and stat.S_ISREG(there.st_mode) and (is_open or exposed):
         os.unlink(path)
     elif is_open:
         os.chmod(path, stat.S_IMODE(there.st_mode) & ~OTHERS_MAY_WRITE)
+    return is_open or exposed
 
 
 def refuse_strangers(path: str, there: os.stat_result) -> None:
@@ -109,20 +121,35 @@ def become(path: str, source: bytes, digest: str, words: "tuple[str, ...]") -> N
 
 def compiled(path: str, source: bytes, digest: str) -> types.CodeType:
     """What Python makes of the agent, kept beside it: its SHA-256 first, which is also of the agent and of Python."""
-    made_of = sys.version.encode() + digest.encode()
-    try:
-        with open(path + COMPILED, "rb") as file:
-            kept = file.read()
-    except OSError:
-        kept = b""
+    made_of, is_ours = sys.version.encode() + digest.encode(), is_closed(os.lstat(os.path.dirname(path)))
+    kept = kept_at(path + COMPILED) if is_ours else b""
     if kept and kept[:32] == hashlib.sha256(made_of + kept[32:]).digest():
         known: types.CodeType = marshal.loads(kept[32:])
         return known
     code = compile(source, path, "exec", dont_inherit=True)
     data = marshal.dumps(code)
-    with contextlib.suppress(OSError):  # a full disk, say: it is compiled again the next time
-        keep(path + COMPILED, hashlib.sha256(made_of + data).digest() + data)
+    if is_ours:
+        with contextlib.suppress(OSError):  # a full disk, say: it is compiled again the next time
+            keep(path + COMPILED, hashlib.sha256(made_of + data).digest() + data)
     return code
+
+
+def kept_at(path: str) -> bytes:
+    """What lies there, if nobody else could have put or changed it: this very file, by no other name."""
+    try:
+        there = os.lstat(path)
+        if not (is_closed(there) and stat.S_ISREG(there.st_mode) and there.st_nlink == 1):
+            return b""
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def is_closed(there: os.stat_result) -> bool:
+    """Whether none but us and root may change it; what is behind a link was not looked at."""
+    is_open = there.st_mode & OTHERS_MAY_WRITE or stat.S_ISLNK(there.st_mode)
+    return there.st_uid in (0, os.getuid()) and not is_open
 
 
 def keep(path: str, data: bytes) -> None:

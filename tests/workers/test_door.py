@@ -27,10 +27,10 @@ def look(root: Path, agent: Path | None = None) -> dict[str, Any]:
     return answer
 
 
-def become(agent: Path, *words: str) -> list[str]:
-    """What the process says that goes on as the agent; the folder is the agent's own."""
+def become(agent: Path, *words: str, root: Path | None = None) -> list[str]:
+    """What the process says that goes on as the agent; the folder is the agent's own unless told."""
     digest = hashlib.sha256(agent.read_bytes()).hexdigest()
-    door_words = (PYTHON, "-I", "-S", "-", str(agent.parent), str(agent), digest, *words)
+    door_words = (PYTHON, "-I", "-S", "-", str(root or agent.parent), str(agent), digest, *words)
     done = subprocess.run(door_words, input=DOOR, capture_output=True, timeout=60, check=True)
     return done.stdout.decode().splitlines()[1:]
 
@@ -38,7 +38,7 @@ def become(agent: Path, *words: str) -> list[str]:
 def an_agent(tmp_path: Path) -> Path:
     """Says with which words it was started, and as what it was compiled."""
     agent = tmp_path / "root" / "agent.py"
-    agent.parent.mkdir(mode=0o700)
+    agent.parent.mkdir(mode=0o700, parents=True)
     agent.write_text("import sys\nprint(*sys.argv)\nprint(sys._getframe().f_code.co_filename)\n")
     agent.chmod(0o700)
     return agent
@@ -151,6 +151,65 @@ def test_code_that_others_could_have_written_is_not_run(tmp_path: Path, is_open:
     replaced(kept, agent)
     (kept if is_open == "file" else agent.parent).chmod(0o777)
     assert become(agent) == [str(agent), str(agent)]
+
+
+@pytest.mark.skipif("AGENT_PYTHON" in os.environ, reason="code of this Python is put there")
+@pytest.mark.parametrize("opened", ["", "root", "root/agent"])
+def test_code_in_a_folder_that_others_could_write_to_is_not_run(tmp_path: Path, opened: str) -> None:
+    """A file of ours may have been moved there; whose folder is closed before the rest is looked at."""
+    root = tmp_path / "root"
+    agent = root / "agent" / "agent.py"
+    agent.parent.mkdir(parents=True)
+    an_agent(tmp_path / "made").rename(agent)
+    replaced(agent.with_name("agent.py.code"), agent)
+    agent.with_name("agent.py.code").chmod(0o600)
+    root.chmod(0o755)
+    if not opened:
+        assert become(agent, root=root) == ["kept"]
+        return
+    (tmp_path / opened).chmod(0o777)
+    assert become(agent, root=root) == [str(agent), str(agent)]
+
+
+@needs_root
+def test_code_is_forgotten_also_where_something_else_is_refused(tmp_path: Path) -> None:
+    """The folder is closed then; the next time nothing tells that it was open."""
+    agent = an_agent(tmp_path)
+    theirs = agent.with_name("a")
+    theirs.mkdir()
+    os.chown(theirs, NOBODY, NOBODY)
+    agent.with_name("agent.py.code").write_bytes(b"")
+    agent.parent.chmod(0o777)
+    assert look(agent.parent, agent)["refused"].startswith(f"{theirs} belongs to")
+    assert not agent.with_name("agent.py.code").exists()
+
+
+@pytest.mark.skipif("AGENT_PYTHON" in os.environ, reason="code of this Python is put there")
+@pytest.mark.parametrize("link", ["folder", "file", "another name"])
+def test_code_behind_a_link_is_not_run(tmp_path: Path, link: str) -> None:
+    """What lies there is not looked at, and others may change it."""
+    agent = an_agent(tmp_path)
+    root, kept = agent.parent, agent.with_name("agent.py.code")
+    replaced(kept, agent)
+    kept.chmod(0o600)
+    if link == "folder":
+        root = tmp_path / "new"
+        root.mkdir(mode=0o700)
+        agent = root / "agent" / "agent.py"
+        agent.parent.symlink_to(kept.parent)
+    elif link == "file":
+        kept.rename(tmp_path / "elsewhere")
+        kept.symlink_to(tmp_path / "elsewhere")
+    else:
+        (tmp_path / "elsewhere").hardlink_to(kept)
+    assert become(agent, root=root) == [str(agent), str(agent)]
+
+
+def test_a_folder_by_the_name_of_code_is_closed_like_others(tmp_path: Path) -> None:
+    inner = tmp_path / "root" / "models" / "llama.code"
+    inner.mkdir(parents=True)
+    inner.chmod(0o777)
+    assert (look(tmp_path / "root")["refused"], mode(inner)) == ("", 0o755)
 
 
 def test_where_nothing_can_be_kept_the_agent_runs(tmp_path: Path) -> None:
