@@ -17,7 +17,7 @@ from orchestrator.plan.reasons import ORDER_NOISE, gains_too_little, reasons_for
 from orchestrator.plan.replicas import find_replicas
 from orchestrator.plan.shortfall import no_device, no_forced_split, no_replicas, no_single, no_split, no_tensor
 from orchestrator.plan.single import find_singles, why_not_alone
-from orchestrator.plan.split import find_splits
+from orchestrator.plan.split import find_splits, head_need_bytes
 from orchestrator.plan.tensor import find_tensors
 from orchestrator.plan.values import GOALS, MODES, Group, ModelMemory, Plan, PlanMode, Ranking, plan_key
 from orchestrator.plan.ways_out import Question
@@ -173,16 +173,20 @@ def _no_plan(
 
 
 def _has_plan(survey: Survey, memory: ModelMemory, asked: Asked) -> bool:
-    """Whether there is one of what is asked for; without a mode, replicas are not looked for: nothing takes more."""
+    """Whether there is one of what is asked for; without a mode, replicas are only looked for where the controller
+    holds no head of a split: else nothing takes more."""
     candidates, mode = find_candidates(survey, asked.only_devices), asked.only_mode
-    if mode == "replicas":
-        splits = find_splits(survey, (memory,), candidates, goal="throughput")
-        tensors = find_tensors(survey, (memory,), candidates)
-        return bool(find_replicas(survey, (memory,), splits, tensors, candidates))
     if mode in (None, "single") and any(not why_not_alone(memory, one) for one in candidates):
         return True
     if mode in (None, "tensor") and find_tensors(survey, (memory,), candidates):
         return True
-    return mode in (None, "layers") and bool(
-        find_splits(survey, (memory,), candidates, goal=asked.goal, split=asked.split)
-    )
+    if mode in (None, "layers") and find_splits(survey, (memory,), candidates, goal=asked.goal, split=asked.split):
+        return True
+    no_head = head_need_bytes(memory, output=False) > survey.controller.memory_available_bytes
+    return (mode == "replicas" or (mode is None and no_head)) and _has_replicas(survey, memory, candidates)
+
+
+def _has_replicas(survey: Survey, memory: ModelMemory, candidates: Sequence[Candidate]) -> bool:
+    splits = find_splits(survey, (memory,), candidates, goal="throughput")
+    tensors = find_tensors(survey, (memory,), candidates)
+    return bool(find_replicas(survey, (memory,), splits, tensors, candidates))

@@ -55,8 +55,9 @@ def no_replicas(question: Question) -> PlanError:
     """Mode `replicas` was asked for and there are no two heads with a whole copy, or no two conversations."""
     survey, memory, candidates = question.survey, question.memory, question.candidates
     if memory.parallel < 2:
-        fits = question.fits(with_kv(memory, memory.context, 2))
-        more = "raise `parallel` to 2 or more" + ("" if fits else f" and {SMALLER}")
+        for_two = replace(question, memory=with_kv(memory, memory.context, 2))
+        missing = more_devices(for_two) if len(candidates) < 2 else SMALLER
+        more = "raise `parallel` to 2 or more" + ("" if for_two.fits(for_two.memory) else f" and {missing}")
         return PlanError(
             f"mode replicas shares conversations among heads, and parallel is {memory.parallel}",
             hint=any_of(more, *other_modes(question)),

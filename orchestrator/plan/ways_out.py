@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.conversations import with_kv
 from orchestrator.plan.pools import Candidate
+from orchestrator.plan.split import head_need_bytes
 from orchestrator.plan.values import MODES, ModelMemory, PlanMode
 from orchestrator.survey.values import Device, Survey
 from workers.budget import GPU_RESERVE_BYTES, RESERVE_BYTES, MemoryCap, budget
@@ -105,7 +106,12 @@ def without_split(question: Question) -> str:
     if question.fits_as(freely):
         return "leave --split out and let meshctl choose"
     free = replace(question, asked=freely)
-    return f"without --split there is no plan either: {smaller_or(free, *raise_caps(free), more_devices(free))}"
+    needed, available = head_need_bytes(free.memory, output=False), free.survey.controller.memory_available_bytes
+    if needed > available:
+        ways = for_the_head(free)
+    else:
+        ways = smaller_or(free, *raise_caps(free), more_devices(free), *other_modes(free))
+    return f"without --split there is no plan either: {ways}"
 
 
 def _uncapped(device: Device) -> Device:

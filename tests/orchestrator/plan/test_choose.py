@@ -418,6 +418,14 @@ REFUSALS = (
         make_memory(),
     ),
     Refusal(
+        "replicas for one conversation on one device",
+        "mode replicas shares conversations among heads, and parallel is 1",
+        "raise `parallel` to 2 or more and add a host to the inventory, or choose another mode (single, layers)",
+        make_survey([make_device("a/cpu", 2000)]),
+        Asked("latency", mode="replicas"),
+        make_memory(),
+    ),
+    Refusal(
         "replicas on one device",
         "llama.gguf at context 4096: no two heads or more with a whole copy each hold its 4 conversations together, be "
         "they devices or groups of devices; alone a/cpu holds one",
@@ -480,6 +488,25 @@ REFUSALS = (
         "the split a/cpu=10 cannot run\na/cpu needs 1.2 GiB for 10 layers and has 700 MiB",
         f"without --split there is no plan either: {SMALLER}, raise `memory` of a host, or add a host to the inventory",
         asked=Asked("latency", split={"a/cpu": 10}),
+    ),
+    Refusal(
+        "a split of mode layers on a controller that holds no head",
+        "the split a/cpu=10 cannot run\n"
+        "the budgets do not hold it beside the output layer and the head: 2.0 GiB (a/cpu 2.0)\n"
+        "the head needs 86.0 MiB on the controller, which has 64.0 MiB available",
+        "without --split there is no plan either: free memory on the controller, run meshctl on a larger machine, or "
+        "choose another mode (single)",
+        make_survey([make_device("a/cpu", 2000)], controller_mib=64),
+        Asked("latency", mode="layers", split={"a/cpu": 10}),
+    ),
+    Refusal(
+        "a split where only several heads would do",
+        "the split a/cpu=5 b/cpu=5 cannot run\n"
+        "the budgets do not hold it beside the output layer and the head: 2.6 GiB (a/cpu 1.3, b/cpu 1.3)\n"
+        "the head needs 86.0 MiB on the controller, which has 64.0 MiB available",
+        "leave --split out and let meshctl choose",
+        make_survey([make_device("a/cpu", 1330), make_device("b/cpu", 1330)], controller_mib=64),
+        Asked("latency", split={"a/cpu": 5, "b/cpu": 5}),
     ),
     Refusal(
         "a split in another mode",
