@@ -27,6 +27,9 @@ EVEN_COST = 0.03
 """So much of the aggregate is given up for a slowest conversation that is faster: it is less than a prediction is off,
 and where one conversation has a device to itself, seven others wait for the other device."""
 
+MOST_TRIED = 8
+"""Up to so many heads on one machine are each left out to see whether the others gain by it; of more, half at once."""
+
 
 def find_replicas(
     survey: Survey,
@@ -66,19 +69,36 @@ def _beside_each_other(
     alone = distribute(heads, conversations, first_used=first_used)
     plan = contended(survey, alone)
     while slower := [one for one, before in zip(plan, alone, strict=True) if one is not before]:
-        names = {share.device for group in slower for share in group.shares}
-        ways = [
-            [*heads[:number], *heads[number + 1 :]]
-            for number, head in enumerate(heads)
-            if head.devices & names and not (first_used and number == 0)
-        ]
-        found = [(way, distribute(way, conversations, first_used=first_used)) for way in ways]
-        heads, alone = max(found, key=lambda one: _aggregate(contended(survey, one[1])), default=(heads, ()))
-        fewer = contended(survey, alone)
-        if _aggregate(fewer) <= _aggregate(plan):
+        for ways in _without_some(heads, plan, slower, first_used=first_used):
+            found = [(way, distribute(way, conversations, first_used=first_used)) for way in ways]
+            way, groups = max(found, key=lambda one: _aggregate(contended(survey, one[1])), default=(heads, ()))
+            fewer = contended(survey, groups)
+            if _aggregate(fewer) > _aggregate(plan):
+                heads, alone, plan = way, groups, fewer
+                break
+        else:
             break
-        plan = fewer
     return plan
+
+
+def _without_some(
+    heads: Sequence[Head], plan: Sequence[Group], slower: Sequence[Group], *, first_used: bool
+) -> tuple[list[list[Head]], ...]:
+    """Ways to try, the later ones where none of the first is better: without one of the heads that others slow down, of
+    many one of those that bring least; and without half of them, and what the plan does not use, which would take their
+    place on the same machine."""
+    brings = {share.device: group.aggregate_tokens_per_s for group in slower for share in group.shares}
+    used = {share.device for group in plan for share in group.shares}
+    least_first = sorted(
+        (min(brings[name] for name in head.devices & brings.keys()), number)
+        for number, head in enumerate(heads)
+        if head.devices & brings.keys() and not (first_used and number == 0)
+    )
+    numbers = [number for _, number in least_first]
+    one_less = [[*heads[:number], *heads[number + 1 :]] for number in numbers[:MOST_TRIED]]
+    half = numbers[: len(numbers) // 2]
+    without_half = [head for number, head in enumerate(heads) if number not in half and head.devices & used]
+    return ([*one_less, without_half],) if len(numbers) > MOST_TRIED else (one_less, [without_half])
 
 
 def distribute(heads: Sequence[Head], conversations: int, *, first_used: bool = False) -> tuple[Group, ...]:
