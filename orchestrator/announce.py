@@ -38,6 +38,7 @@ def head_addresses(heads: Iterable[RunningGroup], context: int) -> tuple[HeadAdd
 
 def group_speed(one: RunningGroup, *, awaited: bool = False) -> GroupSpeed:
     """Predicted against measured, as the state file keeps it; what was measured before is no prediction of itself.
+    Heads are measured while the others rest, so that is what the prediction is of, too.
 
     `awaited`: that it is measured is still to come.
     """
@@ -48,7 +49,7 @@ def group_speed(one: RunningGroup, *, awaited: bool = False) -> GroupSpeed:
         mode=predicted.mode,
         predicted_decode_tokens_per_s=predicted.decode_tokens_per_s,
         measured_decode_tokens_per_s=one.decode_tokens_per_s if one.measured else None,
-        predicted_aggregate_tokens_per_s=predicted.aggregate_tokens_per_s,
+        predicted_aggregate_tokens_per_s=predicted.aggregate_tokens_per_s * predicted.beside,
         measured_aggregate_tokens_per_s=one.aggregate_tokens_per_s if one.measured else None,
         predicted_prefill_tokens_per_s=predicted.prefill_tokens_per_s,
         measured_prefill_tokens_per_s=one.prefill_tokens_per_s if one.measured else None,

@@ -263,13 +263,15 @@ def compare_speed(running: RunningGroup, report: Report) -> None:
 async def measure_group(
     running: RunningGroup, prepared: Prepared, plan: Plan, started: Started, folders: Folders, report: Report
 ) -> RunningGroup:
-    """The same with the speed that it has, which is kept for the plans to come. Nothing else may be asked meanwhile, of
-    another head neither: they would slow each other down."""
-    speed = await measure_head(running.head, started, running.group, plan.context)
+    """The same with the speed that it has, which is kept for the plans to come, as slow beside other heads as planned.
+    Nothing else may be asked meanwhile, of another head neither: they would slow each other down."""
+    group = running.group
+    alone = replace(group, step_s=group.step_alone_s, beside=1.0)
+    speed = await measure_head(running.head, started, alone, plan.context)
     running = replace(running, speed=speed, measured=True)
     compare_speed(running, report)
-    measured = Measured(speed.token_s, speed.step_s, speed.prefill_s)
-    remember(folders, prepared.circumstances, running.group, measured, prepared.experience.outdated)
+    measured = Measured(speed.token_s, speed.step_s * group.beside, speed.prefill_s)
+    remember(folders, prepared.circumstances, group, measured, prepared.experience.outdated)
     return running
 
 
@@ -409,7 +411,7 @@ async def _check_answers(loading: Sequence[_Loading], started: Started) -> dict[
 
 def _as_known(one: _Loading, answer: Answer, report: Report) -> RunningGroup:
     """With the speed that it had at an earlier start; as planned where that is not known or not so any more."""
-    speed = HeadSpeed(one.group.token_s, one.group.step_s, one.group.prefill_s)
+    speed = HeadSpeed(one.group.token_s, one.group.step_alone_s, one.group.prefill_s)
     planned = RunningGroup(one.group, one.place.name, one.head, one.workers, answer, speed, measured=False)
     if not is_as_known(one.group, answer):
         return planned

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.plan.company import machine_of
-from orchestrator.plan.pools import CONTROLLER
 from orchestrator.plan.values import Group
 from orchestrator.survey.values import Survey
 from workers.facts import HostFacts
@@ -40,10 +39,14 @@ class _Load:
     busy: float
     together: bool  # several threads, which wait for one another
 
-    def meets(self, other: "_Load") -> bool:
-        """Whether both may run on the same cores; which these are is not always known."""
-        apart = self.processors and other.processors and not self.processors & other.processors
-        return self.machine == other.machine and not apart
+    def threads_of(self, other: "_Load") -> float:
+        """How many of the other's threads are busy on the cores of this one; which cores these are is not always
+        known."""
+        if self.machine != other.machine:
+            return 0.0
+        known = self.processors and other.processors
+        part = len(self.processors & other.processors) / len(other.processors) if known else 1.0
+        return part * other.threads * other.busy
 
 
 def contended(survey: Survey, groups: tuple[Group, ...]) -> tuple[Group, ...]:
@@ -57,7 +60,8 @@ def contended(survey: Survey, groups: tuple[Group, ...]) -> tuple[Group, ...]:
         times = [[_times(load, number, busy) for load in mine] for number, mine in enumerate(loads)]
     slower = [_slower(mine, of_mine) for mine, of_mine in zip(loads, times, strict=True)]
     return tuple(
-        replace(group, step_s=group.step_s * by) if by > 1 else group for group, by in zip(groups, slower, strict=True)
+        replace(group, step_s=group.step_s * by, beside=by) if by > 1 else group
+        for group, by in zip(groups, slower, strict=True)
     )
 
 
@@ -75,7 +79,7 @@ def _loads(survey: Survey, group: Group) -> list[_Load]:
         for share in group.shares
         if (host := hosts.get(share.device)) is not None
     ]
-    if group.head == CONTROLLER and group.output_on_head and group.head_time_s:
+    if group.mode == "layers" and group.output_on_head and group.head_time_s:
         here = survey.controller
         found.append(_load(here.boot, here, here.cores_physical, _busy(group, group.head_time_s)))
     return found
@@ -103,7 +107,7 @@ def _slower(mine: Sequence[_Load], times: Sequence[float]) -> float:
 
 def _times(mine: _Load, number: int, busy: Sequence[Sequence[_Load]]) -> float:
     """How many times as long as alone this part of head `number` takes beside the other heads."""
-    others = (load for other, theirs in enumerate(busy) if other != number for load in theirs if mine.meets(load))
-    beside = sum(load.threads * load.busy for load in others)
-    crowd = max(1.0, (mine.threads + beside) / max(mine.threads, mine.cores))
+    others = (load for other, theirs in enumerate(busy) if other != number for load in theirs)
+    beside = sum(map(mine.threads_of, others))
+    crowd = max(1.0, (mine.threads + beside) / max(mine.threads, mine.cores, 1))
     return crowd**TOGETHER if mine.together else crowd

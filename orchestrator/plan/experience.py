@@ -68,13 +68,13 @@ class Experience:
         own = [record for record in self._of(group) if _like(record.predicted, predicted)]
         if own:
             measured = _median([record.measured for record in own])
-            if group.parallel == 1:
+            if group.parallel == 1 and group.beside == 1:
                 measured = replace(measured, step_s=measured.token_s)
             return replace(_scaled(group, measured.by(predicted)), known="measured")
         ratio = self._ratio(group)
         if ratio is None:
             return group
-        if group.parallel == 1:
+        if group.parallel == 1 and group.beside == 1:
             ratio = replace(ratio, step_s=ratio.token_s)
         return replace(_scaled(group, ratio), known="corrected")
 

@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 
+from orchestrator.plan.contention import contended
 from orchestrator.plan.conversations import with_kv
 from orchestrator.plan.costs import (
     fixed_seconds,
@@ -109,15 +110,14 @@ def _against_whole(
     one: Candidate,
 ) -> str:
     """The plan has whole copies of the model only."""
-    name = one.device.name
+    name, for_one = one.device.name, with_kv(memory, memory.context, 1)
     alone = next((other for other in others if other.mode == "single" and other.shares[0].device == name), None)
     if alone is not None:
         theirs, ours = _as_known(alone, plan)
         used = ", ".join(f"{_names(group)} {_group_figure(plan, group)}" for group in plan.groups)
-        return f"alone {figure(alone)}{theirs}, {used}{ours}"
+        return f"alone {figure(alone)}{theirs}, {used}{ours}{_crowded(survey, for_one, plan, one)}"
     if plan.mode == "single":
         return f"alone it {why_not_alone(memory, one)}{_best_with(plan, others, name)}"
-    for_one = with_kv(memory, memory.context, 1)
     return f"{_beside_copies(survey, for_one, plan, candidates, one)}{_best_with(plan, others, name)}"
 
 
@@ -138,7 +138,16 @@ def _beside_copies(
     used = ", ".join(
         f"{_names(group)} {tokens_text(group.aggregate_tokens_per_s)} with {group.parallel}" for group in plan.groups
     )
-    return f"with one conversation it does {tokens_text(alone_per_s)}, {used}"
+    return f"with one conversation it does {tokens_text(alone_per_s)}, {used}{_crowded(survey, for_one, plan, one)}"
+
+
+def _crowded(survey: Survey, for_one: ModelMemory, plan: Plan, one: Candidate) -> str:
+    """What several heads would take from this one, after a semicolon, where its machine computes for them, too."""
+    head = run_alone((for_one,), one)
+    beside = contended(survey, (*plan.groups, head))[-1].beside
+    if len(plan.groups) < 2 or beside == 1:
+        return ""
+    return f"; beside what computes on its machine a step of it would take {beside:.1f} times as long"
 
 
 def _against_tensor(tables: StageTables, plan: Plan, others: Sequence[Plan], one: Candidate) -> str:

@@ -135,7 +135,7 @@ class Group:
     (each gets a token), `prefill_s` for a prompt of `ModelMemory.prompt_tokens`. `known` says how: "predicted",
     "corrected" by earlier measurements of this mode, or "measured" (this very group has run before). `context_s` is the
     part of `prefill_s` that the growing context adds. `corrected_by`: what `token_s`, `step_s` and `prefill_s` were
-    multiplied with by measurements.
+    multiplied with by measurements. `beside`: how many times as long `step_s` is as it is while other heads rest.
     """
 
     mode: GroupMode
@@ -156,6 +156,12 @@ class Group:
     known: Known = "predicted"
     context_s: float = 0.0
     corrected_by: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    beside: float = 1.0
+
+    @property
+    def step_alone_s(self) -> float:
+        """`step_s` while the other heads rest."""
+        return self.step_s / self.beside
 
     @property
     def decode_tokens_per_s(self) -> float:

@@ -46,6 +46,11 @@ def test_the_state_has_the_prediction_beside_what_was_measured() -> None:
     assert group_speed(running(PREDICTED)) == GroupSpeed("head2", "desk", "layers", 10.0, 8.0, 20.0, 16.0, 512.0, 256.0)
 
 
+def test_a_head_that_was_measured_while_others_rest_is_compared_with_what_is_predicted_then() -> None:
+    crowded = replace(PREDICTED, step_s=4 * PREDICTED.step_s, beside=4.0)
+    assert group_speed(running(crowded)) == group_speed(running(PREDICTED))
+
+
 def test_what_was_not_measured_is_not_said_to_be() -> None:
     told = group_speed(running(PREDICTED, measured=False))
     assert (told.predicted_decode_tokens_per_s, told.measured_decode_tokens_per_s) == (10.0, None)

@@ -169,3 +169,23 @@ async def test_what_is_measured_of_a_head_is_known_to_later_plans_in_place_of_wh
     one = await measure_group(planned, prepared, make_plan_of(GROUP), Started(), folders, silent())
     assert (one.measured, one.speed.token_s) == (True, 0.125)
     assert load_experience(folders, here).records == (record_of(GROUP, Measured(0.125, 0.125, 1.0)),)
+
+
+async def test_a_head_of_several_on_a_machine_is_measured_alone_and_planned_beside_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def measure(head: object, started: object, group: Group, context: int) -> HeadSpeed:
+        return HeadSpeed(group.token_s * 1.1, group.step_s * 1.1, group.prefill_s)
+
+    monkeypatch.setattr(cluster, "measure_head", measure)
+    folders, here = Folders(tmp_path / "cache", tmp_path / "state"), Circumstances("shape", "engine", MACHINES)
+    prepared = cast(Prepared, SimpleNamespace(circumstances=here, experience=Experience()))
+    crowded = replace(GROUP, step_s=4 * GROUP.step_s, beside=4.0)
+    planned = RunningGroup(
+        crowded, "head", make_head(), (), Answer("text", 16, 8.0), HeadSpeed(0.1, 0.1, 1.0), measured=False
+    )
+    one = await measure_group(planned, prepared, make_plan_of(crowded), Started(), folders, silent())
+    assert one.speed.step_s == pytest.approx(1.1 * GROUP.step_s)
+    known = load_experience(folders, here).correct(crowded)
+    assert known.known == "measured"
+    assert known.step_s == pytest.approx(1.1 * crowded.step_s)

@@ -14,7 +14,7 @@ from orchestrator.plan.single import run_alone
 from orchestrator.plan.split import find_splits
 from orchestrator.plan.values import Group
 from orchestrator.survey.values import HostSurvey, Survey
-from tests.orchestrator.plan.examples import make_device, make_memory, make_survey
+from tests.orchestrator.plan.examples import make_device, make_gpu, make_memory, make_survey
 
 
 def a_machine(*threads: int, cores: int = 2, quota: float | None = None) -> Survey:
@@ -89,6 +89,16 @@ def test_hosts_that_are_bound_to_other_processors_do_not_meet() -> None:
     assert slower(with_processors(survey, (0, 1, 2, 3), (0, 1, 2, 3))) == pytest.approx([4.0, 4.0])
 
 
+def test_of_a_host_with_more_processors_only_what_may_run_on_the_same_ones_counts() -> None:
+    """Two threads on two of eight processors: two of the other host's eight are there, too."""
+    overlapping = with_processors(a_machine(2, 8, cores=8), (0, 1), tuple(range(8)))
+    assert slower(overlapping) == pytest.approx([4.0, 1.25**2])
+
+
+def test_a_survey_that_knows_of_no_cores_is_planned_with() -> None:
+    assert slower(a_machine(0, 0, cores=0)) == [1.0, 1.0]
+
+
 def test_hosts_behind_ssh_that_are_one_kernel_share_it() -> None:
     survey = make_survey([make_device("a/cpu", 4000), make_device("b/cpu", 4000)])
     one = replace(survey, hosts=tuple(replace(each, facts=replace(each.facts, boot="1")) for each in survey.hosts))
@@ -114,6 +124,22 @@ def test_output_layers_on_the_controller_take_from_each_other_what_they_are_of_a
     assert heads[0].step_s * (1 + part * part) < beside[0].step_s < heads[0].step_s * (1 + 3 * part)
 
 
+def test_the_output_layer_of_a_head_with_a_card_of_its_own_host_is_computed_on_the_controller() -> None:
+    card = make_gpu("desk/cuda0", 600, gib_per_s=40, native_gib_per_s=40)
+    survey = make_survey([card, make_device("far/cpu", 4000), make_device("other/cpu", 4000)], local=["desk"])
+    memories, candidates = (make_memory(8, parallel=1),), find_candidates(survey, None)[:2]
+    one = next(
+        group
+        for group in find_splits(survey, memories, candidates, goal="throughput")
+        if group.output_on_head and group.head == "desk" and not group.head_layers
+    )
+    others = {"far/cpu": "other/cpu"}
+    two = replace(one, shares=tuple(replace(each, device=others.get(each.device, each.device)) for each in one.shares))
+    beside = contended(survey, (one, two))
+    assert beside[0].step_s > one.step_s
+    assert beside[0].step_alone_s == pytest.approx(one.step_s)
+
+
 def replicas(survey: Survey, parallel: int) -> tuple[tuple[Group, ...], ...]:
     memories = (make_memory(8, parallel=parallel),)
     candidates = find_candidates(survey, None)
@@ -128,6 +154,22 @@ def test_of_heads_that_cost_more_than_they_bring_fewer_are_used() -> None:
     heads = [{share.device for share in one.shares} for one in best]
     assert len(heads) == 2
     assert {"own/cpu"} in heads
+
+
+def test_what_would_take_the_place_of_a_head_on_its_machine_is_no_better() -> None:
+    """Five local hosts with all threads each, four of which would have a conversation: without one of them the fifth
+    has it."""
+    survey = a_machine(*[2] * 5)
+    best = find_replicas(survey, (make_memory(8, parallel=4),), (), (), find_candidates(survey, None))[0]
+    assert [one.parallel for one in best] == [2, 2]
+
+
+def test_of_a_head_that_its_machine_is_too_small_for_that_is_said() -> None:
+    survey, own = a_machine(2, 2), make_survey([make_device("own/cpu", 4000)])
+    survey = replace(survey, hosts=(*survey.hosts, *own.hosts), tensor_refused="no")
+    asked = Asked("throughput", mode="replicas", devices=frozenset({"h0/cpu", "h1/cpu", "own/cpu"}))
+    (left,) = rank_plans(survey, (make_memory(8, parallel=4),), asked).chosen.left_out
+    assert "; beside what computes on its machine a step of it would take 4.0 times as long" in left.reason
 
 
 def test_a_machine_that_is_two_hosts_is_better_off_with_one_head_of_all_threads() -> None:

@@ -90,6 +90,14 @@ def test_one_conversation_alone_has_one_speed() -> None:
         assert corrected.step_s == corrected.token_s == pytest.approx(0.15)
 
 
+def test_one_conversation_beside_those_of_other_heads_has_a_step_of_its_own() -> None:
+    crowded = replace(TWO, parallel=1, step_s=4 * TWO.token_s, beside=4.0)
+    known = Experience((measured(crowded, 1.1, 1.2),)).correct(crowded)
+    assert [known.token_s, known.step_s] == pytest.approx([0.11, 0.48])
+    other = Experience((measured(replace(crowded, micro_batch=256), 1.1, 1.2),)).correct(crowded)
+    assert [other.token_s, other.step_s] == pytest.approx([0.11, 0.48])
+
+
 @pytest.mark.parametrize(("ratio", "limited"), [(7.0, 2.0), (0.1, 0.5)])
 def test_others_are_not_scaled_beyond_reason(ratio: float, limited: float) -> None:
     corrected = Experience((measured(TWO, ratio),)).correct(replace(TWO, micro_batch=512))
