@@ -50,6 +50,7 @@ def reasons_for(
         *_not_found(survey, memory, candidates, plan, best_others),
         *_layers_reasons(memory, candidates, plan, others),
         *_too_many_at_once(plan),
+        *_beside_each_other(plan),
         *_cut_budgets(survey, candidates, plan),
     )
 
@@ -171,10 +172,19 @@ def _no_single(memory: ModelMemory, candidates: Sequence[Candidate]) -> str:
 def _too_many_at_once(plan: Plan) -> tuple[str, ...]:
     """The engine has no fast kernels for some small batches: then a queue is better than company."""
     return tuple(
-        f"{_names(group)}: {group.parallel} conversations at once give {group.aggregate_tokens_per_s:.1f} tokens per "
-        f"second together, one alone {group.decode_tokens_per_s:.1f}: a lower `parallel` serves them sooner"
+        f"{_names(group)}: {group.parallel} conversations at once give {together:.1f} tokens per second together, one "
+        f"alone {group.decode_tokens_per_s:.1f}: a lower `parallel` serves them sooner"
         for group in plan.groups
-        if group.aggregate_tokens_per_s < (1 - LEAST_NOISE) * group.decode_tokens_per_s
+        if (together := group.parallel / group.step_alone_s) < (1 - LEAST_NOISE) * group.decode_tokens_per_s
+    )
+
+
+def _beside_each_other(plan: Plan) -> tuple[str, ...]:
+    """What heads take from each other whose machine has too few cores for all of them."""
+    return tuple(
+        f"{_names(group)}: a step takes {group.beside:.1f} times as long while all heads on its machine are busy"
+        for group in plan.groups
+        if group.beside >= 1 + LEAST_NOISE
     )
 
 

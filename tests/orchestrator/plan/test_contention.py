@@ -172,6 +172,14 @@ def test_of_a_head_that_its_machine_is_too_small_for_that_is_said() -> None:
     assert "; beside what computes on its machine a step of it would take 4.0 times as long" in left.reason
 
 
+def test_what_heads_take_from_each_other_is_said_and_no_fault_of_their_conversations() -> None:
+    asked = Asked("throughput", mode="replicas")
+    plan = rank_plans(replace(a_machine(2, 2), tensor_refused="no"), (make_memory(8, parallel=2),), asked).chosen
+    told = [one for one in plan.reasons if one.startswith(("h0/cpu:", "h1/cpu:"))]
+    assert {group.mode for group in plan.groups} == {"single"}
+    assert told == [f"h{k}/cpu: a step takes 4.0 times as long while all heads on its machine are busy" for k in (0, 1)]
+
+
 def test_a_machine_that_is_two_hosts_is_better_off_with_one_head_of_all_threads() -> None:
     memories, goal = (make_memory(8, parallel=4),), Asked("throughput")
     of_two, of_one = (replace(a_machine(*threads), tensor_refused="no") for threads in ((2, 2), (1, 1)))
