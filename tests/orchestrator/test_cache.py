@@ -122,8 +122,9 @@ async def test_only_what_can_be_had_again_quickly_is_cleaned(inventory: Inventor
     assert [(folders.cache / place).exists() for place in going] == [False] * 5
     assert all((folders.cache / place).exists() for place in kept)
     await clean_caches(inventory, folders, ignore, dry_run=False, everything=True)
-    left = [path.name for path in folders.cache.rglob("*") if path.is_file()]
-    assert [name[:6] for name in left] == ["agent-"]
+    left = sorted(path.name for path in folders.cache.rglob("*") if path.is_file())
+    assert [(name[:6], name[-5:]) for name in left] == [("agent-", left[0][-5:]), ("agent-", ".code")]
+    assert left[1] == f"{left[0]}.code"
 
 
 async def test_an_engine_for_whatever_cards_is_kept_while_it_is_of_this_version(
