@@ -16,7 +16,7 @@ from typing import Literal
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
-from orchestrator.errors import ClusterStateError
+from orchestrator.errors import ClusterStateError, UsageError
 from orchestrator.folders import ClusterFolder, Folders
 from orchestrator.host_state import HeadState, HostState, StepState, StepTime
 from orchestrator.plan.values import GroupMode, Plan
@@ -225,6 +225,13 @@ def known_clusters(folders: Folders) -> tuple[str, ...]:
     if not folders.clusters.is_dir():
         return ()
     return tuple(sorted(path.name for path in folders.clusters.iterdir() if path.is_dir()))
+
+
+def check_known(folders: Folders, name: str) -> None:
+    """UsageError where no cluster of this name has a folder."""
+    known = known_clusters(folders)
+    if name not in known:
+        raise UsageError(f"no cluster {name} is known", hint=f"known are {', '.join(known) or 'none'}")
 
 
 def running_clusters(folders: Folders) -> tuple[str, ...]:

@@ -137,14 +137,7 @@ def with_threads(survey: Survey, threads: Mapping[str, int]) -> Survey:
 
     Their speeds stay as they were timed: what another number of threads does is known by measurements only.
     """
-    hosts = tuple(
-        replace(
-            host,
-            devices=tuple(replace(one, threads=threads.get(one.name, one.threads)) for one in host.devices),
-        )
-        for host in survey.hosts
-    )
-    return replace(survey, hosts=hosts)
+    return survey.with_devices(lambda one: replace(one, threads=threads.get(one.name, one.threads)))
 
 
 def with_micro_batch(plan: Plan, micro_batch: int) -> Plan:

@@ -124,14 +124,12 @@ def down(inventory: OfInventory = None, cluster: Cluster = None) -> None:
     """Stop the cluster: head, workers, links, on every host."""
     from orchestrator.cli.run import run, talk
     from orchestrator.detach import stop_cluster
-    from orchestrator.errors import UsageError
     from orchestrator.folders import user_folders
-    from orchestrator.state import known_clusters, running_clusters, the_running_cluster
+    from orchestrator.state import check_known, running_clusters, the_running_cluster
 
-    folders = user_folders()
-    name, known = named_cluster(inventory, cluster), known_clusters(folders)
-    if cluster is not None and name not in known:
-        raise UsageError(f"no cluster {name} is known", hint=f"known are {', '.join(known) or 'none'}")
+    folders, name = user_folders(), named_cluster(inventory, cluster)
+    if cluster is not None:
+        check_known(folders, cluster)
     if name is None and not running_clusters(folders):
         talk().print("no cluster runs")
         return

@@ -69,18 +69,16 @@ def _folder(name: str | None) -> "ClusterFolder":
     """The named cluster's, that of the only one that runs, or the only one there is."""
     from orchestrator.errors import UsageError
     from orchestrator.folders import user_folders
-    from orchestrator.state import known_clusters, running_clusters
+    from orchestrator.state import check_known, known_clusters, running_clusters
 
     folders = user_folders()
-    known = known_clusters(folders)
     if name is None:
         running = running_clusters(folders)
-        candidates = running or known
+        candidates = running or known_clusters(folders)
         if not candidates:
             raise UsageError("there is no cluster yet", hint="`meshctl up inventory.yaml` makes one, and its first key")
         if len(candidates) > 1:
             raise UsageError(f"which cluster? There are {', '.join(candidates)}", hint="name one: --cluster NAME")
         (name,) = candidates
-    if name not in known:
-        raise UsageError(f"no cluster {name} is known", hint=f"known are {', '.join(known) or 'none'}")
+    check_known(folders, name)
     return folders.cluster(name)

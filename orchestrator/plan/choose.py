@@ -17,7 +17,7 @@ from orchestrator.plan.reasons import ORDER_NOISE, gains_too_little, reasons_for
 from orchestrator.plan.replicas import find_replicas
 from orchestrator.plan.shortfall import no_device, no_forced_split, no_replicas, no_single, no_split, no_tensor
 from orchestrator.plan.single import find_singles, why_not_alone
-from orchestrator.plan.split import find_splits, head_need_bytes
+from orchestrator.plan.split import find_splits, holds_a_head
 from orchestrator.plan.tensor import find_tensors
 from orchestrator.plan.values import GOALS, MODES, Group, ModelMemory, Plan, PlanMode, Ranking, plan_key
 from orchestrator.plan.ways_out import Question
@@ -182,8 +182,8 @@ def _has_plan(survey: Survey, memory: ModelMemory, asked: Asked) -> bool:
         return True
     if mode in (None, "layers") and find_splits(survey, (memory,), candidates, goal=asked.goal, split=asked.split):
         return True
-    no_head = head_need_bytes(memory, output=False) > survey.controller.memory_available_bytes
-    return (mode == "replicas" or (mode is None and no_head)) and _has_replicas(survey, memory, candidates)
+    no_head = mode is None and not holds_a_head(survey, memory)
+    return (mode == "replicas" or no_head) and _has_replicas(survey, memory, candidates)
 
 
 def _has_replicas(survey: Survey, memory: ModelMemory, candidates: Sequence[Candidate]) -> bool:

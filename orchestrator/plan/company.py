@@ -26,16 +26,15 @@ def in_company(survey: Survey, layers_bytes: int, names: Collection[str] | None)
     if not any(count > 1 for count in machines.values()):
         return survey
 
-    def beside(host: HostSurvey, device: Device) -> Device:
-        if device.kind != "cpu" or machines[machine_of(host)] < 2:
+    crowded = {host.name for host in survey.hosts if machines[machine_of(host)] > 1}
+
+    def beside(device: Device) -> Device:
+        if device.kind != "cpu" or device.host not in crowded:
             return device
         speed, native = (_in_proportion(one, layers_bytes) for one in (device.speed, device.native))
         return replace(device, speed=speed, native=native)
 
-    return replace(
-        survey,
-        hosts=tuple(replace(host, devices=tuple(beside(host, one) for one in host.devices)) for host in survey.hosts),
-    )
+    return survey.with_devices(beside)
 
 
 def machine_of(host: HostSurvey) -> str:

@@ -12,17 +12,16 @@ Measured on the pinned engine on two cores, 135 M as Q4_1, four conversations pe
 of two threads 4 to 12 times.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.plan.company import machine_of
 from orchestrator.plan.values import Group
-from orchestrator.survey.values import Survey
+from orchestrator.survey.values import Device, HostSurvey, Survey
 from workers.facts import HostFacts
 
 ROUNDS = 4
 """A head that is slowed down keeps what it does not share busy for a smaller part of its steps; that soon settles."""
-
 
 TOGETHER = 2
 """The least that was measured; what else is planned is far better anyway."""
@@ -51,7 +50,8 @@ class _Load:
 
 def contended(survey: Survey, groups: tuple[Group, ...]) -> tuple[Group, ...]:
     """The groups with the steps that they have beside each other; the same ones where they share no machine."""
-    loads = [_loads(survey, group) for group in groups]
+    processors = {one.name: (host, one) for host in survey.hosts for one in host.devices if one.kind == "cpu"}
+    loads = [_loads(survey, processors, group) for group in groups]
     if not _any_meet(loads):
         return groups
     times = [[1.0] * len(mine) for mine in loads]
@@ -70,15 +70,13 @@ def _any_meet(loads: Sequence[Sequence[_Load]]) -> bool:
     return sum(map(len, machines)) > len(set[str]().union(*machines))
 
 
-def _loads(survey: Survey, group: Group) -> list[_Load]:
+def _loads(survey: Survey, processors: Mapping[str, tuple[HostSurvey, Device]], group: Group) -> list[_Load]:
     """Nothing of GPUs: where several heads are on one card, each has it to itself in turn, which is not foreseen."""
-    hosts = {device.name: host for host in survey.hosts for device in host.devices if device.kind == "cpu"}
-    threads = {device.name: device.threads for device in survey.devices}
-    found = [
-        _load(machine_of(host), host.facts, threads[share.device], _busy(group, share.time_s))
-        for share in group.shares
-        if (host := hosts.get(share.device)) is not None
-    ]
+    found = []
+    for share in group.shares:
+        if share.device in processors:
+            host, device = processors[share.device]
+            found.append(_load(machine_of(host), host.facts, device.threads, _busy(group, share.time_s)))
     if group.mode == "layers" and group.output_on_head and group.head_time_s:
         here = survey.controller
         found.append(_load(here.boot, here, here.cores_physical, _busy(group, group.head_time_s)))

@@ -28,7 +28,7 @@ EVERY_SET = 4
 EVERY_COUNT = 4
 """Up to this many conversations, groups of few devices are placed for each number of them."""
 
-WORTH_A_WORKER = 0.2
+WORTH_WORKERS = 0.2
 """What a device that holds a copy must gain as a worker for several conversations: passes of several tokens are timed
 less exactly than those of one. Where `scripts/bench-plan` took a gain of 9 % for one, nothing came of it."""
 
@@ -205,15 +205,15 @@ def rooms_for(
 def choices_of_groups(room: Room, alone: Sequence[Head], several: Sequence[Group]) -> Iterator[tuple[Head, ...]]:
     """Groups without a device in common, the first of which is to be used.
 
-    A group may be one worker, on a device that holds the layers, but no copy alone.
+    A group may be one worker, on a device that holds no copy alone, or of few devices on one that gains enough by it.
     """
-    holding = frozenset().union(*(head.devices for head in alone))
     if len(room.devices) <= EVERY_SET:
         natively = {name: head for head in alone for name in head.devices}
         formed = [head for members in _sets(room) for head in _placed_for_each(room, members, natively)]
         yield from _apart(formed, room.groups)
         return
     yield from ((_head(room, group),) for group in _fastest(several)[:MOST_MIXTURES])
+    holding = frozenset().union(*(head.devices for head in alone))
     rest = [one for one in room.devices if one.device.name not in holding]
     for size, gather in zip(room.sizes, (_by_speed, _by_size), strict=True):
         yield from _gathered(room, rest, size, gather)
@@ -303,7 +303,7 @@ def _for_each_count(room: Room, placed: Mapping[int, Group]) -> Iterator[tuple[i
 
 
 def _is_worth_it(worker: Group, own: Group) -> bool:
-    return own.step_s / worker.step_s >= 1 + WORTH_A_WORKER
+    return own.step_s / worker.step_s >= 1 + WORTH_WORKERS
 
 
 def _fastest(groups: Sequence[Group]) -> list[Group]:

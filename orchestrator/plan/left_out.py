@@ -143,9 +143,10 @@ def _beside_copies(
 
 def _crowded(survey: Survey, for_one: ModelMemory, plan: Plan, one: Candidate) -> str:
     """What several heads would take from this one, after a semicolon, where its machine computes for them, too."""
-    head = run_alone((for_one,), one)
-    beside = contended(survey, (*plan.groups, head))[-1].beside
-    if len(plan.groups) < 2 or beside == 1:
+    if len(plan.groups) < 2:
+        return ""
+    beside = contended(survey, (*plan.groups, run_alone((for_one,), one)))[-1].beside
+    if beside == 1:
         return ""
     return f"; beside what computes on its machine a step of it would take {beside:.1f} times as long"
 

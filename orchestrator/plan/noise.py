@@ -15,11 +15,6 @@ LEAST_NOISE = 0.10
 MOST_NOISE = 0.50
 """Speeds that differ by more than this part are two, however far apart the repetitions were."""
 
-WORTH_A_WORKER = 0.05
-"""What one worker for all layers must gain over a head at its device, with the output layer on the controller. In the
-eight runs of `scripts/bench-plan` where 5 to 10 % were predicted, 4 to 17 % were measured; in six with 2 to 5 %, -1 to
-16 %."""
-
 PREFILL_TOKENS = 64
 """Passes of this many tokens and more are prefill (`Speed`)."""
 

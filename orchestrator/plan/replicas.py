@@ -70,11 +70,11 @@ def _beside_each_other(
     plan = contended(survey, alone)
     while slower := [one for one, before in zip(plan, alone, strict=True) if one is not before]:
         for ways in _without_some(heads, plan, slower, first_used=first_used):
-            found = [(way, distribute(way, conversations, first_used=first_used)) for way in ways]
-            way, groups = max(found, key=lambda one: _aggregate(contended(survey, one[1])), default=(heads, ()))
-            fewer = contended(survey, groups)
-            if _aggregate(fewer) > _aggregate(plan):
-                heads, alone, plan = way, groups, fewer
+            shared_out = [(way, distribute(way, conversations, first_used=first_used)) for way in ways]
+            found = [(way, groups, contended(survey, groups)) for way, groups in shared_out]
+            best = max(found, key=lambda one: _aggregate(one[2]), default=(heads, (), ()))
+            if _aggregate(best[2]) > _aggregate(plan):
+                heads, alone, plan = best
                 break
         else:
             break

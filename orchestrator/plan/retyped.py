@@ -72,14 +72,9 @@ def retyped_survey(survey: Survey, before: Work, after: Work) -> Survey:
     """The survey of a model of the work `before` as it would be of the one with the work `after`."""
     if before == after:
         return survey
-    hosts = tuple(
-        replace(host, devices=tuple(_retyped_device(device, before, after) for device in host.devices))
-        for host in survey.hosts
-    )
     there = {device.name: device for device in survey.devices}
     return replace(
-        survey,
-        hosts=hosts,
+        survey.with_devices(lambda device: _retyped_device(device, before, after)),
         controller_speed=retyped_speed(survey.controller_speed, before, after),
         tensor=tuple(_retyped_time(one, [there[name] for name in one.devices], before, after) for one in survey.tensor),
     )

@@ -13,7 +13,7 @@ from orchestrator.plan.layers import LayerSearch, Rules
 from orchestrator.plan.left_out import holds_no_layer
 from orchestrator.plan.pools import Candidate, Pooled, cut_reasons, pool_budgets, why_unusable
 from orchestrator.plan.single import beside_bytes, why_not_alone
-from orchestrator.plan.split import ENGINE_DEVICES, Variant, head_need_bytes, placed_within
+from orchestrator.plan.split import ENGINE_DEVICES, Variant, head_need_bytes, holds_a_head, placed_within
 from orchestrator.plan.stage_tables import StageTables
 from orchestrator.plan.tensor import most_parts
 from orchestrator.plan.values import ModelMemory
@@ -24,8 +24,8 @@ from orchestrator.plan.ways_out import (
     for_the_head,
     more_devices,
     other_modes,
-    raise_caps,
     smaller_or,
+    smaller_or_more,
     survey_again,
     without_split,
 )
@@ -149,7 +149,7 @@ def no_split(question: Question) -> PlanError:
                 *_unusable(survey, question.asked.devices),
             ]
         ),
-        hint=smaller_or(question, *raise_caps(question), more_devices(question), *other_modes(question)),
+        hint=smaller_or_more(question),
     )
 
 
@@ -187,9 +187,9 @@ def _not_native(memory: ModelMemory, candidates: Sequence[Candidate]) -> list[st
 
 
 def _head_shortfall(survey: Survey, memory: ModelMemory) -> list[str]:
-    needed, available = head_need_bytes(memory, output=False), survey.controller.memory_available_bytes
-    if needed <= available:
+    if holds_a_head(survey, memory):
         return []
+    needed, available = head_need_bytes(memory, output=False), survey.controller.memory_available_bytes
     return [f"the head needs {bytes_text(needed)} on the controller, which has {bytes_text(available)} available"]
 
 

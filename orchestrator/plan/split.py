@@ -137,6 +137,11 @@ def head_need_bytes(memory: ModelMemory, *, output: bool) -> int:
     return needed_bytes(head_share_bytes(memory, output=output).total_bytes)
 
 
+def holds_a_head(survey: Survey, memory: ModelMemory) -> bool:
+    """Whether the controller has memory for the head of a split without an output layer: any takes that much."""
+    return head_need_bytes(memory, output=False) <= survey.controller.memory_available_bytes
+
+
 def pool_for(survey: Survey, memory: ModelMemory, candidates: Sequence[Candidate], variant: Variant) -> Pooled | None:
     """The candidates as such a head has them, and the memories that they share beside it; None when the controller does
     not hold it.

@@ -173,6 +173,11 @@ class Group:
         return self.parallel / self.step_s
 
     @property
+    def aggregate_alone_tokens_per_s(self) -> float:
+        """The same while the other heads rest."""
+        return self.parallel / self.step_alone_s
+
+    @property
     def prefill_tokens_per_s(self) -> float:
         return self.prompt_tokens / self.prefill_s
 

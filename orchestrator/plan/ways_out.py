@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.conversations import with_kv
 from orchestrator.plan.pools import Candidate
-from orchestrator.plan.split import head_need_bytes
+from orchestrator.plan.split import holds_a_head
 from orchestrator.plan.values import MODES, ModelMemory, PlanMode
 from orchestrator.survey.values import Device, Survey
 from workers.budget import GPU_RESERVE_BYTES, RESERVE_BYTES, MemoryCap, budget
@@ -56,6 +56,11 @@ def smaller_or(question: Question, *more: str) -> str:
     return any_of(*changes, *more)
 
 
+def smaller_or_more(question: Question) -> str:
+    """A smaller model, or more memory or devices for it, or another mode."""
+    return smaller_or(question, *raise_caps(question), more_devices(question), *other_modes(question))
+
+
 def any_of(*ways: str) -> str:
     """As one sentence; "" for none."""
     *first, last = ways or ("",)
@@ -72,13 +77,13 @@ def survey_again(question: Question) -> tuple[str, ...]:
     """Where nothing but native timings is missing."""
     if all(one.device.native.measured for one in question.candidates):
         return ()
-    timed = _with_devices(question.survey, lambda one: one if one.native.measured else replace(one, native=one.speed))
+    timed = question.survey.with_devices(lambda one: one if one.native.measured else replace(one, native=one.speed))
     return ("survey again with --recalibrate",) if question.fits_on(timed) else ()
 
 
 def raise_caps(question: Question) -> tuple[str, ...]:
     """Where it is the inventory that keeps memory from the model, not the machines."""
-    return ("raise `memory` of a host",) if question.fits_on(_with_devices(question.survey, _uncapped)) else ()
+    return ("raise `memory` of a host",) if question.fits_on(question.survey.with_devices(_uncapped)) else ()
 
 
 def more_devices(question: Question) -> str:
@@ -106,11 +111,7 @@ def without_split(question: Question) -> str:
     if question.fits_as(freely):
         return "leave --split out and let meshctl choose"
     free = replace(question, asked=freely)
-    needed, available = head_need_bytes(free.memory, output=False), free.survey.controller.memory_available_bytes
-    if needed > available:
-        ways = for_the_head(free)
-    else:
-        ways = smaller_or(free, *raise_caps(free), more_devices(free), *other_modes(free))
+    ways = smaller_or_more(free) if holds_a_head(free.survey, free.memory) else for_the_head(free)
     return f"without --split there is no plan either: {ways}"
 
 
@@ -119,12 +120,6 @@ def _uncapped(device: Device) -> Device:
     reserve = RESERVE_BYTES if device.in_main_memory else GPU_RESERVE_BYTES
     whole = budget(MemoryCap(share=1.0), device.budget.free_bytes, reserve)
     return replace(device, budget=max(device.budget, whole, key=lambda one: one.usable_bytes))
-
-
-def _with_devices(survey: Survey, change: Callable[[Device], Device]) -> Survey:
-    return replace(
-        survey, hosts=tuple(replace(host, devices=tuple(map(change, host.devices))) for host in survey.hosts)
-    )
 
 
 def _with_controller(survey: Survey, available_bytes: int) -> Survey:

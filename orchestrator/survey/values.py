@@ -1,7 +1,7 @@
 """A survey: what was measured on every host, frozen, and its JSON form (`meshctl survey --json`, `plan --survey`)."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 
@@ -199,6 +199,11 @@ class Survey:
     def devices(self) -> tuple[Device, ...]:
         """All devices in the order of the inventory."""
         return tuple(device for host in self.hosts for device in host.devices)
+
+    def with_devices(self, change: Callable[[Device], Device]) -> "Survey":
+        """The same with every device changed."""
+        hosts = tuple(replace(host, devices=tuple(map(change, host.devices))) for host in self.hosts)
+        return replace(self, hosts=hosts)
 
     @property
     def made_up(self) -> bool:
