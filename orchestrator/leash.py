@@ -57,8 +57,8 @@ class Leashed:
     """A program that runs on a host under the agent's leash; made by `start_leashed`.
 
     Two tasks belong to it until it ends: one sends heartbeats, one reads the leash's lines. `on_exit` is a future of
-    the `Exit`; the numbers are those of the last life sign, None before the first (one comes every 2 s). `cores_used`:
-    processors that it kept busy between the last two.
+    the `Exit`; the numbers are those of the last life sign, None before the first (one comes every 2 s), which came
+    at `told_s` by the loop's clock. `cores_used`: processors that it kept busy between the last two.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Leashed:
         self._process = process
         self._on_line = on_line
         self._started = asyncio.Event()
-        self._told_s = 0.0
+        self.told_s = 0.0
         self._heart = asyncio.create_task(self._beat(heartbeat_s / 4))
         self._reader = asyncio.create_task(self._read(process.lines()))
 
@@ -206,8 +206,8 @@ class Leashed:
     def _take_cpu(self, cpu_s: float, now_s: float) -> None:
         """What a child that has ended took is not in the sum any more: that is no use below zero."""
         if self.cpu_s is not None:
-            self.cores_used = max(0.0, (cpu_s - self.cpu_s) / max(now_s - self._told_s, 0.001))
-        self.cpu_s, self._told_s = cpu_s, now_s
+            self.cores_used = max(0.0, (cpu_s - self.cpu_s) / max(now_s - self.told_s, 0.001))
+        self.cpu_s, self.told_s = cpu_s, now_s
 
 
 async def start_leashed(

@@ -16,11 +16,13 @@ class Held:
     host: str
     rss_bytes: int | None
     available_bytes: int | None
+    told_s: float
 
 
 def looks(watch: MemoryWatch, *states: tuple[int, int | None]) -> list[dict[str, int]]:
-    """Our one process holds so much and so much is available, one look after the other."""
-    return [watch.short([cast(Leashed, Held("a", ours, free))]) for ours, free in states]
+    """Our one process holds so much and so much is available, one look and word after the other."""
+    words = [Held("a", ours, free, float(at_s)) for at_s, (ours, free) in enumerate(states)]
+    return [watch.short([cast(Leashed, word)]) for word in words]
 
 
 def test_a_host_with_room_is_never_short() -> None:
@@ -52,3 +54,23 @@ def test_where_nothing_is_known_nothing_is_said() -> None:
 def test_large_hosts_need_not_keep_a_hundredth_free() -> None:
     watch = MemoryWatch({"a": 10**12})
     assert looks(watch, (0, MOST_LEAST_BYTES), (0, MOST_LEAST_BYTES)) == [{}, {}]
+
+
+def test_a_look_without_a_newer_word_does_not_make_a_fall_look_ended() -> None:
+    """Seen: a look every two seconds met a word every two seconds twice, and the kernel ended a program."""
+    watch = MemoryWatch({"a": TOTAL})
+    words = [Held("a", 100, free, at_s) for at_s, free in ((0.0, 400), (2.0, 250), (2.0, 250), (4.0, 120))]
+    assert [watch.short([cast(Leashed, word)]) for word in words] == [{}, {}, {}, {"a": 120}]
+
+
+def test_one_word_is_no_shortage_however_often_it_is_looked_at() -> None:
+    watch = MemoryWatch({"a": TOTAL})
+    assert [watch.short([cast(Leashed, Held("a", 100, 5, 1.0))]) for _ in range(4)] == [{}] * 4
+
+
+def test_the_newest_word_of_a_host_counts() -> None:
+    """Its processes speak at different moments."""
+    watch, old = MemoryWatch({"a": TOTAL}), Held("a", 50, 5, 0.5)
+    for at_s in (1.0, 3.0, 5.0):
+        words = [old, Held("a", 50, 600, at_s)]
+        assert watch.short([cast(Leashed, word) for word in words]) == {}
