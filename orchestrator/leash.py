@@ -226,6 +226,7 @@ async def start_leashed(
     capture: bool = False,
     network: Words = (),
     may_end: bool = False,
+    settle_s: float = SETTLE_S,
     on_line: Callable[[str], None] | None = None,
 ) -> Leashed:
     """Start a program on the host; `log` is an absolute path there, started anew.
@@ -233,8 +234,8 @@ async def start_leashed(
     It does not start unless the cached items that it `uses` are whole, and keeps them from being removed; `temporary`
     files go with it. With `capture` its stdout comes with its `Exit`; `on_line` gets the lines of its log as they come,
     some left out where the connection is slow. `network`: options of `workers.commands`.
-    BringUpError, with the end of its log, when it cannot start or, unless it `may_end`, ends within the first quarter
-    of a second.
+    BringUpError, with the end of its log, when it cannot start or, unless it `may_end`, ends within the first
+    `settle_s`: none for one that is waited for anyway until it listens.
     """
     leash = commands.leash_words(
         agent,
@@ -255,7 +256,7 @@ async def start_leashed(
     try:
         await leashed.wait_started(deadline_s)
         if not may_end:
-            await asyncio.wait((leashed.on_exit,), timeout=SETTLE_S)
+            await asyncio.wait((leashed.on_exit,), timeout=settle_s)
     except TimeoutError as error:
         await leashed.abandon()
         raise DeadlineError(shell.host, f"{name} did not start within {deadline_s:g} s") from error
@@ -263,7 +264,7 @@ async def start_leashed(
         await leashed.abandon()
         raise
     if not leashed.running and not may_end:
-        raise _ended_at_once(shell.host, name, await leashed.wait(), log)
+        raise ended_at_once(shell.host, name, await leashed.wait(), log)
     return leashed
 
 
@@ -307,7 +308,8 @@ async def run_leashed(
     return Finished(ended.status, ended.output.encode(), (ended.tail or ended.reason).encode())
 
 
-def _ended_at_once(host: str, name: str, ended: Exit, log: str) -> BringUpError:
+def ended_at_once(host: str, name: str, ended: Exit, log: str) -> BringUpError:
+    """The error of a program that did not come to do anything."""
     hint = f"its whole log is {log} on {host}"
     return BringUpError(f"{host}: {name} ended at once: {ended}", hint=hint, details=ended.tail)
 

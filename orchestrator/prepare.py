@@ -293,7 +293,8 @@ async def prepare_engine(
     stock = Stock(folders.cache, report, may_build=not hurry)
     engine = await prove_here(hosts.controller.shell, hosts.controller.facts, await stock.cpu())
     report.step("Putting the engine on every host", "preparing")
-    return engine, await each_host({name: _ensure(host, stock, report) for name, host in hosts.by_name.items()})
+    checks = {name: _ensure(host, stock, report) for name, host in hosts.by_name.items()}
+    return engine, await each_host(checks, limit=len(checks))
 
 
 async def _ensure(host: OpenHost, stock: Stock, report: Report) -> Installed:

@@ -13,7 +13,7 @@ from orchestrator.fanout import both
 from orchestrator.head_client import SOCKET
 from orchestrator.host_agent import LOOPBACK, Listening, free_ports, listening, log_tail
 from orchestrator.hosts import OpenHost, OpenHosts
-from orchestrator.leash import Exit, Leashed, start_leashed
+from orchestrator.leash import SETTLE_S, Exit, Leashed, ended_at_once, start_leashed
 from orchestrator.shell.protocol import Words
 from orchestrator.survey.values import DeviceSpec
 from orchestrator.tunnel import free_local_port, tunnel_command, wait_open
@@ -35,7 +35,7 @@ GPU_WORKER_READY_S = 120.0
 
 LINK_READY_S = 20.0
 PORT_TRIES = 3
-POLL_S = 0.1
+POLL_S = 0.05
 ADDRESS_TAKEN = "Address already in use"
 LINK = "link-"
 STOP_S, AWAY_S = 15.0, 4.0
@@ -210,15 +210,17 @@ async def open_link(
     words = tunnel_command(host.host, hosts.ssh, near, far)
     bridge = bridged(f"tcp:{LOOPBACK}:{port}", f"unix:{near}", network) if port else ()
     try:
-        process = started.add(await _leash(hosts.controller, words, cluster, name, temporary=(near,), network=bridge))
+        leash = _leash(hosts.controller, words, cluster, name, temporary=(near,), network=bridge, settle_s=0.0)
+        process = started.add(await leash)
     except BringUpError as error:
         raise await _link_failed(host.name, error, hosts.controller, cluster, name) from error
     try:
         await wait_open(Path(near), LINK_READY_S, lambda: process.running)
     except BringUpError as error:
-        await process.stop()
+        was_running, ended = process.running, await process.stop()
         started.processes.remove(process)
-        raise await _link_failed(host.name, error, hosts.controller, cluster, name) from error
+        failed = error if was_running else ended_at_once(process.host, name, ended, process.log)
+        raise await _link_failed(host.name, failed, hosts.controller, cluster, name) from error
     return OpenLink(near, process, port)
 
 
@@ -331,7 +333,8 @@ async def _start_on_free_port(
         try:
             process = started.add(
                 await _leash(
-                    host, command(port), cluster, f"{name}-{port}", uses, temporary, network(port), environment
+                    *(host, command(port), cluster, f"{name}-{port}", uses, temporary, network(port), environment),
+                    settle_s=0.0,
                 )
             )
         except BringUpError as error:
@@ -375,6 +378,8 @@ async def _leash(
     temporary: Sequence[str] = (),
     network: Words = (),
     environment: Mapping[str, str] = ENVIRONMENT,
+    *,
+    settle_s: float = SETTLE_S,
 ) -> Leashed:
     return await start_leashed(
         host.shell,
@@ -386,6 +391,7 @@ async def _leash(
         uses=uses,
         temporary=temporary,
         network=network,
+        settle_s=settle_s,
     )
 
 

@@ -34,7 +34,7 @@ _OPTIONS = (
     "StreamLocalBindMask=0177",
 )
 _PORTS = range(20000, 32000)  # below the ephemeral ranges of Linux (from 32768) and macOS (from 49152)
-_LOOK_S = 0.05
+_LOOK_S = 0.02
 _NETSTAT_S = 10.0
 
 

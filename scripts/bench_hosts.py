@@ -1,4 +1,5 @@
-"""The command line of `scripts/bench-hosts`: connecting to hosts, their facts, and the check of their engines, timed.
+"""The command line of `scripts/bench-hosts`: connecting to hosts, their facts, the check of
+their engines, and the measuring of the links to them, timed.
 
 Hosts of a lab on this one machine (as root, Linux), which share its processors: each would have its own in earnest.
 With `--cores 0.03` each has that part of a core to itself, however many there are: a slow one, but its own. The engine
@@ -28,6 +29,7 @@ from orchestrator.prepare import prepare_engine
 from orchestrator.report import silent
 from orchestrator.shell.connect import connect
 from orchestrator.shell.ssh_config import write_ssh_files
+from orchestrator.survey.gather_links import gather_links
 from tests.program import Meshctl
 
 WANTED = 3.0
@@ -37,8 +39,9 @@ HEADINGS = (
     "hosts",
     "login alone, s",
     "connect and facts, s",
+    "links, s",
     "engine, s",
-    "both by two hosts",
+    "all three by two hosts",
     "login by two hosts",
     "controller's processor time, s",
 )
@@ -48,6 +51,7 @@ def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench-hosts", description=__doc__)
     parser.add_argument("--hosts", type=int, default=MANY, metavar="N", help=f"the most (default: {MANY})")
     parser.add_argument("--cores", type=float, metavar="PART", help="what each host has of a core (default: no limit)")
+    parser.add_argument("--again", action="store_true", help="measure links anew each time, as a first start does")
     options = parser.parse_args(words)
     if options.hosts < FEW:
         parser.error(f"--hosts: at least {FEW}, which others are compared with")
@@ -59,25 +63,27 @@ def main(words: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="meshctl-bench-hosts-") as folder:
         hosts = tuple(LabHost(f"host{number}", cpu=options.cores) for number in range(1, options.hosts + 1))
         with up(LabSpec(Path(folder, "lab"), hosts, f"bench-hosts-{os.getpid()}")) as lab:
-            return _report(_measured(lab, Path(folder), options.hosts))
+            return _report(_measured(lab, Path(folder), options.hosts, again=options.again))
 
 
 @dataclass(frozen=True)
 class Meeting:
-    """Seconds: a bare SSH login at every host and back; connections with all facts; the engine's check; and what of the
-    processors' time those two took on the controller, its own agent and engine included."""
+    """Seconds: a bare SSH login at every host and back; connections with all facts; links, as they are measured at a
+    further start; the engine's check; and what of the processors' time those three took on the controller, its own
+    agent and engine included."""
 
     login_s: float
     connect_s: float
+    links_s: float
     engine_s: float
     here_s: float
 
     @property
     def met_s(self) -> float:
-        return self.connect_s + self.engine_s
+        return self.connect_s + self.links_s + self.engine_s
 
 
-def _measured(lab: Lab, folder: Path, most: int) -> dict[int, Meeting]:
+def _measured(lab: Lab, folder: Path, most: int, *, again: bool) -> dict[int, Meeting]:
     program = Meshctl(folder, {**os.environ, "XDG_STATE_HOME": f"{folder}/state"})
     path = lab.inventory()
     program.ok("trust", str(path), "--yes")
@@ -88,14 +94,14 @@ def _measured(lab: Lab, folder: Path, most: int) -> dict[int, Meeting]:
     found = {}
     for count in sorted(count for count in {1, FEW, 8, most} if count <= most):
         some = replace(inventory, hosts=inventory.hosts[:count])
-        times = [asyncio.run(_meet(some, folders)) for _ in range(TIMES)]
+        times = [asyncio.run(_meet(some, folders, again=again)) for _ in range(TIMES)]
         columns = zip(*(astuple(one) for one in times), strict=True)
         found[count] = Meeting(*(statistics.median(column) for column in columns))
         print(f"{count}: {found[count]}", file=sys.stderr)
     return found
 
 
-async def _meet(inventory: Inventory, folders: Folders) -> Meeting:
+async def _meet(inventory: Inventory, folders: Folders, *, again: bool = False) -> Meeting:
     began = time.perf_counter()
     await _log_in(inventory, folders)
     logged_in, before_s = time.perf_counter(), _processor_s()
@@ -103,7 +109,10 @@ async def _meet(inventory: Inventory, folders: Folders) -> Meeting:
         met = time.perf_counter()
         await prepare_engine(hosts, folders, silent())
         ready = time.perf_counter()
-    return Meeting(logged_in - began, met - logged_in, ready - met, _processor_s() - before_s)
+        await gather_links(hosts, "bench-hosts", folders.state / "links", again=again)
+        linked = time.perf_counter()
+    used_s = _processor_s() - before_s
+    return Meeting(logged_in - began, met - logged_in, linked - ready, ready - met, used_s)
 
 
 async def _log_in(inventory: Inventory, folders: Folders) -> None:
@@ -126,7 +135,7 @@ def _report(found: dict[int, Meeting]) -> int:
     few = found[FEW]
     print(f"| {' | '.join(HEADINGS)} |\n|{' --: |' * len(HEADINGS)}")
     for count, one in found.items():
-        seconds = (one.login_s, one.connect_s, one.engine_s)
+        seconds = (one.login_s, one.connect_s, one.links_s, one.engine_s)
         ratios = (one.met_s / few.met_s, one.login_s / few.login_s)
         cells = (str(count), *(f"{one:.2f}" for one in seconds), *(f"{one:.1f}" for one in ratios), f"{one.here_s:.2f}")
         print(f"| {' | '.join(cells)} |")

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from workers.door import COMPILED
+
 Words = tuple[str, ...]
 
 PYTHON: Words = ("python3", "-I", "-S")
@@ -26,9 +28,18 @@ def door_words(program_bytes: int, root: str, agent: str, become: Words = ()) ->
     return (*PYTHON, "-c", READ_AND_RUN, str(program_bytes), root, agent, *become)
 
 
+RUN_COMPILED = (
+    "import sys,os,marshal;from hashlib import sha256 as h;from io import FileIO as f;c=sys.argv[2]+sys.argv[1];"
+    "del sys.argv[:2];__file__=sys.argv[0];s=f(__file__).readall();k=os.path.isfile(c)and f(c).readall()or bytes();"
+    "exec(marshal.loads(k[32:])if k[:32]==h(sys.version.encode()+h(s).hexdigest().encode()+k[32:]).digest()else s)"
+)
+"""Runs the agent as `python3 agent.py` would, by what this very Python made of these very bytes where that lies beside
+it (`compiled` in `workers/door.py`): to compile it takes a tenth of a second. Without quotes and line breaks, too."""
+
+
 def agent_words(agent: str, verb: str, *options: str) -> Words:
     """`agent` is the agent's absolute path on the host."""
-    return (*PYTHON, agent, verb, *options)
+    return (*PYTHON, "-c", RUN_COMPILED, COMPILED, agent, verb, *options)
 
 
 ATTEND: Words = ("attend",)

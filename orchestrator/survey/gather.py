@@ -8,11 +8,10 @@ from datetime import datetime
 
 from orchestrator.errors import BringUpError, DeadlineError, EngineError
 from orchestrator.fanout import all_or_raise, each_host
-from orchestrator.host_agent import LOOPBACK, start_link_server
 from orchestrator.hosts import OpenHost
-from orchestrator.processes import ended_by_itself, open_link, start_worker
+from orchestrator.processes import ended_by_itself, start_worker
 from orchestrator.report import Report
-from orchestrator.survey.links import Line, measure_link
+from orchestrator.survey.gather_links import gather_links
 from orchestrator.survey.plausible import DECODE
 from orchestrator.survey.slices import Slice, Slices
 from orchestrator.survey.speeds import (
@@ -43,10 +42,6 @@ from workers.engine_commands import OnGpu, Placement, Where
 from workers.facts import HostFacts
 from workers.pass_bench import REPETITIONS, Timed
 
-LINKS_AT_ONCE = 2
-TWO_AGENTS_BYTES = 96 * MIB
-"""A host with less is asked nothing while its measuring server runs: each is a Python of up to 30 MB."""
-
 PROBE_OF_GPU = 2
 LONGEST_PASS = 512
 """The largest micro-batch that is planned with."""
@@ -57,14 +52,12 @@ it is the controller's own, on which the head of a split may compute layers itse
 
 
 async def gather_survey(measuring: Measuring, report: Report, now: datetime) -> Survey:
-    """Measure links, few at a time, since they meet in this machine's own, then the controller and every host; local
-    ones one after the other, since they share a processor."""
+    """Measure links, then the controller and every host; local ones one after the other, since they share a
+    processor."""
     controller, opened = measuring.hosts.controller, measuring.hosts.by_name
     local = asyncio.Lock()
     report.step("Measuring links", "preparing")
-    line = Line()
-    asked = {name: _link_of(measuring, host, local, line) for name, host in opened.items()}
-    links = all_or_raise(await each_host(asked, limit=LINKS_AT_ONCE))
+    links = await gather_links(measuring.hosts, measuring.logs, measuring.kept, again=measuring.recalibrate)
     report.step("Measuring speeds", "preparing")
     if measuring.recalibrate:
         measuring.slices.try_again()
@@ -384,37 +377,3 @@ async def _with_context(at: Timing, slices: Slices, shallow: Mapping[int, Timed]
     repetitions = repetitions_for(shallow)
     in_context = await time_passes(at, slices.shallow, (SHORT_PROMPT,), repetitions, CONTEXT_TOKENS)
     return replace(speed, context_s=context_cost(slices, shallow, in_context))
-
-
-async def _link_of(measuring: Measuring, host: OpenHost, local: asyncio.Lock, line: Line) -> Link:
-    if not host.is_local:
-        return await _measured_link(measuring, host, line)
-    async with local:
-        return await _measured_link(measuring, host, line)
-
-
-async def _measured_link(measuring: Measuring, host: OpenHost, line: Line) -> Link:
-    """On the very path that carries the tensors: a tunnel, the network itself, or plain loopback on this machine."""
-    address, door = host.worker_address, host.new_socket() if host.is_private else ""
-    async with stopping() as started:
-        # The name of a socket is known before anybody listens there.
-        opening = asyncio.create_task(open_link(started, measuring.hosts, measuring.logs, host, door)) if door else None
-        try:
-            if host.facts.memory_available_bytes < TWO_AGENTS_BYTES:
-                await host.rest()
-            server = await start_link_server(host.shell, host.agent, address=address, socket=door)
-            try:
-                if host.is_local:
-                    return await measure_link(host.name, "loopback", (LOOPBACK, server.port), line=line)
-                medium = host.facts.medium
-                if not host.is_linked:
-                    return await measure_link(host.name, "direct", (address, server.port), line=line, medium=medium)
-                far = f"{LOOPBACK}:{server.port}"
-                link = await (opening or open_link(started, measuring.hosts, measuring.logs, host, far))
-                return await measure_link(host.name, "tunnel", link.near, line=line, medium=medium)
-            finally:
-                await server.close()
-        finally:
-            if opening is not None:
-                opening.cancel()
-                await asyncio.gather(opening, return_exceptions=True)

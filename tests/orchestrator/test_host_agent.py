@@ -197,9 +197,9 @@ async def test_a_program_that_is_not_there_is_an_error_that_names_it(shell: Loca
 
 
 async def test_a_missing_agent_is_an_error_that_shows_what_python_said(shell: LocalShell) -> None:
-    with pytest.raises(BringUpError, match="its leash ended with status 2") as caught:
+    with pytest.raises(BringUpError, match="its leash ended with status 1") as caught:
         await start(shell, "/no/such/agent.py", "true")
-    assert "can't open file" in caught.value.details
+    assert "No such file or directory: '/no/such/agent.py'" in caught.value.details
 
 
 async def test_a_leash_that_is_killed_is_a_lost_program_that_has_ended(shell: LocalShell, agent: str) -> None:

@@ -1,0 +1,128 @@
+"""Measure the links to all hosts: each way is opened, all side by side, then they are measured in turn; then all close.
+
+How much a link carries is kept for a day, and is good for as long as its round trip is what it was: that is asked each
+time. A wireless one is measured each time.
+"""
+
+import asyncio
+import hashlib
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from orchestrator.fanout import all_or_raise, each_host
+from orchestrator.host_agent import LOOPBACK, LinkServer, start_link_server
+from orchestrator.hosts import OpenHost, OpenHosts
+from orchestrator.processes import Started, open_link
+from orchestrator.state import write_private
+from orchestrator.survey.links import Line, Place, bulk_s, measure_link
+from orchestrator.survey.timing import stopping
+from orchestrator.survey.values import Link
+from workers.budget import MIB
+
+TWO_AGENTS_BYTES = 96 * MIB
+"""A host with less is asked nothing while its measuring server runs: each is a Python of up to 30 MB."""
+
+KEPT_S = 24 * 3600.0
+FORMAT = "links 1"
+
+
+@dataclass(frozen=True)
+class KeptLink:
+    """A link as it was measured whole, in seconds since 1970."""
+
+    link: Link
+    measured_at: float
+
+
+_KEPT = TypeAdapter(KeptLink)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """Where the measuring server of a host is reached, and over what."""
+
+    kind: str
+    place: Place
+
+
+async def gather_links(hosts: OpenHosts, logs: str, kept: Path, *, again: bool = False) -> dict[str, Link]:
+    """The link of every host, on the very path that carries the tensors: a tunnel, the network itself, or plain
+    loopback on this machine. `kept` is the folder of what was measured before; `again`: measure all of it.
+
+    HostsError has every host whose link carries nothing.
+    """
+    opened, line = hosts.by_name, Line()
+    target_s = bulk_s(sum(not host.is_local for host in opened.values()))
+    async with stopping() as started:
+        servers: list[LinkServer] = []
+        try:
+            opening = {name: _opened(hosts, host, logs, started, servers) for name, host in opened.items()}
+            ways = all_or_raise(await each_host(opening, limit=len(opened)))
+            asked = {name: _measured(opened[name], way, line, target_s, kept, again) for name, way in ways.items()}
+            return all_or_raise(await each_host(asked, limit=len(opened)))
+        finally:
+            await asyncio.shield(asyncio.gather(*(one.close() for one in servers), return_exceptions=True))
+
+
+async def _opened(hosts: OpenHosts, host: OpenHost, logs: str, started: Started, servers: list[LinkServer]) -> _Way:
+    """Start the measuring server, and the tunnel to it where it is reached by one."""
+    address, door = host.worker_address, host.new_socket() if host.is_private else ""
+    # The name of a socket is known before anybody listens there.
+    opening = asyncio.create_task(open_link(started, hosts, logs, host, door)) if door else None
+    try:
+        if host.facts.memory_available_bytes < TWO_AGENTS_BYTES:
+            await host.rest()
+        server = await start_link_server(host.shell, host.agent, address=address, socket=door)
+        servers.append(server)
+        if host.is_local:
+            return _Way("loopback", (LOOPBACK, server.port))
+        if not host.is_linked:
+            return _Way("direct", (address, server.port))
+        link = await (opening or open_link(started, hosts, logs, host, f"{LOOPBACK}:{server.port}"))
+        return _Way("tunnel", link.near)
+    finally:
+        if opening is not None:
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+
+
+async def _measured(host: OpenHost, way: _Way, line: Line, target_s: float, kept: Path, again: bool) -> Link:
+    medium = "" if host.is_local else host.facts.medium
+    file = kept / f"link-{_key(host, way.kind)}.json"
+    before = None if again or medium == "wireless" else _kept(file)
+    link = await measure_link(
+        *(host.name, way.kind, way.place),
+        line=line,
+        medium=medium,
+        before=None if before is None else before.link,
+        target_s=target_s,
+    )
+    if before is None or not _has_rates_of(before.link, link):
+        kept.mkdir(parents=True, exist_ok=True)
+        write_private(file, _KEPT.dump_json(KeptLink(link, time.time()), indent=2).decode())
+    return link
+
+
+def _has_rates_of(before: Link, link: Link) -> bool:
+    """Whether they were not measured anew."""
+    return (before.up_bytes_per_s, before.down_bytes_per_s) == (link.up_bytes_per_s, link.down_bytes_per_s)
+
+
+def _kept(file: Path) -> KeptLink | None:
+    """None where there is none of the last day; one that cannot be read is measured again."""
+    with suppress(FileNotFoundError, ValidationError):
+        found = _KEPT.validate_json(file.read_bytes())
+        if 0 <= time.time() - found.measured_at < KEPT_S:
+            return found
+    return None
+
+
+def _key(host: OpenHost, kind: str) -> str:
+    """What a kept link is good for: this host at this address, by this way."""
+    at = host.host
+    parts = (FORMAT, host.name, host.facts.hostname, str(at.address), str(at.port), str(at.jump), kind)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]

@@ -1,0 +1,111 @@
+"""Links of several hosts: opened together, measured in turn, kept for a day."""
+
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator.folders import Folders
+from orchestrator.hosts import OpenHost, OpenHosts, open_hosts
+from orchestrator.inventory_file import load_inventory
+from orchestrator.report import silent
+from orchestrator.survey import links
+from orchestrator.survey.gather_links import KEPT_S, gather_links
+from orchestrator.survey.values import Link
+
+INVENTORY = """
+cluster: test
+model: /a.gguf
+hosts:
+  - {name: one, connection: local, memory: 1GiB}
+  - {name: two, connection: local, memory: 1GiB}
+"""
+
+
+@pytest.fixture
+async def hosts(tmp_path: Path) -> AsyncIterator[OpenHosts]:
+    path = tmp_path / "inventory.yaml"
+    path.write_text(INVENTORY)
+    folders = Folders(tmp_path / "cache", tmp_path / "state")
+    async with open_hosts(load_inventory(path), folders, silent()) as opened:
+        yield opened
+
+
+@pytest.fixture
+def alike(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """What is said of every round trip: by chance it may be another one on a busy machine."""
+    said = [True]
+    monkeypatch.setattr(links, "is_alike", lambda *_: said[0])
+    return said
+
+
+def rates(found: dict[str, Link]) -> list[tuple[float, float]]:
+    return [(one.up_bytes_per_s, one.down_bytes_per_s) for one in found.values()]
+
+
+def rewrite(kept: Path, change: dict[str, object]) -> None:
+    for file in kept.glob("link-*.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+
+
+async def test_rates_are_kept_while_the_round_trip_is_what_it_was(
+    hosts: OpenHosts, tmp_path: Path, alike: list[bool]
+) -> None:
+    kept = tmp_path / "kept"
+    first = await gather_links(hosts, "logs", kept)
+    assert list(first) == ["one", "two"]
+    again = await gather_links(hosts, "logs", kept)
+    assert rates(again) == rates(first)
+    assert [one.round_trip_s for one in again.values()] != [one.round_trip_s for one in first.values()]
+    alike[0] = False
+    changed = await gather_links(hosts, "logs", kept)
+    assert not set(rates(changed)) & set(rates(first))
+    alike[0] = True
+    assert rates(await gather_links(hosts, "logs", kept)) == rates(changed)
+
+
+async def test_what_is_old_or_cannot_be_read_is_measured_again(
+    hosts: OpenHosts, tmp_path: Path, alike: list[bool]
+) -> None:
+    kept = tmp_path / "kept"
+    seen = {*rates(await gather_links(hosts, "logs", kept))}
+    changes: tuple[dict[str, object], ...] = (
+        {"measured_at": time.time() - KEPT_S - 1},
+        {"measured_at": time.time() + 3600},
+        {"link": 7},
+    )
+    for change in changes:
+        rewrite(kept, change)
+        found = rates(await gather_links(hosts, "logs", kept))
+        assert not seen & {*found}, change
+        seen |= {*found}
+    assert not seen & {*rates(await gather_links(hosts, "logs", kept, again=True))}
+
+
+async def test_a_wireless_link_is_measured_each_time(
+    hosts: OpenHosts, tmp_path: Path, alike: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This machine, as if it were another one that is reached over a network card."""
+    monkeypatch.setattr(OpenHost, "is_local", property(lambda _: False))
+    monkeypatch.setattr(OpenHost, "worker_address", property(lambda _: "127.0.0.1"))
+    one, kept = hosts.by_name["one"], tmp_path / "kept"
+    for medium, is_kept in (("wired", True), ("wireless", False)):
+        facts = replace(one.facts, medium=medium)
+        far = replace(one, host=replace(one.host, link="direct"), facts=facts)
+        first, second = [await gather_links(replace(hosts, by_name={"one": far}), "logs", kept) for _ in range(2)]
+        assert (first["one"].kind, first["one"].medium) == ("direct", medium)
+        assert (rates(first) == rates(second)) == is_kept
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"), [(1.0, 1.39, True), (1.39, 1.0, True), (1.0, 1.41, False), (3.0, 1.0, False)]
+)
+def test_round_trips_are_compared_as_ratios(one: float, other: float, alike: bool) -> None:
+    assert links.is_alike(one, other) == alike
+
+
+def test_the_more_links_the_shorter_each_is_measured() -> None:
+    assert [links.bulk_s(count) for count in (0, 1, 8, 16, 24, 100)] == pytest.approx([0.3, 0.3, 0.3, 0.15, 0.1, 0.1])
