@@ -7,6 +7,7 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from orchestrator.engine.install import Installed, ensure_on_host, prove_here
@@ -26,7 +27,7 @@ from orchestrator.plan.conversations import for_context, for_conversations
 from orchestrator.plan.experience import NO_EXPERIENCE, Experience
 from orchestrator.plan.pools import find_candidates
 from orchestrator.plan.robust import find_fallbacks, rank_within
-from orchestrator.plan.tensor import finalists
+from orchestrator.plan.tensor import far_off, finalists
 from orchestrator.plan.values import ModelMemory, Ranking
 from orchestrator.report import Report
 from orchestrator.survey.gather import gather_survey
@@ -278,7 +279,8 @@ async def _with_tensor(
     every = finalists(survey, memories, candidates, asked_for=True)
     if not wishes.hurry and wishes.split is None and wishes.mode in (None, "tensor", "replicas"):
         worth = every if wishes.mode == "tensor" else finalists(survey, memories, candidates)
-        survey = await measure_tensor(measuring, survey, worth, report)
+        off = partial(far_off, memories=memories, candidates=candidates)
+        survey = await measure_tensor(measuring, survey, worth, report, off)
     return survey if survey.tensor_refused else with_kept(measuring, survey, every)
 
 

@@ -130,6 +130,29 @@ def formula_errors(
     return errors
 
 
+def far_off(survey: Survey, memories: Sequence[ModelMemory], candidates: Sequence[Candidate]) -> dict[TensorSet, float]:
+    """Of each group that was timed, how many times its token or step is off the formula by more or less than the others
+    are (at least 1): what the formula leaves out is much alike in all. Nothing of a group that is alone."""
+    by_name = {one.device.name: one for one in candidates}
+    ratios: dict[TensorSet, tuple[float, float]] = {}
+    for one in survey.tensor:
+        members = [by_name[name] for name in one.devices if name in by_name]
+        if len(members) < len(one.devices):
+            continue
+        timed = tensor_group(survey, memories, members, one.parts)
+        formula = tensor_group(replace(survey, tensor=()), memories, members, one.parts)
+        if timed and formula:
+            ratios[TensorSet(one.devices, one.parts)] = _by(timed, formula)[:2]
+    return {one: _off(its, [other for name, other in ratios.items() if name != one]) for one, its in ratios.items()}
+
+
+def _off(its: tuple[float, float], others: Sequence[tuple[float, float]]) -> float:
+    if not others:
+        return 1.0
+    usual = [float(statistics.median(column)) for column in zip(*others, strict=True)]
+    return max(max(one / other, other / one) for one, other in zip(its, usual, strict=True))
+
+
 def corrected(group: Group, errors: Errors) -> Group:
     """What was not timed is taken to be off the formula by as much as the timed groups, of as many devices if any are.
 

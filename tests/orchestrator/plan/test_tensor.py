@@ -17,12 +17,13 @@ from orchestrator.plan.tensor import (
     NOT_TIMED,
     TensorSet,
     best_parts,
+    far_off,
     finalists,
     find_tensors,
     tensor_group,
 )
 from orchestrator.plan.values import Group, ModelMemory, Traffic
-from orchestrator.survey.values import Link, Survey
+from orchestrator.survey.values import Link, Survey, TensorTime
 from tests.orchestrator.plan.examples import LOOPBACK, make_device, make_memory, make_survey, make_tensor_time
 from workers.budget import MIB
 
@@ -255,3 +256,36 @@ def test_no_group_exceeds_a_budget() -> None:
         for group in tensors(make_survey(devices)):
             assert sum(group.tensor_split) == 8
             assert all(needed_bytes(one.total_bytes) <= one.budget_bytes for one in group.shares)
+
+
+def test_a_timed_group_that_does_not_agree_with_the_others_is_told_by_how_much() -> None:
+    """Of four equal devices: two and three at the formula's ratio, all four at once a third slower than that."""
+    devices = [make_device(f"{name}/cpu", 4000, gib_per_s=10) for name in "abcd"]
+    memories = (make_memory(kv_heads=12),)
+    survey = make_survey(devices)
+    names = [device.name for device in devices]
+    candidates = find_candidates(survey, None)
+    by_name = {one.device.name: one for one in candidates}
+
+    def timed(count: int, slower: float) -> TensorTime:
+        """Some tokens per second, so that the whole is as many times the formula."""
+        parts = (1,) * count
+        group = tensor_group(survey, memories, [by_name[name] for name in names[:count]], parts)
+        assert group is not None
+        probe = make_tensor_time(names[:count], parts, 10)
+        with_probe = tensor_group(
+            replace(survey, tensor=(probe,)), memories, [by_name[n] for n in names[:count]], parts
+        )
+        assert with_probe is not None
+        factor = slower * group.token_s / with_probe.token_s
+        return make_tensor_time(names[:count], parts, 10 / factor)
+
+    for fourth, expected in ((1.5, 1.0), (2.0, 4 / 3), (1.0, 1.5)):
+        times = (timed(2, 1.5), timed(3, 1.5), timed(4, fourth))
+        off = far_off(replace(survey, tensor=times), memories, candidates)
+        assert off[TensorSet(tuple(names), (1,) * 4)] == pytest.approx(expected, rel=0.05), fourth
+    assert far_off(replace(survey, tensor=times[:1]), memories, candidates) == {
+        TensorSet(tuple(names[:2]), (1, 1)): 1.0
+    }
+    gone = candidates[:-1]
+    assert len(far_off(replace(survey, tensor=times), memories, gone)) == 2

@@ -31,6 +31,10 @@ TIME = TensorTime(SETS[1].devices, SETS[1].parts, (), 0.0)
 WORDS = "llama_model_load: error loading model: LLAMA_SPLIT_MODE_TENSOR not implemented for architecture 'mamba'"
 
 
+def agrees(survey: Survey) -> dict[TensorSet, float]:
+    return {}
+
+
 def answer(monkeypatch: pytest.MonkeyPatch, first: MeshctlError, refusal: str) -> None:
     """The first set fails so, the second is timed."""
 
@@ -53,7 +57,8 @@ async def measured() -> tuple[Survey, list[str]]:
         if isinstance(event, Remark):
             warnings.append(event.text)
 
-    return await measure_tensor(cast(Measuring, None), SURVEY, SETS, Report(note)), warnings
+    nothing_known = cast(Measuring, SimpleNamespace(recalibrate=True))
+    return await measure_tensor(nothing_known, SURVEY, SETS, Report(note), agrees), warnings
 
 
 async def test_what_fails_on_the_controller_too_is_the_engines_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +104,7 @@ async def test_slices_are_as_large_as_the_parts_of_the_devices_hold(
     here = measuring(tmp_path)
     monkeypatch.setattr(here.slices, "slices", slices, raising=False)
     one = TensorSet(("a/cpu", "b/cpu", "c/cpu"), (1, 1, 1))
-    assert (await measure_tensor(here, SURVEY, (one,), silent())).tensor_failed == ()
+    assert (await measure_tensor(here, SURVEY, (one,), silent(), agrees)).tensor_failed == ()
     assert asked == [3 * 1372 + 28]
 
 
@@ -278,7 +283,7 @@ async def test_a_group_is_timed_once_kept_and_timed_again_where_that_is_asked_fo
 
     monkeypatch.setattr(tensor_times, "_measure_set", measure)
     for recalibrate in (False, False, True):
-        surveyed = await measure_tensor(measuring(tmp_path, recalibrate=recalibrate), PAIR, (HALVES,), silent())
+        surveyed = await measure_tensor(measuring(tmp_path, recalibrate=recalibrate), PAIR, (HALVES,), silent(), agrees)
         assert surveyed.tensor == (TensorTime(HALVES.devices, HALVES.parts, (), 0.0),)
     assert timed == [HALVES, HALVES]
     with_none = replace(PAIR, tensor=())
@@ -295,9 +300,60 @@ async def test_a_time_that_was_kept_in_another_order_is_in_the_survey_once(
         return make_tensor_time(one.devices, one.parts, 20)
 
     monkeypatch.setattr(tensor_times, "_measure_set", measure)
-    first = await measure_tensor(measuring(tmp_path), PAIR, (HALVES,), silent())
-    again = await measure_tensor(measuring(tmp_path), PAIR, (flipped(HALVES),), silent())
+    first = await measure_tensor(measuring(tmp_path), PAIR, (HALVES,), silent(), agrees)
+    again = await measure_tensor(measuring(tmp_path), PAIR, (flipped(HALVES),), silent(), agrees)
     survey = with_kept(measuring(tmp_path), again, (flipped(HALVES),))
     assert survey.tensor == first.tensor
     groups = find_tensors(survey, (make_memory(kv_heads=2),), find_candidates(survey, None))
     assert [one.tensor_split for one in groups] == [(1, 1)]
+
+
+THREE = TensorSet(("a/cpu", "b/cpu", "c/cpu"), (1, 1, 1))
+FORMULA_MS = {(2, 1): 30.0, (1, 1, 1): 20.0}
+
+
+def off_by_size(survey: Survey) -> dict[TensorSet, float]:
+    """As `far_off` has it, with times that are all in the output layer."""
+    ratios = {TensorSet(one.devices, one.parts): one.output_s / FORMULA_MS[one.parts] for one in survey.tensor}
+    usual = ratios[SETS[0]]
+    return {one: max(ratio / usual, usual / ratio) for one, ratio in ratios.items()}
+
+
+@pytest.mark.parametrize(
+    ("times", "kept", "asked"),
+    [
+        ((30, 30, 26, 21), 21, 4),  # off by 1.3, then by 1.05
+        ((30, 30, 26, 27), 26, 4),  # the second is off by more
+        ((30, 30, 15, 19), 19, 4),  # too fast is doubted, too
+        ((30, 30, 23), 23, 3),  # off by 1.15
+    ],
+)
+async def test_a_time_that_does_not_agree_with_the_others_is_measured_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: tuple[float, ...], kept: float, asked: int
+) -> None:
+    coming, seen = iter(times), list[TensorSet]()
+
+    async def measure(measuring: Measuring, devices: Sequence[Device], one: TensorSet) -> TensorTime:
+        seen.append(one)
+        return TensorTime(one.devices, one.parts, (), next(coming))
+
+    monkeypatch.setattr(tensor_times, "_measure_set", measure)
+    here, sets = measuring(tmp_path), (*SETS, THREE)
+    survey = await measure_tensor(here, SURVEY, sets, silent(), off_by_size)
+    assert [one.output_s for one in survey.tensor] == [30, 30, kept]
+    assert len(seen) == asked
+    again = await measure_tensor(here, SURVEY, sets, silent(), off_by_size)
+    assert (again.tensor, len(seen)) == (survey.tensor, asked)  # kept, and not doubted again
+
+
+async def test_a_second_time_that_fails_leaves_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    coming = iter((30.0, 30.0, 26.0))
+
+    async def measure(measuring: Measuring, devices: Sequence[Device], one: TensorSet) -> TensorTime:
+        for seconds in coming:
+            return TensorTime(one.devices, one.parts, (), seconds)
+        raise EngineError("killed")
+
+    monkeypatch.setattr(tensor_times, "_measure_set", measure)
+    survey = await measure_tensor(measuring(tmp_path), SURVEY, (*SETS, THREE), silent(), off_by_size)
+    assert ([one.output_s for one in survey.tensor], survey.tensor_failed) == ([30, 30, 26], ())
