@@ -7,8 +7,10 @@ time. A wireless one is measured each time.
 import asyncio
 import hashlib
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -25,6 +27,9 @@ from workers.budget import MIB
 
 TWO_AGENTS_BYTES = 96 * MIB
 """A host with less is asked nothing while its measuring server runs: each is a Python of up to 30 MB."""
+
+WAYS_AT_ONCE = 32
+"""A tunnel takes some 20 MB of this machine's memory while it is open."""
 
 KEPT_S = 24 * 3600.0
 FORMAT = "links 1"
@@ -49,21 +54,31 @@ class _Way:
     place: Place
 
 
+_Measure = Callable[[OpenHost, _Way], Awaitable[Link]]
+
+
 async def gather_links(hosts: OpenHosts, logs: str, kept: Path, *, again: bool = False) -> dict[str, Link]:
     """The link of every host, on the very path that carries the tensors: a tunnel, the network itself, or plain
     loopback on this machine. `kept` is the folder of what was measured before; `again`: measure all of it.
 
-    HostsError has every host whose link carries nothing.
+    HostsError has every host whose link carries nothing, of the first `WAYS_AT_ONCE` with one.
     """
-    opened, line = hosts.by_name, Line()
-    target_s = bulk_s(sum(not host.is_local for host in opened.values()))
+    target_s = bulk_s(sum(not host.is_local for host in hosts.by_name.values()))
+    names, found = list(hosts.by_name), dict[str, Link]()
+    measure = partial(_measured, line=Line(), target_s=target_s, kept=kept, again=again)
+    for first in range(0, len(names), WAYS_AT_ONCE):
+        found |= await _gather(hosts, names[first : first + WAYS_AT_ONCE], logs, measure)
+    return found
+
+
+async def _gather(hosts: OpenHosts, names: Sequence[str], logs: str, measure: _Measure) -> dict[str, Link]:
     async with stopping() as started:
         servers: list[LinkServer] = []
         try:
-            opening = {name: _opened(hosts, host, logs, started, servers) for name, host in opened.items()}
-            ways = all_or_raise(await each_host(opening, limit=len(opened)))
-            asked = {name: _measured(opened[name], way, line, target_s, kept, again) for name, way in ways.items()}
-            return all_or_raise(await each_host(asked, limit=len(opened)))
+            opening = {name: _opened(hosts, hosts.by_name[name], logs, started, servers) for name in names}
+            ways = all_or_raise(await each_host(opening, limit=len(names)))
+            asked = {name: measure(hosts.by_name[name], way) for name, way in ways.items()}
+            return all_or_raise(await each_host(asked, limit=len(names)))
         finally:
             await asyncio.shield(asyncio.gather(*(one.close() for one in servers), return_exceptions=True))
 
@@ -90,7 +105,7 @@ async def _opened(hosts: OpenHosts, host: OpenHost, logs: str, started: Started,
             await asyncio.gather(opening, return_exceptions=True)
 
 
-async def _measured(host: OpenHost, way: _Way, line: Line, target_s: float, kept: Path, again: bool) -> Link:
+async def _measured(host: OpenHost, way: _Way, *, line: Line, target_s: float, kept: Path, again: bool) -> Link:
     medium = "" if host.is_local else host.facts.medium
     file = kept / f"link-{_key(host, way.kind)}.json"
     before = None if again or medium == "wireless" else _kept(file)

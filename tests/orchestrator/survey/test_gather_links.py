@@ -12,6 +12,7 @@ from orchestrator.folders import Folders
 from orchestrator.hosts import OpenHost, OpenHosts, open_hosts
 from orchestrator.inventory_file import load_inventory
 from orchestrator.report import silent
+from orchestrator.survey import gather_links as gathered
 from orchestrator.survey import links
 from orchestrator.survey.gather_links import KEPT_S, gather_links
 from orchestrator.survey.values import Link
@@ -65,6 +66,13 @@ async def test_rates_are_kept_while_the_round_trip_is_what_it_was(
     assert not set(rates(changed)) & set(rates(first))
     alike[0] = True
     assert rates(await gather_links(hosts, "logs", kept)) == rates(changed)
+
+
+async def test_of_many_hosts_some_are_open_at_a_time(
+    hosts: OpenHosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gathered, "WAYS_AT_ONCE", 1)
+    assert list(await gather_links(hosts, "logs", tmp_path / "kept")) == ["one", "two"]
 
 
 async def test_what_is_old_or_cannot_be_read_is_measured_again(
