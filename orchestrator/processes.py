@@ -342,7 +342,8 @@ async def _start_on_free_port(
             continue
         if await _comes_up(host, process, port, address, patience_s):
             return process, port
-        tail = await process.log_tail()
+        ended = await process.wait()
+        tail = ended.tail or str(ended)
         started.processes.remove(process)
     raise BringUpError(
         f"{host.name}: {name} does not start", hint=f"whole log: `meshctl logs {host.name}`", details=tail

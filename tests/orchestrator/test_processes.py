@@ -11,15 +11,16 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from orchestrator import processes
-from orchestrator.errors import HostError
+from orchestrator.errors import BringUpError, HostError
 from orchestrator.host_agent import ask_facts
 from orchestrator.host_door import ensure_agent
 from orchestrator.hosts import OpenHost, OpenHosts
 from orchestrator.inventory import Host
 from orchestrator.network import PrivateNetwork
-from orchestrator.processes import Started, open_worker_link
+from orchestrator.processes import Started, open_worker_link, start_worker
 from orchestrator.shell.local import LocalShell
 from orchestrator.shell.ssh_config import write_ssh_files
+from orchestrator.survey.values import DeviceSpec
 from orchestrator.tunnel import free_local_port, listening_ports
 from workers.commands import enter_words, in_network
 
@@ -126,3 +127,22 @@ async def test_a_link_ends_in_the_private_network_of_heads(far: OpenHost, tmp_pa
     finally:
         await started.stop()
         await hosts.network.close()
+
+
+@pytest.mark.parametrize(
+    ("program", "said"), [("kill -ILL $$", "ended by signal 4"), ("echo no such device; exit 3", "no such device")]
+)
+async def test_a_worker_that_ends_at_once_is_told_by_its_last_words_or_else_by_how_it_ended(
+    shell: LocalShell, tmp_path: Path, program: str, said: str
+) -> None:
+    """Seen: of a worker that its processor cannot run nothing was told, since it had written nothing."""
+    (tmp_path / "ggml-rpc-server").write_text(f"#!/bin/sh\n{program}\n")
+    (tmp_path / "ggml-rpc-server").chmod(0o755)
+    agent = await ensure_agent(shell)
+    desk = OpenHost(Host("desk", "local"), shell, agent, await ask_facts(shell, agent))
+    started = Started()
+    with pytest.raises(BringUpError, match="desk: worker-cpu does not start") as caught:
+        await start_worker(
+            started, hosts_of(desk, tmp_path, "not here"), "test", DeviceSpec("desk/cpu", 1), desk, str(tmp_path)
+        )
+    assert (caught.value.details.strip(), started.processes) == (said, [])
