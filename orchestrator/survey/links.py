@@ -36,6 +36,9 @@ ALIKE = 1.4
 """A round trip that is at most so many times another one: the link is as it was. One of 16 KiB tells of the rate, too:
 at 1 Gbit/s half of it is the bytes, at 100 Mbit/s nearly all."""
 
+MUCH_LESS = 5.0
+"""So many times less: that is to be seen by the round trip where rates are kept."""
+
 ECHO_OF_ONE_BYTE = struct.pack(">cQQ", b"E", 1, 1) + b"x"
 """A request to the measuring server with its payload; the answer is the last byte."""
 
@@ -111,13 +114,14 @@ async def measure_link(
     """Measure through `place`; ConnectError when the far end does not answer.
 
     `line` is shared with links that are measured at the same time. `medium` is what the host says of its interface
-    (`HostFacts.medium`). `before` is what it was lately: where the round trip is as it was then, so are the rates.
+    (`HostFacts.medium`). `before` is what it was lately: where the round trip is as it was then, so are the rates, if
+    it tells of them.
     `target_s` is how long bulk goes each way.
     """
     line = line or Line()
     try:
         round_trip_s = await _round_trip(line, place, deadline_s)
-        if before is not None and is_alike(round_trip_s, before.round_trip_s):
+        if before is not None and is_alike(round_trip_s, before.round_trip_s) and tells_of_rates(before):
             return replace(before, kind=kind, round_trip_s=round_trip_s, medium=medium)
         up, down = await _rates(line, place, deadline_s, target_s)
     except (OSError, EOFError, TimeoutError) as error:
@@ -131,6 +135,12 @@ async def measure_link(
 
 def is_alike(seconds: float, others: float) -> bool:
     return max(seconds, others) <= ALIKE * min(seconds, others)
+
+
+def tells_of_rates(link: Link) -> bool:
+    """Whether its round trip would be another one if it carried so much less: not where it is long by itself."""
+    bytes_s = 2 * ROUND_TRIP_BYTES / max(link.up_bytes_per_s, link.down_bytes_per_s)
+    return not is_alike(link.round_trip_s + (MUCH_LESS - 1) * bytes_s, link.round_trip_s)
 
 
 _TUNNEL_HINT = (

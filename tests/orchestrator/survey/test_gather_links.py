@@ -40,6 +40,7 @@ def alike(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """What is said of every round trip: by chance it may be another one on a busy machine."""
     said = [True]
     monkeypatch.setattr(links, "is_alike", lambda *_: said[0])
+    monkeypatch.setattr(links, "tells_of_rates", lambda _: True)
     return said
 
 
@@ -73,6 +74,15 @@ async def test_of_many_hosts_some_are_open_at_a_time(
 ) -> None:
     monkeypatch.setattr(gathered, "WAYS_AT_ONCE", 1)
     assert list(await gather_links(hosts, "logs", tmp_path / "kept")) == ["one", "two"]
+
+
+async def test_rates_of_which_the_round_trip_does_not_tell_are_measured_again(
+    hosts: OpenHosts, tmp_path: Path, alike: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen: a link with a round trip of 4 ms went from 1 Gbit/s to 100 Mbit/s, and was planned with as before."""
+    first = await gather_links(hosts, "logs", tmp_path / "kept")
+    monkeypatch.setattr(links, "tells_of_rates", lambda _: False)
+    assert not {*rates(await gather_links(hosts, "logs", tmp_path / "kept"))} & {*rates(first)}
 
 
 async def test_what_is_old_or_cannot_be_read_is_measured_again(
@@ -113,6 +123,17 @@ async def test_a_wireless_link_is_measured_each_time(
 )
 def test_round_trips_are_compared_as_ratios(one: float, other: float, alike: bool) -> None:
     assert links.is_alike(one, other) == alike
+
+
+@pytest.mark.parametrize(
+    ("mbit_per_s", "round_trip_ms", "tells"),
+    [(1000, 0.5, True), (1000, 2.4, True), (1000, 3.2, False), (100, 4, True), (100, 24, True), (100, 32, False)],
+)
+def test_a_round_trip_tells_of_rates_unless_it_is_long_by_itself(
+    mbit_per_s: float, round_trip_ms: float, tells: bool
+) -> None:
+    link = Link("tunnel", round_trip_ms / 1000, mbit_per_s * 125_000, mbit_per_s * 125_000)
+    assert links.tells_of_rates(link) == tells
 
 
 def test_the_more_links_the_shorter_each_is_measured() -> None:
