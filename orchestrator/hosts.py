@@ -31,7 +31,7 @@ from workers.facts import HostFacts
 LONGEST_SOCKET = 103
 """Bytes of a socket's path: systems differ, none takes less (unix(7): 108; macOS: 104, each with its end)."""
 
-LOGINS, LOGINS_BY_JUMP = 32, 8
+CONNECTIONS_AT_ONCE = 32
 WITH_DIRECT = "a worker with `link: direct` is reached from this machine's own network"
 
 
@@ -167,11 +167,6 @@ class OpenHosts:
         return self.by_name[head] if head else self.controller
 
 
-def connections_at_once(hosts: Iterable[Host]) -> int:
-    """A jump host's sshd turns logins away when more than ten are at it (MaxStartups, sshd_config(5))."""
-    return LOGINS_BY_JUMP if any(host.jump for host in hosts) else LOGINS
-
-
 def network_refused(inventory: Inventory, here: HostFacts) -> str:
     """Why heads and workers of this machine do not meet in a private network; "" where they do."""
     return WITH_DIRECT if any(host.link == "direct" for host in inventory.hosts) else here.private_network_refused
@@ -191,7 +186,7 @@ async def open_hosts(
     try:
         hosts = (controller, *(host for host in inventory.hosts if host.name not in without))
         answers = await each_host(
-            {host.name: _open(host, ssh, folders, shells, report) for host in hosts}, limit=connections_at_once(hosts)
+            {host.name: _open(host, ssh, folders, shells, report) for host in hosts}, limit=CONNECTIONS_AT_ONCE
         )
         failed = {name: answer for name, answer in answers.items() if isinstance(answer, MeshctlError)}
         if not tolerant or CONTROLLER in failed or len(failed) == len(hosts) - 1:

@@ -209,18 +209,19 @@ async def open_link(
     near = hosts.controller.new_socket()
     words = tunnel_command(host.host, hosts.ssh, near, far)
     bridge = bridged(f"tcp:{LOOPBACK}:{port}", f"unix:{near}", network) if port else ()
-    try:
-        leash = _leash(hosts.controller, words, cluster, name, temporary=(near,), network=bridge, settle_s=0.0)
-        process = started.add(await leash)
-    except BringUpError as error:
-        raise await _link_failed(host.name, error, hosts.controller, cluster, name) from error
-    try:
-        await wait_open(Path(near), LINK_READY_S, lambda: process.running)
-    except BringUpError as error:
-        was_running, ended = process.running, await process.stop()
-        started.processes.remove(process)
-        failed = error if was_running else ended_at_once(process.host, name, ended, process.log)
-        raise await _link_failed(host.name, failed, hosts.controller, cluster, name) from error
+    async with hosts.ssh.turns.again(host.name):
+        try:
+            leash = _leash(hosts.controller, words, cluster, name, temporary=(near,), network=bridge, settle_s=0.0)
+            process = started.add(await leash)
+        except BringUpError as error:
+            raise await _link_failed(host.name, error, hosts.controller, cluster, name) from error
+        try:
+            await wait_open(Path(near), LINK_READY_S, lambda: process.running)
+        except BringUpError as error:
+            was_running, ended = process.running, await process.stop()
+            started.processes.remove(process)
+            failed = error if was_running else ended_at_once(process.host, name, ended, process.log)
+            raise await _link_failed(host.name, failed, hosts.controller, cluster, name) from error
     return OpenLink(near, process, port)
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from lab_hosts import Lab, LabHost, LabSpec, unavailable, up
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders, user_folders
-from orchestrator.hosts import connections_at_once, open_hosts
+from orchestrator.hosts import CONNECTIONS_AT_ONCE, open_hosts
 from orchestrator.inventory import Host, Inventory
 from orchestrator.inventory_file import load_inventory
 from orchestrator.prepare import prepare_engine
@@ -122,8 +122,7 @@ async def _log_in(inventory: Inventory, folders: Folders) -> None:
     async def one(host: Host) -> None:
         await (await connect(host, ssh, local_root=folders.cache)).close()
 
-    limit = connections_at_once(inventory.hosts)
-    all_or_raise(await each_host({host.name: one(host) for host in inventory.hosts}, limit=limit))
+    all_or_raise(await each_host({host.name: one(host) for host in inventory.hosts}, limit=CONNECTIONS_AT_ONCE))
 
 
 def _processor_s() -> float:

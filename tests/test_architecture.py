@@ -84,6 +84,7 @@ READING_ORDER = (
     "orchestrator.shell.streams",
     "orchestrator.shell.words",
     "orchestrator.shell.local",
+    "orchestrator.shell.turns",
     "orchestrator.shell.ssh_config",
     "orchestrator.shell.client_keys",
     "orchestrator.shell.ssh_errors",

@@ -416,7 +416,11 @@ def medium(connection: str) -> str:
 
     `connection` is what sshd sets as SSH_CONNECTION: the client's address and port, then this host's (ssh(1)).
     """
-    address = own_address(connection)
+    return medium_at(own_address(connection))
+
+
+def medium_at(address: str) -> str:
+    """The same of this host's interface with that address; "" for none."""
     if not address:
         return ""
     if is_mac():

@@ -8,7 +8,7 @@ of host keys. This module opens no connection. Needs OpenSSH 8.7 or later on the
 import os
 import pwd
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.errors import ConnectError
@@ -16,6 +16,7 @@ from orchestrator.inventory import Host
 from orchestrator.shell.host_keys import pinned_name
 from orchestrator.shell.local import LocalShell
 from orchestrator.shell.protocol import Words
+from orchestrator.shell.turns import Turns
 
 _QUESTION_S = 20.0
 _MOST_HOPS = 8
@@ -50,12 +51,13 @@ _STRICT = (
 class SshFiles:
     """Our own files for ssh: the only known hosts that count, and the configuration that says so. Absolute paths.
 
-    `inventory` is the file whose hosts are reached with them; hints name it.
+    `inventory` is the file whose hosts are reached with them; hints name it. `turns`: who logs in takes one.
     """
 
     known_hosts: Path
     config: Path
     inventory: Path = Path("inventory.yaml")
+    turns: Turns = field(default_factory=Turns, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,8 @@ async def open_login(host: Host, ssh: SshFiles) -> Login:
     """Log in through every hop; each has CONNECT_S seconds. HostKeyError or ConnectError, with nothing left open."""
     hops = await find_hops(host, ssh)
     _refuse_forwards(host, hops[-1].target)
-    async with AsyncExitStack() as opened:
+    way = [(hop.target.hostname, hop.target.port) for hop in hops]
+    async with ssh.turns.first(host.name, way), AsyncExitStack() as opened:
         via: asyncssh.SSHClientConnection | None = None
         for hop in hops[:-1]:
             via = await open_hop(hop, ssh, via, opened)

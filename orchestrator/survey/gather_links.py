@@ -1,11 +1,12 @@
 """Measure the links to all hosts: each way is opened, all side by side, then they are measured in turn; then all close.
 
-How much a link carries is kept for a day, and is good for as long as its round trip is what it was: that is asked each
-time. A wireless one is measured each time.
+How much a link carries is kept for a day once two measurements agree, and is good for as long as its round trip is what
+it was: that is asked each time. A wireless one is measured each time.
 """
 
 import asyncio
 import hashlib
+import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -20,9 +21,10 @@ from orchestrator.host_agent import LOOPBACK, LinkServer, start_link_server
 from orchestrator.hosts import OpenHost, OpenHosts
 from orchestrator.processes import Started, open_link
 from orchestrator.state import write_private
-from orchestrator.survey.links import Line, Place, bulk_s, measure_link
+from orchestrator.survey.links import Line, Place, bulk_s, is_alike, measure_link
 from orchestrator.survey.timing import stopping
 from orchestrator.survey.values import Link
+from workers.agent import medium_at
 from workers.budget import MIB
 
 TWO_AGENTS_BYTES = 96 * MIB
@@ -31,16 +33,18 @@ TWO_AGENTS_BYTES = 96 * MIB
 WAYS_AT_ONCE = 32
 """A tunnel takes some 20 MB of this machine's memory while it is open."""
 
+WIRELESS = "wireless"
 KEPT_S = 24 * 3600.0
-FORMAT = "links 1"
+FORMAT = "links 2"
 
 
 @dataclass(frozen=True)
 class KeptLink:
-    """A link as it was measured whole, in seconds since 1970."""
+    """A link as it was measured whole, in seconds since 1970; `agreed`: as it had been measured the time before."""
 
     link: Link
     measured_at: float
+    agreed: bool
 
 
 _KEPT = TypeAdapter(KeptLink)
@@ -106,20 +110,40 @@ async def _opened(hosts: OpenHosts, host: OpenHost, logs: str, started: Started,
 
 
 async def _measured(host: OpenHost, way: _Way, *, line: Line, target_s: float, kept: Path, again: bool) -> Link:
-    medium = "" if host.is_local else host.facts.medium
+    medium = "" if host.is_local else await asyncio.to_thread(_medium, host)
     file = kept / f"link-{_key(host, way.kind)}.json"
-    before = None if again or medium == "wireless" else _kept(file)
+    known = None if again else _kept(file)
     link = await measure_link(
         *(host.name, way.kind, way.place),
         line=line,
         medium=medium,
-        before=None if before is None else before.link,
+        before=known.link if known is not None and known.agreed and medium != WIRELESS else None,
         target_s=target_s,
     )
-    if before is None or not _has_rates_of(before.link, link):
+    if known is None or not _has_rates_of(known.link, link):
+        agreed = known is not None and _agree(known.link, link)
         kept.mkdir(parents=True, exist_ok=True)
-        write_private(file, _KEPT.dump_json(KeptLink(link, time.time()), indent=2).decode())
+        write_private(file, _KEPT.dump_json(KeptLink(link, time.time(), agreed), indent=2).decode())
     return link
+
+
+def _medium(host: OpenHost) -> str:
+    """Wireless at either end, else what the host says. Of this end by the way to the address that SSH came to there,
+    which nothing is sent to."""
+    if host.facts.medium == WIRELESS:
+        return WIRELESS
+    own = ""
+    with suppress(OSError):
+        family = socket.AF_INET6 if ":" in host.facts.address else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as way:
+            way.connect((host.facts.address, 9))
+            own = medium_at(way.getsockname()[0])
+    return WIRELESS if own == WIRELESS else host.facts.medium
+
+
+def _agree(one: Link, other: Link) -> bool:
+    """In both directions."""
+    return is_alike(one.up_bytes_per_s, other.up_bytes_per_s) and is_alike(one.down_bytes_per_s, other.down_bytes_per_s)
 
 
 def _has_rates_of(before: Link, link: Link) -> bool:

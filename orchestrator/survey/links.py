@@ -138,7 +138,10 @@ def is_alike(seconds: float, others: float) -> bool:
 
 
 def tells_of_rates(link: Link) -> bool:
-    """Whether its round trip would be another one if it carried so much less: not where it is long by itself."""
+    """Whether its round trip would be another one if it carried so much less: not where it is long by itself. Within
+    this machine nothing is between."""
+    if link.kind == "loopback":
+        return True
     bytes_s = 2 * ROUND_TRIP_BYTES / max(link.up_bytes_per_s, link.down_bytes_per_s)
     return not is_alike(link.round_trip_s + (MUCH_LESS - 1) * bytes_s, link.round_trip_s)
 
