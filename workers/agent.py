@@ -1974,7 +1974,12 @@ def locked(path: str) -> Iterator[None]:
 
 
 def unpack(archive: str, folder: str) -> None:
-    """Extract beside, then rename: the folder is either the old one or the whole new one."""
+    """Extract beside, then rename: the folder is either the old one or the whole new one.
+
+    Whoever wants this holds the folder's lock: what is beside it was left by one that was killed.
+    """
+    for left in glob.glob(f"{glob.escape(folder)}.tmp-*"):
+        shutil.rmtree(left, ignore_errors=True)
     fresh = f"{folder}.tmp-{os.getpid()}"
     try:
         extract(archive, fresh)

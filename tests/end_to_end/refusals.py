@@ -49,7 +49,8 @@ def assert_nothing_left(meshctl: Meshctl, lab: Lab | None = None) -> None:
     for host in lab.hosts if lab else ():
         wait_idle(host, deadline_s=20)
         assert [program for _, _, program in host.listening()] == ["sshd"]
-        assert [name for name in files_of(host) if any(mark in name for mark in HALF_MARKS)] == []
+        half = [name for name in files_of(host) if any(mark in name for mark in HALF_MARKS)]
+        assert half == [], half
     assert {state["phase"] for state in meshctl.states()} <= {"failed"}
     assert left_after(str(meshctl.folder), 10, but="lab_enter.sh") == []  # a supervisor ends just after it has told why
 

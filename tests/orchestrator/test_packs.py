@@ -287,7 +287,7 @@ async def test_a_host_whose_agent_fails_does_without(desk: Desk) -> None:
     assert await desk.bring(device_tensors(desk.model, *FIRST)) == {}
     assert desk.told == [
         "desk: weights cannot be kept there, they cross the network at this start: 5.3 MiB more are needed: "
-        "the agent failed (exit status 2)"
+        "the agent failed (exit status 1)"
     ]
 
 

@@ -73,6 +73,17 @@ def test_an_archive_is_unpacked_whole_replaces_the_old_folder_and_is_removed(tmp
     assert sorted(path.name for path in folder.parent.iterdir()) == ["cpu-1", "cpu-1.lock"]
 
 
+def test_what_an_unpacking_that_was_killed_has_left_goes_with_the_next_one(tmp_path: Path) -> None:
+    """Seen: a host with 40 MiB ended the agent, which was asked again, and half an engine stayed beside the whole."""
+    folder = tmp_path / "engine"
+    left, other = tmp_path / "engine.tmp-55", tmp_path / "engine2.tmp-7"
+    for one in (left, other):
+        (one / "bin").mkdir(parents=True)
+    path, digest = archive(tmp_path / "engine.tar.gz", [(entry("program"), b"1")])
+    assert run_agent("unpack", path, str(folder), digest) == {"folder": str(folder)}
+    assert (left.exists(), other.exists()) == (False, True)
+
+
 HOSTILE = {
     "an absolute path": ([(entry("/tmp/meshctl-hostile"), b"x")], "lies outside"),
     "a path upwards": ([(entry("a/../../meshctl-hostile"), b"x")], "lies outside"),
