@@ -10,7 +10,7 @@ from orchestrator.plan.asked import Asked
 from orchestrator.plan.choose import in_order, rank_plans
 from orchestrator.plan.conversations import with_kv
 from orchestrator.plan.experience import NO_EXPERIENCE, Experience, Measured, record_of
-from orchestrator.plan.values import Group, LeftOut, ModelMemory, Plan, PlanMode
+from orchestrator.plan.values import Group, Known, LeftOut, ModelMemory, Plan, PlanMode
 from orchestrator.survey.values import Device, Link, Survey
 from tests.orchestrator.plan.examples import LOOPBACK, make_device, make_gpu, make_memories, make_memory, make_survey
 from workers.budget import MIB, Budget
@@ -223,6 +223,18 @@ def test_for_latency_comes_first(name: str, plans: tuple[Plan, ...], order: tupl
 def test_for_throughput_comes_first_what_serves_all_fastest() -> None:
     plans = (a_plan("single", 0.1, goal="throughput"), a_plan("replicas", 0.15, goal="throughput"))
     assert in_order(plans, "throughput") == plans[::-1]
+
+
+@pytest.mark.parametrize(
+    ("other_s", "known", "tensor_first"),
+    [(0.104, "predicted", False), (0.106, "predicted", True), (0.104, "measured", True)],
+)
+def test_for_throughput_devices_meet_where_that_gains_five_percent(
+    other_s: float, known: Known, tensor_first: bool
+) -> None:
+    tensor, layers = a_plan("tensor", 0.1, goal="throughput"), a_plan("layers", other_s, goal="throughput")
+    cut = replace(tensor, groups=tuple(replace(group, mode="tensor", known=known) for group in tensor.groups))
+    assert in_order((cut, layers), "throughput") == ((cut, layers) if tensor_first else (layers, cut))
 
 
 def test_what_was_measured_before_corrects_the_ranking() -> None:
