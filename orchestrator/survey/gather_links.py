@@ -1,7 +1,7 @@
 """Measure the links to all hosts: each way is opened, all side by side, then they are measured in turn; then all close.
 
-How much a link carries is kept for a day once two measurements agree, and is good for as long as its round trip is what
-it was: that is asked each time. A wireless one is measured each time.
+How much a link carries is measured at two starts, of which the faster counts, then kept for a day, and is good for as
+long as its round trip is what it was: that is asked each time. A wireless one is measured each time.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -35,16 +35,17 @@ WAYS_AT_ONCE = 32
 
 WIRELESS = "wireless"
 KEPT_S = 24 * 3600.0
-FORMAT = "links 2"
+FORMAT = "links 3"
 
 
 @dataclass(frozen=True)
 class KeptLink:
-    """A link as it was measured whole, in seconds since 1970; `agreed`: as it had been measured the time before."""
+    """A link as it was measured whole, in seconds since 1970; `twice`: it is the faster of two measurements, since what
+    disturbs one makes it slower."""
 
     link: Link
     measured_at: float
-    agreed: bool
+    twice: bool
 
 
 _KEPT = TypeAdapter(KeptLink)
@@ -117,13 +118,16 @@ async def _measured(host: OpenHost, way: _Way, *, line: Line, target_s: float, k
         *(host.name, way.kind, way.place),
         line=line,
         medium=medium,
-        before=known.link if known is not None and known.agreed and medium != WIRELESS else None,
+        before=known.link if known is not None and known.twice and medium != WIRELESS else None,
         target_s=target_s,
     )
-    if known is None or not _has_rates_of(known.link, link):
-        agreed = known is not None and _agree(known.link, link)
-        kept.mkdir(parents=True, exist_ok=True)
-        write_private(file, _KEPT.dump_json(KeptLink(link, time.time(), agreed), indent=2).decode())
+    if known is not None and _has_rates_of(known.link, link):
+        return link
+    second = known is not None and not known.twice and is_alike(link.round_trip_s, known.link.round_trip_s)
+    if second and known is not None:
+        link = _faster(known.link, link)
+    kept.mkdir(parents=True, exist_ok=True)
+    write_private(file, _KEPT.dump_json(KeptLink(link, time.time(), second), indent=2).decode())
     return link
 
 
@@ -141,9 +145,13 @@ def _medium(host: OpenHost) -> str:
     return WIRELESS if own == WIRELESS else host.facts.medium
 
 
-def _agree(one: Link, other: Link) -> bool:
-    """In both directions."""
-    return is_alike(one.up_bytes_per_s, other.up_bytes_per_s) and is_alike(one.down_bytes_per_s, other.down_bytes_per_s)
+def _faster(before: Link, link: Link) -> Link:
+    """In each direction."""
+    return replace(
+        link,
+        up_bytes_per_s=max(before.up_bytes_per_s, link.up_bytes_per_s),
+        down_bytes_per_s=max(before.down_bytes_per_s, link.down_bytes_per_s),
+    )
 
 
 def _has_rates_of(before: Link, link: Link) -> bool:
