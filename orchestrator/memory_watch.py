@@ -45,10 +45,10 @@ class MemoryWatch:
         """Hosts whose memory is about to run out, with the bytes that are available there now."""
         now = _now(processes)
         for host, word in now.items():
-            before = self._before.get(host, word)
-            if host in self._before and word.at_s == before.at_s:
+            before = self._before.get(host)
+            if before is not None and word.at_s == before.at_s:
                 continue
-            expected = word.free - AHEAD * _taken_by_others(before, word)
+            expected = word.free - AHEAD * _taken_by_others(before or word, word)
             self._short[host] = self._short[host] + 1 if expected < self._least.get(host, 0) else 0
             self._before[host] = word
         return {host: word.free for host, word in sorted(now.items()) if self._short[host] >= TIMES}

@@ -1,5 +1,4 @@
-"""The command line of `scripts/bench-hosts`: connecting to hosts, their facts, the check of
-their engines, and the measuring of the links to them, timed.
+"""The command line of `scripts/bench-hosts`: connecting to hosts, their facts, links and engines' check, timed.
 
 Hosts of a lab on this one machine (as root, Linux), which share its processors: each would have its own in earnest.
 With `--cores 0.03` each has that part of a core to itself, however many there are: a slow one, but its own. The engine

@@ -164,6 +164,7 @@ READING_ORDER = (
     "orchestrator.survey.timing",
     "orchestrator.survey.links",
     "orchestrator.survey.plausible",
+    "orchestrator.survey.kept",
     "orchestrator.survey.speeds",
     "orchestrator.survey.gather_links",
     "orchestrator.survey.gather",

@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.host_agent import LOOPBACK, LinkServer, start_link_server
 from orchestrator.hosts import OpenHost, OpenHosts
 from orchestrator.processes import Started, open_link
-from orchestrator.state import write_private
+from orchestrator.survey.kept import read_kept, write_kept
 from orchestrator.survey.links import Line, Place, bulk_s, is_alike, measure_link
 from orchestrator.survey.timing import stopping
 from orchestrator.survey.values import Link
@@ -123,12 +123,11 @@ async def _measured(host: OpenHost, way: _Way, *, line: Line, target_s: float, k
     )
     if known is not None and _has_rates_of(known.link, link):
         return link
-    second = known is not None and not known.twice and is_alike(link.round_trip_s, known.link.round_trip_s)
-    if second and known is not None:
-        link = _faster(known.link, link)
-    kept.mkdir(parents=True, exist_ok=True)
-    write_private(file, _KEPT.dump_json(KeptLink(link, time.time(), second), indent=2).decode())
-    return link
+    found = KeptLink(link, time.time(), twice=False)
+    if known is not None and not known.twice and is_alike(link.round_trip_s, known.link.round_trip_s):
+        found = replace(found, link=_faster(known.link, link), twice=True)
+    write_kept(file, _KEPT, found)
+    return found.link
 
 
 def _medium(host: OpenHost) -> str:
@@ -161,11 +160,8 @@ def _has_rates_of(before: Link, link: Link) -> bool:
 
 def _kept(file: Path) -> KeptLink | None:
     """None where there is none of the last day; one that cannot be read is measured again."""
-    with suppress(FileNotFoundError, ValidationError):
-        found = _KEPT.validate_json(file.read_bytes())
-        if 0 <= time.time() - found.measured_at < KEPT_S:
-            return found
-    return None
+    found = read_kept(file, _KEPT)
+    return found if found is not None and 0 <= time.time() - found.measured_at < KEPT_S else None
 
 
 def _key(host: OpenHost, kind: str) -> str:

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from orchestrator.hosts import OpenHost
 from orchestrator.plan.costs import transfer_s
-from orchestrator.state import write_private
+from orchestrator.survey.kept import read_kept, write_kept
 from orchestrator.survey.plausible import DECODE, last_block, plausible_shallow
 from orchestrator.survey.slices import Slice, Slices
 from orchestrator.survey.values import LONG_PROMPT, Link, PassTime, Speed, kept_as
@@ -269,14 +269,10 @@ def speed_key(
 
 
 def kept_speed(folder: Path, key: str) -> Speed | None:
-    """A speed measured before; anything unreadable counts as not there, since it can be measured again."""
-    try:
-        return _SPEED.validate_json((folder / f"{key}.json").read_bytes())
-    except (FileNotFoundError, ValidationError):
-        return None
+    """A speed measured before, if it is there."""
+    return read_kept(folder / f"{key}.json", _SPEED)
 
 
 def keep_speed(folder: Path, key: str, speed: Speed) -> None:
     """Keep a speed for later surveys."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_private(folder / f"{key}.json", _SPEED.dump_json(speed, indent=2).decode())
+    write_kept(folder / f"{key}.json", _SPEED, speed)

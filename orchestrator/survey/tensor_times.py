@@ -4,12 +4,11 @@ import asyncio
 import hashlib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from orchestrator.errors import EngineError, MeshctlError
 from orchestrator.fanout import all_or_raise, each_host
@@ -19,8 +18,8 @@ from orchestrator.plan.pools import CONTROLLER
 from orchestrator.plan.tensor import TensorSet
 from orchestrator.processes import Worker, start_worker
 from orchestrator.report import Report
-from orchestrator.state import write_private
 from orchestrator.survey.gather import default_threads
+from orchestrator.survey.kept import read_kept, write_kept
 from orchestrator.survey.plausible import DECODE, last_block, plausible_shallow
 from orchestrator.survey.slices import BESIDE_LAYERS_BYTES, Slice, Slices
 from orchestrator.survey.speeds import (
@@ -89,7 +88,7 @@ async def _again(measuring: Measuring, survey: Survey, one: TensorSet, report: R
     other = replace(survey, tensor=times)
     if off(other)[one] >= off(survey)[one]:
         return survey
-    _keep(measuring, survey, one, time)
+    write_kept(_kept_file(measuring, survey, one), _TIME, time)
     return other
 
 
@@ -132,21 +131,12 @@ async def _kept_or_measured(measuring: Measuring, survey: Survey, one: TensorSet
     time = await _measure_set(measuring, _devices(survey, one), one)
     if time is None:
         return None
-    _keep(measuring, survey, one, time)
+    write_kept(_kept_file(measuring, survey, one), _TIME, time)
     return time
 
 
-def _keep(measuring: Measuring, survey: Survey, one: TensorSet, time: TensorTime) -> None:
-    file = _kept_file(measuring, survey, one)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_private(file, _TIME.dump_json(time, indent=2).decode())
-
-
 def _kept(measuring: Measuring, survey: Survey, one: TensorSet) -> TensorTime | None:
-    if not measuring.recalibrate:
-        with suppress(FileNotFoundError, ValidationError):
-            return _TIME.validate_json(_kept_file(measuring, survey, one).read_bytes())
-    return None
+    return None if measuring.recalibrate else read_kept(_kept_file(measuring, survey, one), _TIME)
 
 
 def _kept_file(measuring: Measuring, survey: Survey, one: TensorSet) -> Path:
