@@ -118,16 +118,25 @@ def formula_errors(
     survey: Survey, memories: Sequence[ModelMemory], candidates: Sequence[Candidate], groups: Sequence[Group]
 ) -> Errors:
     """How far off the formula is for those of the groups that were timed."""
-    untimed, by_name = replace(survey, tensor=()), {one.device.name: one for one in candidates}
+    by_name = {one.device.name: one for one in candidates}
     errors: dict[int, list[tuple[float, float, float]]] = {}
     for group in groups:
         if NOT_TIMED in group.notes:
             continue
         members = [by_name[share.device] for share in group.shares]
-        formula = tensor_group(untimed, memories, members, group.tensor_split)
-        if formula:
-            errors.setdefault(len(members), []).append(_by(group, formula))
+        if by := _off_formula(survey, memories, members, group):
+            errors.setdefault(len(members), []).append(by)
     return errors
+
+
+def _off_formula(
+    survey: Survey, memories: Sequence[ModelMemory], members: Sequence[Candidate], group: Group
+) -> tuple[float, float, float] | None:
+    """Token, step and prefill of a group that was timed, divided by the formula's; None where that has none."""
+    formula = tensor_group(replace(survey, tensor=()), memories, members, group.tensor_split)
+    if formula is None:
+        return None
+    return group.token_s / formula.token_s, group.step_s / formula.step_s, group.prefill_s / formula.prefill_s
 
 
 def far_off(survey: Survey, memories: Sequence[ModelMemory], candidates: Sequence[Candidate]) -> dict[TensorSet, float]:
@@ -140,9 +149,8 @@ def far_off(survey: Survey, memories: Sequence[ModelMemory], candidates: Sequenc
         if len(members) < len(one.devices):
             continue
         timed = tensor_group(survey, memories, members, one.parts)
-        formula = tensor_group(replace(survey, tensor=()), memories, members, one.parts)
-        if timed and formula:
-            ratios[TensorSet(one.devices, one.parts)] = _by(timed, formula)[:2]
+        if timed and (by := _off_formula(survey, memories, members, timed)):
+            ratios[TensorSet(one.devices, one.parts)] = by[:2]
     return {one: _off(its, [other for name, other in ratios.items() if name != one]) for one, its in ratios.items()}
 
 
@@ -348,11 +356,6 @@ def _paces(memory: ModelMemory, speed: Speed, whole: int) -> Seconds:
     blocks_s = layers_s(speed, sum(memory.layer_weights_bytes) * parts // whole, 1)
     rising: Seconds = np.maximum.accumulate(blocks_s + output_seconds(speed, memory.output_bytes) * parts / parts[-1])
     return rising
-
-
-def _by(timed: Group, formula: Group) -> tuple[float, float, float]:
-    """Token, step and prefill of one group, timed, divided by the formula's."""
-    return timed.token_s / formula.token_s, timed.step_s / formula.step_s, timed.prefill_s / formula.prefill_s
 
 
 def _pooled(survey: Survey, memory: ModelMemory, members: Sequence[Candidate]) -> Pooled | None:
