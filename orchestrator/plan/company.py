@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from orchestrator.plan.costs import layers_seconds
 from orchestrator.survey.values import Device, HostSurvey, PassTime, Speed, Survey
+from workers.facts import HostFacts
 
 
 def in_company(survey: Survey, layers_bytes: int, names: Collection[str] | None) -> Survey:
@@ -39,7 +40,12 @@ def in_company(survey: Survey, layers_bytes: int, names: Collection[str] | None)
 
 def machine_of(host: HostSurvey) -> str:
     """The same for hosts that run on one kernel, even if it is one of several containers or a network of its own."""
-    return host.facts.boot or ("" if host.local else f"host {host.name}")
+    return machine_by(host.facts, host.name, local=host.local)
+
+
+def machine_by(facts: HostFacts, name: str, *, local: bool) -> str:
+    """Of a host with these facts and this name."""
+    return facts.boot or ("" if local else f"host {name}")
 
 
 def _in_proportion(speed: Speed, layers_bytes: int) -> Speed:

@@ -23,7 +23,7 @@ from orchestrator.plan.costs import transfer_s
 from orchestrator.plan.retyped import Work
 from orchestrator.report import Report
 from orchestrator.state import write_private
-from orchestrator.survey.gather import Target, default_threads, on_worker, targets_of, workers_of
+from orchestrator.survey.gather import Target, Turns, default_threads, on_worker, targets_of, workers_of
 from orchestrator.survey.slices import KernelModel, SliceStore
 from orchestrator.survey.speeds import (
     FEW_REPETITIONS,
@@ -82,7 +82,7 @@ async def measure_rates(measuring: Measuring, survey: Survey, works: Mapping[str
     """The survey with the rates of these works, which have names, on every path that it has a speed of, known ones from
     earlier runs.
 
-    Hosts side by side, those on this machine one after the other. What a device cannot compute, or has no memory for,
+    Hosts side by side, those on one machine one after the other. What a device cannot compute, or has no memory for,
     is left out, and said.
     """
     wanted, measuring = Wanted(works), replace(measuring, cache_type="f16", flash_attention="auto")
@@ -93,7 +93,7 @@ async def measure_rates(measuring: Measuring, survey: Survey, works: Mapping[str
 
 
 async def _all_rates(measuring: Measuring, survey: Survey, wanted: Wanted, report: Report) -> Survey:
-    local = asyncio.Lock()
+    turns = Turns()
     controller = measuring.hosts.controller
     alone = _Path(measuring, controller, targets_of(controller, ())[0], None)
     head = survey.controller_speed
@@ -103,9 +103,7 @@ async def _all_rates(measuring: Measuring, survey: Survey, wanted: Wanted, repor
     async def of_host(host: HostSurvey) -> HostSurvey:
         opened = measuring.hosts.by_name[host.name]
         targets = {one.name: one for one in targets_of(opened, measuring.gpus.get(host.name, ()))}
-        if not host.local:
-            return await _host(measuring, host, opened, targets, wanted, report)
-        async with local:
+        async with turns.of(opened):
             return await _host(measuring, host, opened, targets, wanted, report)
 
     hosts = all_or_raise(await each_host({host.name: of_host(host) for host in survey.hosts}))

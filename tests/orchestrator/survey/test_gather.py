@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Literal, cast
 
 import pytest
 
@@ -15,7 +15,7 @@ from orchestrator.inventory import Host
 from orchestrator.report import Event, Remark, Report
 from orchestrator.shell.local import LocalShell
 from orchestrator.survey import gather, slices
-from orchestrator.survey.gather import BESIDE_MODEL_BYTES, may_be_of_head, targets_of
+from orchestrator.survey.gather import BESIDE_MODEL_BYTES, Turns, may_be_of_head, targets_of
 from orchestrator.survey.slices import Slice, SliceStore
 from orchestrator.survey.timing import Measuring, Timing
 from orchestrator.survey.values import Speed
@@ -169,6 +169,21 @@ async def test_a_speed_is_measured_once_kept_and_measured_again_where_that_is_as
     assert len(benches.sources) == benched
     await controller_speed(measuring(tmp_path, recalibrate=True))
     assert len(benches.sources) == 2 * benched
+
+
+def test_hosts_of_one_machine_are_timed_one_after_the_other_and_others_side_by_side(tmp_path: Path) -> None:
+    turns, here = Turns(), desk(tmp_path)
+
+    def host(name: str, kind: Literal["local", "ssh"], boot: str) -> OpenHost:
+        return replace(here, host=Host(name, kind), facts=replace(FACTS, boot=boot))
+
+    one = turns.of(host("box", "ssh", "one"))
+    assert turns.of(host("pod", "ssh", "one")) is one
+    assert turns.of(host("me", "local", "one")) is one
+    assert turns.of(host("left", "ssh", "two")) is not turns.of(host("right", "ssh", "three"))
+    # Where the start of a machine is not told, only local hosts are known to share one.
+    assert turns.of(host("left", "ssh", "")) is not turns.of(host("right", "ssh", ""))
+    assert turns.of(host("me", "local", "")) is turns.of(host("too", "local", ""))
 
 
 def test_what_a_head_may_compute_on_is_timed_natively(tmp_path: Path) -> None:
