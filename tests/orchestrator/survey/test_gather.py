@@ -1,10 +1,11 @@
 """Which devices a host has, how much of their memory may be used, and what they are timed on; the bench is replaced."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal, cast
+from typing import cast
 
 import pytest
 
@@ -171,19 +172,19 @@ async def test_a_speed_is_measured_once_kept_and_measured_again_where_that_is_as
     assert len(benches.sources) == 2 * benched
 
 
-def test_hosts_of_one_machine_are_timed_one_after_the_other_and_others_side_by_side(tmp_path: Path) -> None:
-    turns, here = Turns(), desk(tmp_path)
+def test_hosts_of_one_machine_are_timed_one_after_the_other_and_others_side_by_side() -> None:
+    turns = Turns()
 
-    def host(name: str, kind: Literal["local", "ssh"], boot: str) -> OpenHost:
-        return replace(here, host=Host(name, kind), facts=replace(FACTS, boot=boot))
+    def turn(name: str, boot: str, *, local: bool = False) -> asyncio.Lock:
+        facts = replace(FACTS, boot=boot)
+        return turns.of(cast(OpenHost, SimpleNamespace(name=name, is_local=local, facts=facts)))
 
-    one = turns.of(host("box", "ssh", "one"))
-    assert turns.of(host("pod", "ssh", "one")) is one
-    assert turns.of(host("me", "local", "one")) is one
-    assert turns.of(host("left", "ssh", "two")) is not turns.of(host("right", "ssh", "three"))
+    assert turn("box", "one") is turn("pod", "one")
+    assert turn("box", "one") is turn("me", "one", local=True)
+    assert turn("left", "two") is not turn("right", "three")
     # Where the start of a machine is not told, only local hosts are known to share one.
-    assert turns.of(host("left", "ssh", "")) is not turns.of(host("right", "ssh", ""))
-    assert turns.of(host("me", "local", "")) is turns.of(host("too", "local", ""))
+    assert turn("left", "") is not turn("right", "")
+    assert turn("me", "", local=True) is turn("too", "", local=True)
 
 
 def test_what_a_head_may_compute_on_is_timed_natively(tmp_path: Path) -> None:
