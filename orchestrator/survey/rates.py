@@ -23,7 +23,7 @@ from orchestrator.plan.costs import transfer_s
 from orchestrator.plan.retyped import Work
 from orchestrator.report import Report
 from orchestrator.state import write_private
-from orchestrator.survey.gather import Target, Turns, default_threads, on_worker, targets_of, workers_of
+from orchestrator.survey.gather import MachineLocks, Target, default_threads, on_worker, targets_of, workers_of
 from orchestrator.survey.slices import KernelModel, SliceStore
 from orchestrator.survey.speeds import (
     FEW_REPETITIONS,
@@ -93,7 +93,7 @@ async def measure_rates(measuring: Measuring, survey: Survey, works: Mapping[str
 
 
 async def _all_rates(measuring: Measuring, survey: Survey, wanted: Wanted, report: Report) -> Survey:
-    turns = Turns()
+    locks = MachineLocks()
     controller = measuring.hosts.controller
     alone = _Path(measuring, controller, targets_of(controller, ())[0], None)
     head = survey.controller_speed
@@ -103,7 +103,7 @@ async def _all_rates(measuring: Measuring, survey: Survey, wanted: Wanted, repor
     async def of_host(host: HostSurvey) -> HostSurvey:
         opened = measuring.hosts.by_name[host.name]
         targets = {one.name: one for one in targets_of(opened, measuring.gpus.get(host.name, ()))}
-        async with turns.of(opened):
+        async with locks.of(opened):
             return await _host(measuring, host, opened, targets, wanted, report)
 
     hosts = all_or_raise(await each_host({host.name: of_host(host) for host in survey.hosts}))

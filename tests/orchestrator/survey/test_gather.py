@@ -16,7 +16,7 @@ from orchestrator.inventory import Host
 from orchestrator.report import Event, Remark, Report
 from orchestrator.shell.local import LocalShell
 from orchestrator.survey import gather, slices
-from orchestrator.survey.gather import BESIDE_MODEL_BYTES, Turns, may_be_of_head, targets_of
+from orchestrator.survey.gather import BESIDE_MODEL_BYTES, MachineLocks, may_be_of_head, targets_of
 from orchestrator.survey.slices import Slice, SliceStore
 from orchestrator.survey.timing import Measuring, Timing
 from orchestrator.survey.values import Speed
@@ -173,18 +173,18 @@ async def test_a_speed_is_measured_once_kept_and_measured_again_where_that_is_as
 
 
 def test_hosts_of_one_machine_are_timed_one_after_the_other_and_others_side_by_side() -> None:
-    turns = Turns()
+    locks = MachineLocks()
 
-    def turn(name: str, boot: str, *, local: bool = False) -> asyncio.Lock:
+    def lock(name: str, boot: str, *, local: bool = False) -> asyncio.Lock:
         facts = replace(FACTS, boot=boot)
-        return turns.of(cast(OpenHost, SimpleNamespace(name=name, is_local=local, facts=facts)))
+        return locks.of(cast(OpenHost, SimpleNamespace(name=name, is_local=local, facts=facts)))
 
-    assert turn("box", "one") is turn("pod", "one")
-    assert turn("box", "one") is turn("me", "one", local=True)
-    assert turn("left", "two") is not turn("right", "three")
+    assert lock("box", "one") is lock("pod", "one")
+    assert lock("box", "one") is lock("me", "one", local=True)
+    assert lock("left", "two") is not lock("right", "three")
     # Where the start of a machine is not told, only local hosts are known to share one.
-    assert turn("left", "") is not turn("right", "")
-    assert turn("me", "", local=True) is turn("too", "", local=True)
+    assert lock("left", "") is not lock("right", "")
+    assert lock("me", "", local=True) is lock("too", "", local=True)
 
 
 def test_what_a_head_may_compute_on_is_timed_natively(tmp_path: Path) -> None:
