@@ -85,9 +85,11 @@ def _run_grid(options: argparse.Namespace) -> None:
 
 
 def _limits(cell: Cell, quick: bool) -> Limits:
-    """Large models are loaded for minutes."""
+    """Large models are loaded for minutes, and so are others for several conversations over a link: twice, by both
+    benches."""
     limits = QUICK if quick else Limits()
-    return replace(limits, run_s=3 * limits.run_s) if cell.model.large else limits
+    slow = cell.model.large or (cell.link != LOCAL and cell.goal.parallel > 1)
+    return replace(limits, run_s=3 * limits.run_s) if slow else limits
 
 
 def _run_cell(cell: Cell, limits: Limits, recalibrate: bool) -> CellRecord:
