@@ -33,6 +33,7 @@ from orchestrator.survey.speeds import (
     rpc_speed_without_output,
     short_passes,
     speed_key,
+    turns_for,
     with_guessed_passes,
 )
 from orchestrator.survey.timing import Measuring, Placed, Timing, always, stopping, time_passes
@@ -371,22 +372,28 @@ async def _at_both_depths(
             await time_passes(at, one, short, HURRIED_REPETITIONS) for one in (slices.shallow, slices.deep)
         ]
         return with_guessed_passes(first, passes), with_guessed_passes(second, passes)
-    timing = _calmly if slices.output_fits else time_passes
-    shallow = await timing(at, slices.shallow, passes)
-    deep = await timing(at, slices.deep, short_passes(passes), repetitions_for(shallow))
-    return shallow, deep
+    if not slices.output_fits:
+        shallow = await time_passes(at, slices.shallow, passes)
+        return shallow, await time_passes(at, slices.deep, short_passes(passes), repetitions_for(shallow))
+    shallow = await _calmly(at, slices.shallow, passes)
+    repetitions = repetitions_for(shallow)
+    return shallow, await _calmly(
+        at, slices.deep, short_passes(passes), repetitions, turns_for(slices, shallow, repetitions)
+    )
 
 
-async def _calmly(at: Timing, one: Slice, passes: Sequence[int], repetitions: int = REPETITIONS) -> Mapping[int, Timed]:
+async def _calmly(
+    at: Timing, one: Slice, passes: Sequence[int], repetitions: int = REPETITIONS, turns: int = 1
+) -> Mapping[int, Timed]:
     """Once more where the repetitions are far apart."""
-    timed = await time_passes(at, one, passes, repetitions)
+    timed = await time_passes(at, one, passes, repetitions, turns=turns)
     if not is_noisy(timed):
         return timed
-    return calmer(timed, await time_passes(at, one, passes, repetitions))
+    return calmer(timed, await time_passes(at, one, passes, repetitions, turns=turns))
 
 
 async def _with_context(at: Timing, slices: Slices, shallow: Mapping[int, Timed], speed: Speed) -> Speed:
     """With what a context costs."""
     repetitions = repetitions_for(shallow)
-    in_context = await time_passes(at, slices.shallow, (SHORT_PROMPT,), repetitions, CONTEXT_TOKENS)
+    in_context = await time_passes(at, slices.shallow, (SHORT_PROMPT,), repetitions, context=CONTEXT_TOKENS)
     return replace(speed, context_s=context_cost(slices, shallow, in_context))

@@ -84,10 +84,10 @@ class Timing:
 
 
 async def time_passes(
-    at: Timing, one: Slice, passes: Sequence[int], repetitions: int = REPETITIONS, context: int = 0
+    at: Timing, one: Slice, passes: Sequence[int], repetitions: int = REPETITIONS, *, turns: int = 1, context: int = 0
 ) -> Mapping[int, Timed]:
-    """Time these passes through a slice, each after `context` tokens; EngineError with the end of the bench's log when
-    it fails."""
+    """Time these passes through a slice, decoding in so many turns, each pass after `context` tokens; EngineError with
+    the end of the bench's log when it fails."""
     engine, model = at.measuring.engine_on(at.host), await _on_host(at.host, one.path)
     timed: dict[int, Timed] = {}
     for together in [(tokens,) for tokens in passes] if at.one_by_one else [tuple(passes)]:
@@ -99,6 +99,7 @@ async def time_passes(
                 threads=at.threads,
                 placement=where,
                 repetitions=repetitions,
+                turns=turns,
                 context=context,
                 cache_type=at.measuring.cache_type,
                 flash_attention=at.measuring.flash_attention,

@@ -48,6 +48,14 @@ def test_the_first_repetition_warms_up_and_the_median_of_the_others_counts_for_e
     }
 
 
+def test_decoding_may_be_timed_in_several_turns_each_of_which_warms_up() -> None:
+    words = pass_bench_command("bench", model="m.gguf", passes=(1, 64), threads=1, placement=None, turns=3)
+    assert words[words.index("--n-gen") + 1] == "16,16,16"
+    stdout = rows((64, 0, [90, 80]), (0, 8, [9000, 800, 880]), (0, 8, [8000, 720, 960]), (0, 8, [7000, 640, 1600]))
+    found = read_passes(stdout, (1, 64))[1]
+    assert [found.seconds, found.spread, found.least_s] == pytest.approx([105e-9, 240 / 840, 80e-9])
+
+
 def test_a_missing_pass_and_what_is_no_json_are_said() -> None:
     with pytest.raises(FactsError, match=r"nothing about passes of \[64\] tokens"):
         read_passes(rows((0, 8, [1, 1])), (1, 64))

@@ -75,7 +75,7 @@ class Benches:
     sources: list[str] = field(default_factory=list)
 
     async def time(
-        self, at: Timing, one: Slice, passes: Sequence[int], repetitions: int = 1, context: int = 0
+        self, at: Timing, one: Slice, passes: Sequence[int], repetitions: int = 1, *, turns: int = 1, context: int = 0
     ) -> Mapping[int, Timed]:
         self.sources.append(one.source)
         if self.fails is not None and one.source != "synthetic":
