@@ -248,7 +248,7 @@ async def _native(measuring: Measuring, host: OpenHost, target: Target, slices: 
     report.say(f"{target.name}: timing {slices.shallow.layers} and {slices.deep.layers} layers natively")
     at = Timing(measuring, host, target.spec.threads, always(target.where), target.name, target.spec.environment)
     hurried = target.kind != "cpu" and await _is_very_slow(at, slices)
-    shallow, deep = await _at_both_depths(at, slices, passes, hurried)
+    shallow, deep = await _at_both_depths(at, slices, passes, hurried, processor=target.kind == "cpu")
     speed = native_speed(slices, shallow, deep, processor=target.kind == "cpu")
     if not hurried:
         speed = await _with_context(at, slices, shallow, speed)
@@ -273,7 +273,7 @@ async def _through_rpc(
         placed = on_worker(worker, slices.output_tied, output_on_head=not slices.output_fits)
         at = Timing(measuring, controller, own, placed, target.name, one_by_one=target.kind != "cpu")
         hurried = target.kind != "cpu" and await _is_very_slow(at, slices)
-        shallow, deep = await _at_both_depths(at, slices, passes, hurried)
+        shallow, deep = await _at_both_depths(at, slices, passes, hurried, processor=target.kind == "cpu")
         if slices.output_fits:
             repetitions = HURRIED_REPETITIONS if hurried else REPETITIONS
             on_head = replace(at, placed=on_worker(worker, slices.output_tied, output_on_head=True))
@@ -360,9 +360,10 @@ async def _is_very_slow(at: Timing, slices: Slices) -> bool:
 
 
 async def _at_both_depths(
-    at: Timing, slices: Slices, passes: Sequence[int], hurried: bool
+    at: Timing, slices: Slices, passes: Sequence[int], hurried: bool, *, processor: bool
 ) -> tuple[Mapping[int, Timed], Mapping[int, Timed]]:
-    """The shallow and the deep slice, the latter without the long passes; of a `hurried` one these are worked out.
+    """The shallow and the deep slice, the latter without the long passes, but decoding in more turns where that is a
+    `processor`; of a `hurried` one the long passes are worked out.
 
     Only a device with room to spare is timed again: a worker does not give back all that it has freed.
     """
@@ -377,9 +378,8 @@ async def _at_both_depths(
         return shallow, await time_passes(at, slices.deep, short_passes(passes), repetitions_for(shallow))
     shallow = await _calmly(at, slices.shallow, passes)
     repetitions = repetitions_for(shallow)
-    return shallow, await _calmly(
-        at, slices.deep, short_passes(passes), repetitions, turns_for(slices, shallow, repetitions)
-    )
+    turns = turns_for(slices, shallow, repetitions) if processor else 1
+    return shallow, await _calmly(at, slices.deep, short_passes(passes), repetitions, turns)
 
 
 async def _calmly(
