@@ -71,7 +71,9 @@ async def host_logs(
     found = {name: texts for name, texts in all_or_raise(await each_host(asked)).items() if texts}
     if not found:
         who = f"{', '.join(hosts)} {'has' if len(hosts) == 1 else 'have'}"
-        raise UsageError(f"{who} no logs of cluster {inventory.cluster}", hint="has it ever been up?")
+        raise UsageError(
+            f"{who} no logs of cluster {inventory.cluster}", hint="has it been up, and were its logs not cleaned away?"
+        )
     return found
 
 

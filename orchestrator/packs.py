@@ -145,7 +145,7 @@ class _HostPack:
             if not _is_refusal(second):
                 raise
         needed = bytes_text(self._needed - self._brought.whole)
-        why = str(error).removeprefix(f"{host.name}: ")
+        why = with_hint(host.name, error)
         host.report.warn(
             f"{host.name}: weights cannot be kept there, they cross the network at this start: {needed} more are "
             f"needed{free}: {why}"
@@ -208,7 +208,7 @@ class _HostPack:
         try:
             await self._make_room(needed)
         except TransferError as error:
-            why = str(error).removeprefix(f"{host.name}: ")
+            why = with_hint(host.name, error)
             host.report.warn(f"{host.name}: no room to keep weights, they cross the network at every start: {why}")
             return False
         return True
@@ -274,6 +274,12 @@ class _HostPack:
             progress = host.report.bytes_of(f"{host.name}: {reads}")
             return await ask_at_length(host.shell, (*words, *commands.TELL), LOOK_S, stdin=asked, progress=progress)
         return await ask_agent(host.shell, words, LOOK_S, stdin=asked)
+
+
+def with_hint(host: str, error: HostError) -> str:
+    """What it says and what to do about it, for a line that names the host already."""
+    why = str(error).removeprefix(f"{host}: ")
+    return f"{why}; {error.hint}" if error.hint else why
 
 
 def _is_refusal(error: HostError) -> bool:

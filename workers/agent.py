@@ -83,7 +83,8 @@ LARGEST_DESCRIPTOR = 4096
 BLAKE2B_DIGITS = 128
 MARK = ".mark"
 BESIDE_ITEMS = (MARK, ".lock", ".log", ".tar.gz", ".tar.gz.mark", ".code")
-ITEM_FOLDERS = ("agent", "engines", "logs", "models", "packs", "slices")
+LOGS = "logs"
+ITEM_FOLDERS = ("agent", "engines", LOGS, "models", "packs", "slices")
 MANIFEST = "manifest.json"
 PACKED = "rpc"
 """The folder of a pack that the engine's worker looks for tensors in (LLAMA_CACHE is the pack)."""
@@ -1302,7 +1303,8 @@ class Leash:
         self.words = words
         self.environment = with_variables(os.environ, dict(pair.partition("=")[::2] for pair in options.env))
         self.items: list[str] = options.uses
-        self.held = [hold_item(item) for item in options.uses]  # locks, until this process ends
+        # Locks, until this process ends.
+        self.held = [*(hold_item(item) for item in options.uses), *hold_logs(options.log)]
         self.temporary: list[str] = options.temporary
         for path in self.temporary:
             os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
@@ -2743,6 +2745,22 @@ def hold_item(item: str) -> int:
         what = "; ".join(f"{one['path'] or 'it'} {one['why']}" for one in wrong) or "it is not there"
         raise AgentError(f"{item} is not whole: {what}; start again, it is then put there anew")
     return descriptor
+
+
+def hold_logs(path: str) -> list[int]:
+    """Say that the logs of a cluster are in use, if this is one of them (logs/CLUSTER/HOST/FILE in our folder): other
+    controllers do not know of it. A disk that refuses is no reason to hold the program up."""
+    item = os.path.dirname(os.path.dirname(os.path.abspath(path)))
+    if os.path.basename(os.path.dirname(item)) != LOGS:
+        return []
+    try:
+        os.makedirs(os.path.dirname(item), exist_ok=True)
+        descriptor = os.open(mark_of(item), os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError:
+        return []
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    touch(mark_of(item))
+    return [descriptor]
 
 
 def is_in_use(item: str) -> bool:

@@ -49,13 +49,20 @@ async def able_tools(shell: Shell, agent: str, facts: HostFacts, offer: Offer, r
     tools = await ask_tools(shell, agent)
     problems = lacking(tools, facts, offer.recipe)
     if problems:
-        hint = install_hint(tools, facts, offer.recipe)
+        hint = f"{_hint_of_card(shell.host, facts, offer.recipe)}{install_hint(tools, facts, offer.recipe)}"
         raise EngineError(
             f"{shell.host}: the engine has to be built there ({reason}), but: {'; '.join(problems)}",
             hint=f"{hint}; or on this machine: {offer.hint}" if offer.hint else hint,
         )
     check_room(shell.host, facts, DISK_BYTES[offer.recipe.backend])
     return tools
+
+
+def _hint_of_card(host: str, facts: HostFacts, recipe: Recipe) -> str:
+    """What comes before a toolkit of gigabytes is installed, where that would be in vain; "" where it would not."""
+    if recipe.backend != "cuda" or any(gpu.kind == recipe.backend for gpu in facts.gpus):
+        return ""
+    return f"{host} shows no NVIDIA card: write `backend: auto` for it, or install the card's driver first; then "
 
 
 def check_room(host: str, facts: HostFacts, needed_bytes: int) -> None:

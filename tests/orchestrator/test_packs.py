@@ -220,6 +220,7 @@ async def test_a_host_without_room_is_left_out_and_told(desk: Desk) -> None:
     assert said.startswith(
         "desk: no room to keep weights, they cross the network at every start: its cache would hold "
     )
+    assert said.endswith("; raise `cache` of the host in inventory.yaml")
     assert desk.there() == {}
 
 

@@ -46,6 +46,22 @@ def test_a_program_that_cannot_start_is_an_exit(hold: Hold, words: tuple[str, ..
     assert ended["tail"].startswith(f"{words[0]}: ")
 
 
+def test_logs_of_a_cluster_are_in_use_while_one_of_them_is_written(hold: Hold, tmp_path: Path) -> None:
+    """Whoever cleans up may be another controller, which does not know this cluster."""
+    root = tmp_path / "root"
+    logs = root / "logs" / "demo"
+    held = hold("sleep", "99", options=("--log", str(logs / "desk" / "worker.log")))
+    held.wait_for("started")
+    assert agent.is_in_use(str(logs))
+    forget = ("forget", "--root", str(root), "logs/demo")
+    assert run_agent(*forget)["removed"] == []
+    assert (logs / "desk" / "worker.log").exists()
+    held.end()
+    assert not agent.is_in_use(str(logs))
+    assert run_agent(*forget)["removed"] == ["logs/demo"]
+    assert list((root / "logs").iterdir()) == []
+
+
 def test_silence_ends_the_program_within_the_heartbeat_and_not_before(hold: Hold) -> None:
     held = hold("sleep", "99")
     pid = held.wait_for("started")["pid"]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.engine import host_build
 from orchestrator.engine.archive import Member, packed
 from orchestrator.engine.build import find_program
 from orchestrator.engine.install import Installed, ensure_on_host, foresee
@@ -20,9 +21,11 @@ from orchestrator.host_agent import ask_facts
 from orchestrator.host_door import ensure_agent
 from orchestrator.shell.local import LocalShell
 from tests.orchestrator.engine.conftest import Heard, MakeThere, OfferOf
+from tests.workers.test_build_tools import ALL
 from workers.agent import openmp_runtime, running_processes
-from workers.engine import SOURCE, Recipe
-from workers.facts import HostFacts
+from workers.build_tools import BuildTools
+from workers.engine import RECIPES, SOURCE, Recipe
+from workers.facts import Gpu, HostFacts
 
 PROJECT = """\
 cmake_minimum_required(VERSION 3.14)
@@ -155,6 +158,29 @@ async def test_all_that_a_bare_host_lacks_is_named_before_anything_is_sent(
         assert caught.value.hint == "there: `sudo apt install cmake ninja-build g++`"
     assert left_there(there) == []
     assert heard.figures == []
+
+
+@pytest.mark.parametrize("seen", [False, True])
+async def test_a_toolkit_for_a_card_that_nobody_sees_is_not_the_first_thing_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+    there: LocalShell,
+    facts: HostFacts,
+    newer: Engine,
+    offer_of: OfferOf,
+    seen: bool,
+) -> None:
+    async def without_toolkit(*_: object) -> BuildTools:
+        return ALL
+
+    monkeypatch.setattr(host_build, "ask_tools", without_toolkit)
+    card = Gpu("cuda", 0, "a card", 8 * 1024**3, 8 * 1024**3)
+    facts = replace(facts, gpus=(card,) if seen else ())
+    offer = replace(offer_of(newer), recipe=RECIPES["cuda"], engine=None)
+    with pytest.raises(EngineError, match="the engine has to be built there") as caught:
+        await host_build.able_tools(there, "agent", facts, offer, "there is none here")
+    first = "there: install the CUDA toolkit, cuBLAS with it"
+    told = f"there shows no NVIDIA card: write `backend: auto` for it, or install the card's driver first; then {first}"
+    assert caught.value.hint.startswith(first if seen else told)
 
 
 async def test_a_build_that_fails_shows_the_compilers_words_and_keeps_only_its_log(
