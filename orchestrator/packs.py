@@ -145,7 +145,7 @@ class _HostPack:
             if not _is_refusal(second):
                 raise
         needed = bytes_text(self._needed - self._brought.whole)
-        why = with_hint(host.name, error)
+        why = _with_hint(host.name, error)
         host.report.warn(
             f"{host.name}: weights cannot be kept there, they cross the network at this start: {needed} more are "
             f"needed{free}: {why}"
@@ -208,7 +208,7 @@ class _HostPack:
         try:
             await self._make_room(needed)
         except TransferError as error:
-            why = with_hint(host.name, error)
+            why = _with_hint(host.name, error)
             host.report.warn(f"{host.name}: no room to keep weights, they cross the network at every start: {why}")
             return False
         return True
@@ -276,7 +276,7 @@ class _HostPack:
         return await ask_agent(host.shell, words, LOOK_S, stdin=asked)
 
 
-def with_hint(host: str, error: HostError) -> str:
+def _with_hint(host: str, error: HostError) -> str:
     """What it says and what to do about it, for a line that names the host already."""
     why = str(error).removeprefix(f"{host}: ")
     return f"{why}; {error.hint}" if error.hint else why

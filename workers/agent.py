@@ -2734,11 +2734,17 @@ def problems(item: str, hashes: bool) -> list[dict[str, str]]:
     return found
 
 
-def hold_item(item: str) -> int:
-    """Say that an item is in use, for as long as this process lives; AgentError when it is not whole any more."""
+def hold_mark(item: str) -> int:
+    """Say that an item is in use, for as long as this process lives."""
     descriptor = os.open(mark_of(item), os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     touch(mark_of(item))
+    return descriptor
+
+
+def hold_item(item: str) -> int:
+    """`hold_mark` of what was put there; AgentError when it is not whole any more."""
+    descriptor = hold_mark(item)
     wrong = problems(item, hashes=False)
     unknown = is_pack(item) and not os.path.isfile(os.path.join(item, MANIFEST))
     if wrong or unknown or not os.path.exists(item):
@@ -2755,12 +2761,9 @@ def hold_logs(path: str) -> list[int]:
         return []
     try:
         os.makedirs(os.path.dirname(item), exist_ok=True)
-        descriptor = os.open(mark_of(item), os.O_RDWR | os.O_CREAT, 0o600)
+        return [hold_mark(item)]
     except OSError:
         return []
-    fcntl.flock(descriptor, fcntl.LOCK_SH)
-    touch(mark_of(item))
-    return [descriptor]
 
 
 def is_in_use(item: str) -> bool:
