@@ -9,10 +9,11 @@ plan with one head, is kept for the plans to come.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.errors import MeshctlError
+from orchestrator.errors import REPORTED
 from orchestrator.folders import Folders
 from orchestrator.group_bench import Bench, BenchSize, Predicted, Rate, Rates, learn, measure_groups, predicted_of
 from orchestrator.hosts import OpenHosts
+from orchestrator.plan.conversations import for_context
 from orchestrator.plan.pools import find_candidates, why_unusable
 from orchestrator.plan.single import find_singles, why_not_alone
 from orchestrator.plan.values import Group, Plan, Ranking
@@ -136,8 +137,9 @@ async def run_bench(
     The caller stops `started`.
     """
     bench = Bench(prepared, hosts, size, started, report)
-    alone = [await _alone(bench, folders, one) for one in _devices_alone(prepared, size)]
     plan = ranking.chosen
+    at_context = replace(prepared, memories=for_context(prepared.memories, plan.context))
+    alone = [await _alone(bench, folders, one) for one in _devices_alone(at_context, size)]
     comparison = Comparison(
         model=plan.model,
         size=size,
@@ -207,7 +209,7 @@ async def _or_note(bench: Bench, folders: Folders, line: Measured, groups: Seque
     """A measurement beside the cluster's own that fails is noted: the rest of the comparison is still worth having."""
     try:
         return await _measured(bench, folders, line, groups)
-    except MeshctlError as error:
+    except REPORTED as error:
         bench.report.warn(str(error))
         await bench.started.stop()
         return replace(line, note=f"could not be measured: {error}")

@@ -1,6 +1,5 @@
 """Survey what a running cluster does not use, and work out whether a plan with it would be better."""
 
-import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -10,8 +9,7 @@ from orchestrator.folders import Folders
 from orchestrator.hosts import open_hosts
 from orchestrator.inventory import Inventory
 from orchestrator.plan.conversations import for_conversations
-from orchestrator.plan.robust import rank_within
-from orchestrator.prepare import asked_of, prepare
+from orchestrator.prepare import asked_of, prepare, ranked_as_tuned
 from orchestrator.rebalance import Worth, gain, inventory_now, joined
 from orchestrator.report import Report
 from orchestrator.survey.values import Survey
@@ -40,9 +38,11 @@ async def better_plan(
     if others:
         surveys.append(await _surveyed(replace(fresh, hosts=others), folders, report, wishes))
     memories = for_conversations(known[0].memories, fresh.parallel)
-    together = replace(known[0], survey=joined(surveys))  # with what has been measured since the bring-up, too
-    asked, experience = asked_of(wishes, fresh), load_experience(folders, together.circumstances)
-    ranking = await asyncio.to_thread(rank_within, together.survey, memories, asked, experience)
+    together = replace(known[0], inventory=fresh, memories=memories, survey=joined(surveys))
+    # With what has been measured since the bring-up, too, and by the very order that it will be brought up in.
+    together = replace(together, experience=load_experience(folders, together.circumstances))
+    asked, again = asked_of(wishes, fresh), replace(wishes, recalibrate=False)
+    _, ranking = await ranked_as_tuned(together, folders, asked, report, again)
     return Worth(fresh, ranking.chosen, gain(plan_of(crews), ranking))
 
 

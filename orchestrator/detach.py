@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from orchestrator.errors import BringUpError, ClusterStateError
 from orchestrator.folders import ClusterFolder
-from orchestrator.rebalance import Outcome, Request, outcome_of
+from orchestrator.rebalance import Outcome, Request, outcome_of, withdraw
 from orchestrator.report import Event, Failed, Ready, read_event
 from orchestrator.state import SERVING, ClusterState, is_held, read_state
 
@@ -117,7 +117,7 @@ async def until_rebalanced(folder: ClusterFolder, request: Request) -> Outcome:
             hint="it may still be at it: `meshctl status`",
         ) from error
     finally:
-        folder.rebalance_request.unlink(missing_ok=True)  # nobody waits for it any more
+        withdraw(folder, request)
     return outcome
 
 

@@ -9,7 +9,7 @@ Programs that measure the same model at the same moment write one after the othe
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from filelock import FileLock
@@ -20,7 +20,7 @@ from orchestrator.inventory import Inventory
 from orchestrator.plan.experience import Experience, Measured, Record, record_of
 from orchestrator.plan.values import Group, GroupMode
 from orchestrator.state import write_private
-from orchestrator.survey.values import Device, HostSurvey, Survey, kept_as
+from orchestrator.survey.values import Device, HostSurvey, Speed, Survey, kept_as
 from quant.model import Model
 from quant.slice import shape_digest
 from workers.engine_commands import CacheType, FlashAttention
@@ -33,26 +33,34 @@ _FORMAT = "3"
 @dataclass(frozen=True)
 class Circumstances:
     """What measurements are of: a model, an engine, the machine behind each device's name ("": the controller), and
-    what keys and values are kept as and read by."""
+    what keys and values are kept as and read by. `timed` has what each device is predicted by, natively and through
+    RPC."""
 
     shape: str
     engine_id: str
     machines: Mapping[str, str]
     cache_type: CacheType = "f16"
     flash_attention: FlashAttention = "auto"
+    timed: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def of(self, group: Group) -> tuple[str, ...]:
         """The machines that a group runs on: its devices' in order, and that of its head."""
         devices = tuple(self.machines[share.device] for share in group.shares)
         return devices if group.head else (*devices, self.machines[""])
 
+    def timed_of(self, mode: GroupMode, devices: Collection[str]) -> str:
+        """What predictions for these devices in this mode are worked out from."""
+        path = 0 if mode == "single" else 1
+        return _digest(*(self.timed[device][path] for device in sorted(devices) if device in self.timed))
+
 
 @dataclass(frozen=True)
 class _Kept:
-    """A record, and its machines as `Circumstances.of` gives them."""
+    """A record, its machines as `Circumstances.of` gives them, and what it was predicted by (`timed_of`)."""
 
     record: Record
     machines: tuple[str, ...]
+    timed: str = ""
 
     @property
     def place(self) -> tuple[GroupMode, frozenset[tuple[str, str]], tuple[str, ...]]:
@@ -72,15 +80,23 @@ def circumstances_of(model: Model, engine_id: str, survey: Survey, inventory: In
         for host in survey.hosts
         for device in host.devices
     }
+    timed = {one.name: (_of_speed(one.native), _of_speed(one.speed)) for one in survey.devices}
     facts = survey.controller
     machines[""] = _digest(facts.hostname, facts.cpu_name, str(facts.cores_logical), str(facts.cpu_quota))
-    return Circumstances(shape_digest(model), engine_id, machines, inventory.cache_type, inventory.flash_attention)
+    return Circumstances(
+        shape=shape_digest(model),
+        engine_id=engine_id,
+        machines=machines,
+        cache_type=inventory.cache_type,
+        flash_attention=inventory.flash_attention,
+        timed=timed,
+    )
 
 
 def load_experience(folders: Folders, circumstances: Circumstances) -> Experience:
     """What was measured in these circumstances, oldest first."""
     kept = _read(_path(folders, circumstances))
-    return Experience(tuple(one.record for one in kept if _is_of(one, circumstances)))
+    return Experience(tuple(_as_of_now(one, circumstances) for one in kept if _is_of(one, circumstances)))
 
 
 def left_aside(folders: Folders, circumstances: Circumstances) -> Experience:
@@ -96,7 +112,8 @@ def remember(
     It takes the place of those `outdated` ones that say something of the same groups: of its mode, on its machines.
     """
     path = _path(folders, circumstances)
-    new = _Kept(record_of(group, measured), circumstances.of(group))
+    record = record_of(group, measured)
+    new = _Kept(record, circumstances.of(group), circumstances.timed_of(record.mode, record.devices))
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         others = (one for one in _read(path) if one.record not in outdated or one.place != new.place)
@@ -122,6 +139,14 @@ def _is_of(one: _Kept, circumstances: Circumstances) -> bool:
     return one.machines in (now, (*now, circumstances.machines[""]))
 
 
+def _as_of_now(one: _Kept, circumstances: Circumstances) -> Record:
+    """Where the devices have been timed anew since, the group's own figures stay, but how far the former predictions
+    were off says nothing of the new ones."""
+    record = one.record
+    same = one.timed == circumstances.timed_of(record.mode, record.devices)
+    return record if same else replace(record, devices=())
+
+
 def _newest(kept: Iterable[_Kept]) -> tuple[_Kept, ...]:
     """At most `MOST_RECORDS`, and of the same group on the same machines at most `MOST_OF_ONE_GROUP`."""
     seen = Counter[tuple[str, tuple[str, ...]]]()
@@ -138,6 +163,11 @@ def _machine(host: HostSurvey, device: Device) -> tuple[str, ...]:
     facts = host.facts
     cores = (facts.cpu_name, str(facts.cores_logical), str(facts.cpu_quota))
     return (*cores, device.kind, device.description, str(device.threads), device.link.kind)
+
+
+def _of_speed(speed: Speed) -> str:
+    """All that predictions for this model go by; rates are for others."""
+    return _digest(repr(replace(speed, rates=())))
 
 
 def _digest(*parts: str) -> str:

@@ -1,6 +1,6 @@
 """The inventory as frozen values: what the user wrote, checked and with every default filled in."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -88,3 +88,4 @@ class Inventory:
     survive: int = 0  # hosts that may be lost at a time
     weights_from: Literal["controller", "nearest"] = "controller"
     cache: MemoryCap | None = None  # of the controller, and of every host that does not say otherwise
+    sha256: str = field(default="", compare=False)  # of the file as it was read

@@ -6,6 +6,7 @@ them. It opens the file, looks at the keys and certificates that it names, and d
 
 import stat
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,12 +29,13 @@ def load_inventory(path: Path) -> Inventory:
     Raises InventoryError whose message has one line per problem, `FILE: hosts[1].memory: what is wrong; the fix`, in
     the order of the file.
     """
-    document = _document(path)
+    data = _data(path)
+    document = _document(path, _decoded(path, data))
     checked, problems = _checked(document.content, path.absolute().parent)
     problems += [*document.repeated, *broken_rules(document.content)]
     if checked is None or problems:
         raise _error(path, [str(problem) for problem in sorted(problems, key=document.line_of)])
-    return _inventory(path, checked)
+    return _inventory(path, checked, sha256(data).hexdigest())
 
 
 def inventory_reference_keys() -> tuple[str, ...]:
@@ -117,9 +119,9 @@ class _InventoryKeys(_Keys):
     ]
 
 
-def _document(path: Path) -> Document:
+def _document(path: Path, text: str) -> Document:
     try:
-        document = read_yaml(_text(path))
+        document = read_yaml(text)
     except YamlError as error:
         raise _error(path, error.problems) from error
     if document.content is None:
@@ -130,7 +132,7 @@ def _document(path: Path) -> Document:
     return document
 
 
-def _text(path: Path) -> str:
+def _data(path: Path) -> bytes:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             what = "is a folder" if path.is_dir() else "is not a file"
@@ -144,7 +146,7 @@ def _text(path: Path) -> str:
         raise _error(path, [f"cannot be read ({reason}); check the path and its permissions"]) from error
     if len(data) > LARGEST_FILE_BYTES:
         raise _error(path, ["is larger than 1 MiB; an inventory is a short text, name the right file"])
-    return _decoded(path, data)
+    return data
 
 
 def _decoded(path: Path, data: bytes) -> str:
@@ -187,10 +189,10 @@ def _known_keys(where: tuple[int | str, ...]) -> tuple[str, ...]:
     return tuple(_HostKeys.model_fields)
 
 
-def _inventory(path: Path, checked: _InventoryKeys) -> Inventory:
+def _inventory(path: Path, checked: _InventoryKeys, digest: str) -> Inventory:
     gateway = _gateway(checked.gateway)
     hosts = tuple(Host(**{**dict(host), "cache": host.cache or checked.cache}) for host in checked.hosts)
-    return Inventory(**{**dict(checked), "path": path, "gateway": gateway, "hosts": hosts})
+    return Inventory(**{**dict(checked), "path": path, "gateway": gateway, "hosts": hosts, "sha256": digest})
 
 
 def _gateway(checked: _GatewayKeys) -> GatewaySettings:

@@ -47,7 +47,7 @@ from orchestrator.gateway.tls import Tls
 from orchestrator.host_state import StepState
 from orchestrator.host_view import HostView, process_states
 from orchestrator.hosts import OpenHosts
-from orchestrator.inventory import Inventory
+from orchestrator.inventory import CONTROLLER, Inventory
 from orchestrator.leash import Leashed
 from orchestrator.lifecycle import CannotStart, Event, Lifecycle, Lost, Moving, NothingFits, Up
 from orchestrator.memory_watch import MemoryWatch
@@ -55,9 +55,9 @@ from orchestrator.plan.values import Plan
 from orchestrator.prepare import Prepared
 from orchestrator.processes import ended_by_itself, host_of
 from orchestrator.quiet import LOOK_S, in_quiet
-from orchestrator.rebalance import WORTH, Outcome, Request, devices_text, take_request, tell
+from orchestrator.rebalance import WORTH, Outcome, Request, devices_text, inventory_now, take_request, tell
 from orchestrator.report import Report, both
-from orchestrator.state import inventory_digest, is_measured
+from orchestrator.state import is_measured
 from orchestrator.state_keeper import StateKeeper
 from orchestrator.steps import StepClock, StepListener
 from orchestrator.view.sizes import bytes_text
@@ -227,10 +227,31 @@ class Keeping:
             busy = f"{worth}, but there was no quiet moment within {QUIET_WAIT_S:.0f} s; `--now` carries answers over"
             self._answer(moved=False, message=busy, failed=True)
             return None
-        self._inventory = worth.inventory
-        self._view.know(worth.inventory)
-        self._keeper.update(inventory_sha256=inventory_digest(worth.inventory.path))
+        self._adopt(worth.inventory)
         return Moving(f"rebalancing: {worth}")
+
+    def _adopt(self, inventory: Inventory) -> None:
+        """Go by the inventory as its file is now."""
+        self._inventory = inventory
+        self._view.know(inventory)
+        self._keeper.update(inventory_sha256=inventory.sha256)
+
+    def _tries_with_others(self) -> bool:
+        """Whether the inventory's file has other hosts now, of which the next attempt is to be made.
+
+        It is answered when that has ended; else at once.
+        """
+        name, reason = self._inventory.cluster, self._cycle.reason
+        try:
+            fresh = inventory_now(self._inventory)
+        except FAILED as error:
+            self._answer(moved=False, message=reason_of(error), failed=True)
+            return False
+        if fresh == self._inventory:
+            self._answer(moved=False, message=f"{name} is being brought up again already: {reason}")
+            return False
+        self._adopt(fresh)
+        return True
 
     async def _is_quiet(self) -> bool:
         """Whether a moment comes soon at which no request is with a head."""
@@ -345,11 +366,10 @@ class Keeping:
             self._keeper.update(**(self._figures() if self._crews else self._nothing()))
             if self._request is None and (request := take_request(self._folder)) is not None:
                 self._request = request
-                if not self._cycle.wants_more:
+                if not self._cycle.wants_more or self._tries_with_others():
                     return None
-                self._answer(moved=False, message=f"{self._inventory.cluster} is being brought up again already")
-            if short := memory.short(self._processes):
-                return self._short_of_memory(short)
+            if (loss := self._short_of_memory(memory.short(self._processes))) is not None:
+                return loss
 
     async def _what_is_lost(self) -> "_Loss | None":
         """None: nothing."""
@@ -369,15 +389,23 @@ class Keeping:
                 return _Loss(host, what, (name,))
         return None
 
-    def _short_of_memory(self, short: Mapping[str, int]) -> "_Loss":
-        host, free_bytes = next(iter(short.items()))
-        names = tuple(
-            name
-            for name, one in groups_of(self._crews).items()
-            if host in (one.head.host, *(worker.host for worker in one.workers))
-        )
-        self._backends.remove(names)
-        return _Loss(host, f"{host}: its memory runs out, {bytes_text(free_bytes)} are left", names)
+    def _short_of_memory(self, short: Mapping[str, int]) -> "_Loss | None":
+        """Groups on a machine whose memory runs out; None where there are none, and so nothing to be freed by an end.
+
+        Local hosts are the controller's machine, and may be told of by its name.
+        """
+        local = {CONTROLLER, *(host.name for host in self._inventory.hosts if host.connection == "local")}
+        for host, free_bytes in short.items():
+            machine = local if host in local else {host}
+            names = tuple(
+                name
+                for name, one in groups_of(self._crews).items()
+                if machine & {one.head.host, *(worker.host for worker in one.workers)}
+            )
+            if names:
+                self._backends.remove(names)
+                return _Loss(host, f"{host}: its memory runs out, {bytes_text(free_bytes)} are left", names)
+        return None
 
     async def _lose(self, loss: "_Loss") -> None:
         """End what is left of the groups that are lost, heads first; the others serve on."""

@@ -4,13 +4,14 @@ Nothing is started that outlives these functions; what they put on a host is its
 """
 
 import asyncio
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 from orchestrator.engine.install import Installed, ensure_on_host, prove_here
+from orchestrator.engine.lock import exclusive
 from orchestrator.engine.stock import Stock
 from orchestrator.engine.store import Engine
 from orchestrator.errors import EngineError, MeshctlError, PlanError
@@ -128,12 +129,22 @@ async def prepare_ranking(
         prepared = replace(prepared, memories=for_conversations(prepared.memories, wishes.parallel))
     if winner is None:
         winner = not wishes.recalibrate and wishes.parallel is None
-    tuned = await _tuned(prepared, folders, asked, report, wishes) if winner else None
-    prepared, ranking = tuned or (prepared, await _ranked(prepared, asked))
+    if winner:
+        prepared, ranking = await ranked_as_tuned(prepared, folders, asked, report, wishes)
+    else:
+        ranking = await _ranked(prepared, asked)
     if ranking.chosen.context < inventory.context:
         fitting = ranking.chosen.context
         report.warn(f"at context {inventory.context} it does not fit: conversations may hold {fitting} tokens")
     return prepared, ranking
+
+
+async def ranked_as_tuned(
+    prepared: Prepared, folders: Folders, asked: Asked, report: Report, wishes: Wishes
+) -> tuple[Prepared, Ranking]:
+    """The ranking with the winner of `meshctl tune` first, at its threads, where there is one to be used."""
+    tuned = await _tuned(prepared, folders, asked, report, wishes)
+    return tuned or (prepared, await _ranked(prepared, asked))
 
 
 async def _ranked(prepared: Prepared, asked: Asked) -> Ranking:
@@ -249,7 +260,12 @@ async def make_ready(
         gpus={name: one.gpus for name, one in there.items()},
         model=display_name(inventory.model),
         model_bytes=model.size_bytes if least_bytes is None else least_bytes,
-        slices=SliceStore(model, folders.cache / "slices", made_up=is_header(model.path, folders.cache)),
+        slices=SliceStore(
+            model,
+            folders.cache / "slices",
+            made_up=is_header(model.path, folders.cache),
+            engine=engine.manifest.engine,
+        ),
         parallel=inventory.parallel,
         kept=folders.cache / "calibration",
         recalibrate=wishes.recalibrate,
@@ -260,9 +276,18 @@ async def make_ready(
 
 
 async def take_survey(ready: Ready, report: Report, wishes: Wishes) -> Survey:
-    """Links and speeds of every host, and of layers cut across several."""
-    survey = await gather_survey(ready.measuring, report, datetime.now(UTC))
-    return await _with_tensor(ready.measuring, survey, ready.memories, wishes, report)
+    """Links and speeds of every host, and of layers cut across several.
+
+    No other meshctl of this user times anything meanwhile: what both measured, and kept, would be of half a machine.
+    In a `hurry` nobody is waited for.
+    """
+    async with AsyncExitStack() as stack:
+        if not wishes.hurry:
+            lock = ready.measuring.kept / "speeds.lock"
+            wait = exclusive(lock, lambda: report.say("another meshctl measures machines: waiting for it"))
+            await stack.enter_async_context(wait)
+        survey = await gather_survey(ready.measuring, report, datetime.now(UTC))
+        return await _with_tensor(ready.measuring, survey, ready.memories, wishes, report)
 
 
 async def _with_tensor(

@@ -65,7 +65,6 @@ _REQUEST, _OUTCOME = TypeAdapter(Request), TypeAdapter(Outcome)
 def ask(folder: ClusterFolder, *, now: bool) -> Request:
     """Leave a request where the supervisor looks; a former one that was not taken yet is replaced."""
     request = Request(secrets.token_hex(8), now)
-    folder.rebalance_outcome.unlink(missing_ok=True)
     write_private(folder.rebalance_request, _REQUEST.dump_json(request).decode())
     return request
 
@@ -77,6 +76,13 @@ def take_request(folder: ClusterFolder) -> Request | None:
         return None if text is None else _REQUEST.validate_json(text)
     except ValidationError:
         return None
+
+
+def withdraw(folder: ClusterFolder, request: Request) -> None:
+    """Nobody waits for it any more. One that another user has left since stays."""
+    with suppress(FileNotFoundError, ValidationError):
+        if _REQUEST.validate_json(folder.rebalance_request.read_bytes()).number == request.number:
+            folder.rebalance_request.unlink()
 
 
 def tell(folder: ClusterFolder, outcome: Outcome) -> None:

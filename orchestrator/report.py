@@ -124,6 +124,22 @@ def read_event(line: bytes) -> Event:
     return _EVENT.validate_json(line)
 
 
+def while_heard(listener: Callable[[Event], None]) -> Callable[[Event], None]:
+    """A listener that is told no more once it cannot be: a full disk under a log, or nobody behind a pipe, must not end
+    what is reported of."""
+    heard = True
+
+    def listen(event: Event) -> None:
+        nonlocal heard
+        if heard:
+            try:
+                listener(event)
+            except (OSError, SystemExit):  # rich leaves so where a pipe is broken
+                heard = False
+
+    return listen
+
+
 def both(first: Callable[[Event], None], second: Callable[[Event], None]) -> Callable[[Event], None]:
     """Tell two listeners."""
 

@@ -5,7 +5,6 @@ be left over from a supervisor that was killed.
 """
 
 import fcntl
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,11 +110,6 @@ _STATE = TypeAdapter(ClusterState)
 def state_json(state: ClusterState) -> str:
     """The state as indented JSON, as `status --json` prints it."""
     return _STATE.dump_json(state, indent=2).decode()
-
-
-def inventory_digest(path: Path) -> str:
-    """The sha256 of an inventory file, to tell whether it has changed since."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def write_state(folder: ClusterFolder, state: ClusterState) -> None:

@@ -20,7 +20,6 @@ from orchestrator.state import (
     ClusterState,
     Phase,
     at_rest,
-    inventory_digest,
     read_state,
     write_state,
 )
@@ -41,7 +40,7 @@ class StateKeeper:
             phase="starting",
             message="starting",
             since=_now(),
-            inventory_sha256=inventory_digest(inventory.path),
+            inventory_sha256=inventory.sha256,
             supervised=True,
         )
 

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.errors import EngineError, MeshctlError
+from orchestrator.errors import REPORTED, EngineError
 from orchestrator.folders import Folders
 from orchestrator.group_bench import Bench, BenchSize, Rates, learn, measure_each
 from orchestrator.hosts import open_hosts
@@ -161,8 +161,10 @@ class _Tuning:
         return best
 
     async def _best_micro_batch(self, best: Trial) -> Trial:
-        """By the time that a prompt takes: decoding does not depend on it."""
-        started_with = best.plan
+        """By the time that a prompt takes. Decoding hardly depends on it, but must not have been measured slower: such
+        a winner would be put aside for the plan that it came of."""
+        assert best.measured is not None, "only what ran can be the best"
+        started_with, started_with_s = best.plan, best.measured.goal_s
         for micro_batch in MICRO_BATCHES:
             if all(group.micro_batch == micro_batch for group in started_with.groups):
                 continue
@@ -173,7 +175,8 @@ class _Tuning:
                 self._trials.append(Trial("micro-batch", unfit, best.threads, note=NO_ROOM))
                 continue
             trial = await self._try("micro-batch", plan, best.threads)
-            best = self._better(best, trial, _seconds_per_prompt)
+            if trial.measured is None or BETTER * trial.measured.goal_s <= started_with_s:
+                best = self._better(best, trial, _seconds_per_prompt)
         return best
 
     async def _at_micro_batch(self, plan: Plan, micro_batch: int) -> Plan | None:
@@ -199,7 +202,7 @@ class _Tuning:
         trial = Trial(varied, plan, threads)
         try:
             trial = replace(trial, measured=replace(plan, groups=await self._measure(plan, threads)))
-        except MeshctlError as error:
+        except REPORTED as error:
             self._bench.report.warn(str(error))
             await self._bench.started.stop()
             trial = replace(trial, note=f"could not be run: {error}")

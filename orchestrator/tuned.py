@@ -18,7 +18,7 @@ from orchestrator.plan.asked import Asked
 from orchestrator.plan.choose import explained, rank_plans
 from orchestrator.plan.experience import Experience, Measured
 from orchestrator.plan.values import ModelMemory, Plan, PlanMode, Ranking, alike_key, plan_key
-from orchestrator.state import inventory_digest, write_private
+from orchestrator.state import write_private
 from orchestrator.survey.values import Survey
 from quant.model import Model
 from quant.slice import shape_digest
@@ -78,7 +78,7 @@ def valid_for(inventory: Inventory, model: Model, engine_id: str, asked: Asked) 
     """What a winner must hold for to be used now, or will hold for; `asked` forces no split."""
     devices = None if asked.devices is None else tuple(sorted(asked.devices))
     return Valid(
-        inventory_sha256=inventory_digest(inventory.path),
+        inventory_sha256=inventory.sha256,
         shape=shape_digest(model),
         engine_id=engine_id,
         goal=asked.goal,

@@ -1,4 +1,4 @@
-"""Encrypted links for data: the `ssh -N -L` command of a tunnel, its near end, and when that listens.
+"""Encrypted links for data: the `ssh -L` command of a tunnel, its near end, and when that listens.
 
 Starts no process: the words run under the agent's leash on the controller. The near end is a socket in a folder of
 ours, which no other user can reach. Nothing here ever connects to it, because the connection would reach the worker
@@ -45,10 +45,16 @@ def tunnel_command(host: Host, ssh: SshFiles, near: str, far: str) -> Words:
 
     Strict host keys by our own configuration, which jumps inherit through -F. AES-GCM comes first because the default
     cipher costs more than three times its round trip where the CPU has AES.
+
+    It runs a command there, which waits for the end of a stdin that nobody writes to and so goes with the connection:
+    sshd turns Nagle's algorithm off (TCP_NODELAY) only where a session is opened. With `-N` the far end held the last
+    packet of an answer back until the one before was acknowledged, which the near end may put off by 40 ms: measured
+    over 1 Gbit/s, 32 KiB there and back took 2.4 ms on the mean and 57 at most instead of 0.5 and 0.9.
     """
     options = tuple(word for option in _OPTIONS for word in ("-o", option))
     forward = ("-L", f"{near}:{far}")
-    return ("ssh", "-F", str(ssh.config), "-N", "-T", *options, "-c", _CIPHERS, *forward, *destination_words(host))
+    words = ("ssh", "-F", str(ssh.config), "-T", *options, "-c", _CIPHERS, *forward, *destination_words(host))
+    return (*words, "exec cat > /dev/null")
 
 
 def free_local_port(taken: Collection[int] = (), *, choice: random.Random | None = None) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,12 @@ USER_CACHE = user_folders().cache
 
 FAULT_ROWS = pytest.StashKey[list[Row]]()
 FAULT_CELLS = pytest.StashKey[list[tuple[str, ...]]]()
+
+
+def pytest_configure() -> None:
+    """A suite that a script put in the background ignores SIGINT, and so would the commands that tests end with it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -1364,11 +1364,12 @@ class Leash:
     def start(self) -> None:
         self.output, theirs = nonblocking_pipe()
         self.answer, answer = nonblocking_pipe()
+        silence, self.silent = os.pipe()  # open as long as this leash: a tunnel ends with its stdin
         leash = os.getpid()
         try:
             process = subprocess.Popen(
                 self.words,
-                stdin=subprocess.DEVNULL,
+                stdin=silence,
                 stdout=theirs if self.captured is None else answer,
                 stderr=theirs,
                 env=self.environment,
@@ -1379,6 +1380,7 @@ class Leash:
         finally:
             os.close(theirs)
             os.close(answer)
+            os.close(silence)
         process.returncode = 0  # collected by wait4 here, never by subprocess
         self.child = process.pid
         self.keeper.watch(self.child)

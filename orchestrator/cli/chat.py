@@ -16,7 +16,10 @@ def chat(
         str | None, typer.Argument(help="Ask this and leave; without it, a conversation begins.")
     ] = None,
     system: Annotated[str | None, typer.Option("--system", help="The system prompt.")] = None,
-    temperature: Annotated[float | None, typer.Option("--temperature", min=0.0, max=2.0)] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", min=0.0, max=2.0, help="0: always the likeliest token; more: more varied."),
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.")] = None,
     cluster: Cluster = None,
 ) -> None:

@@ -51,7 +51,7 @@ def up(
     from orchestrator.detach import starting
     from orchestrator.folders import user_folders
     from orchestrator.inventory_file import load_inventory
-    from orchestrator.state import being_measured, inventory_digest, is_held, is_measured, read_state
+    from orchestrator.state import being_measured, is_held, is_measured, read_state
 
     wanted = load_inventory(inventory)
     folders = user_folders()
@@ -75,7 +75,7 @@ def up(
             _wait_for_the_other(wanted.cluster, folder)
             return
         talk().print(_already(wanted.cluster, state), markup=False, soft_wrap=True)
-        if state is not None and state.inventory_sha256 != inventory_digest(inventory):
+        if state is not None and state.inventory_sha256 != wanted.sha256:
             talk().print(f"{inventory} has changed since: `meshctl down`, then `meshctl up` again", markup=False)
     elif is_measured(folder):
         raise being_measured(folder)
@@ -213,18 +213,22 @@ async def _supervise(wanted: "InventoryValue", folders: "Folders", report: "Repo
 
 def _foreground(wanted: "InventoryValue", folders: "Folders", wishes: "Wishes") -> None:
     from orchestrator.cli.run import INTERRUPTED, run_shown, talk
-    from orchestrator.report import Event, Ready, Report, both
+    from orchestrator.report import Event, Ready, Report, both, while_heard
 
     ready = asyncio.Event()
     new_key = _new_key_of(folders.cluster(wanted.cluster))
 
-    def show_ready(event: Event) -> None:
+    def note_ready(event: Event) -> None:
         if isinstance(event, Ready):
             ready.set()
+
+    def show_ready(event: Event) -> None:
+        if isinstance(event, Ready):
             _tell_ready(event.text, new_key(), "Stop it with Ctrl-C.")
 
     async def work(report: Report) -> None:
-        await _supervise(wanted, folders, Report(both(report.listen, show_ready)), wishes)
+        shown = while_heard(both(report.listen, show_ready))
+        await _supervise(wanted, folders, Report(both(note_ready, shown)), wishes)
 
     run_shown(work)
     talk().print(f"{wanted.cluster} is stopped", markup=False, soft_wrap=True)

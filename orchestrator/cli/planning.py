@@ -39,8 +39,9 @@ def survey(inventory: Inventory = DEFAULT_INVENTORY, json: AsJson = False, recal
     from orchestrator.inventory_file import load_inventory
     from orchestrator.survey.values import survey_json
     from orchestrator.view.survey import survey_view
+    from orchestrator.wishes import Wishes
 
-    prepared = _prepared(load_inventory(inventory), recalibrate)
+    prepared = _prepared(load_inventory(inventory), Wishes(recalibrate=recalibrate))
     if json:
         typer.echo(survey_json(prepared.survey))
     else:
@@ -130,7 +131,7 @@ def _ranked_live(
     there = replace(inventory, hosts=reached or inventory.hosts)
     if not adds:
         return _ranked_as_it_is(there, wishes)
-    prepared = _prepared(as_wished(there, wishes), wishes.recalibrate)
+    prepared = _prepared(as_wished(there, wishes), wishes)
     gone = [host.name for host in there.hosts if host.name in without]
     supposed = what_if(prepared.survey, prepared.memory, gone, adds)
     return _rank(inventory, supposed, prepared.memories, wishes), supposed
@@ -181,19 +182,18 @@ def _rank(
     return rank_within(survey, memories, asked_of(wishes, inventory))
 
 
-def _prepared(inventory: "InventoryValue", recalibrate: bool) -> "Prepared":
+def _prepared(inventory: "InventoryValue", wishes: "Wishes") -> "Prepared":
     from orchestrator.cli.run import run_shown
     from orchestrator.folders import user_folders
     from orchestrator.hosts import open_hosts
     from orchestrator.prepare import prepare
     from orchestrator.report import Report
-    from orchestrator.wishes import Wishes
 
     async def work(report: Report) -> "Prepared":
         folders = user_folders()
         report.step("Connecting")
         async with open_hosts(inventory, folders, report) as hosts:
-            return await prepare(inventory, hosts, folders, report, Wishes(recalibrate=recalibrate))
+            return await prepare(inventory, hosts, folders, report, wishes)
 
     return run_shown(work)
 

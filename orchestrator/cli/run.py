@@ -9,6 +9,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 INTERRUPTED = 130
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LEAST_COLUMNS = 80
 WIDEST = 10_000
 
@@ -82,24 +84,52 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
     To be ended, or to lose the terminal, is the same as Ctrl-C: what was started shall not stay.
     """
+    ending = _Ending()
     try:
-        with _as_interrupts(signal.SIGTERM, signal.SIGHUP):
-            return asyncio.run(main)
-    except KeyboardInterrupt:
+        with _heeded(ending.ask):
+            return asyncio.run(ending.of(main))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        if not ending.asked:
+            raise
         talk().print("interrupted")
         raise SystemExit(INTERRUPTED) from None
 
 
+class _Ending:
+    """How signals end a coroutine: the first one cancels it, the next one does not wait for what it does then.
+
+    SIGHUP is no next one: a terminal that is closed sends it twice, and a session that ends after SIGTERM.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._task: asyncio.Task[Any] | None = None
+
+    async def of(self, main: Coroutine[Any, Any, T]) -> T:
+        self._task = asyncio.current_task()
+        return await main
+
+    def ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGHUP:
+            return
+        at_once = self.asked or self._task is None or self._task.done()
+        self.asked = True
+        if at_once:
+            raise KeyboardInterrupt
+        assert self._task is not None
+        self._task.get_loop().call_soon_threadsafe(self._task.cancel)  # wakes a loop that waits
+
+
 @contextmanager
-def _as_interrupts(*numbers: signal.Signals) -> Iterator[None]:
-    """Those that are not ignored (`nohup`) are handled as SIGINT meanwhile."""
+def _heeded(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Those that are not ignored are handled meanwhile: `nohup` ignores SIGHUP, `command &` in a script SIGINT."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in numbers}
-    heeded = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    before = {number: signal.getsignal(number) for number in ENDING}
+    heeded = [number for number, was in before.items() if was is not signal.SIG_IGN]
     for number in heeded:
-        signal.signal(number, lambda number, frame: os.kill(os.getpid(), signal.SIGINT))
+        signal.signal(number, handler)
     try:
         yield
     finally:
@@ -120,16 +150,21 @@ def run_shown(work: "Callable[[Report], Awaitable[T]]") -> T:
 
 
 def stop_on_signals(stop: asyncio.Event) -> None:
-    """SIGINT and SIGTERM ask for an orderly stop; the second one leaves at once: leashes do the rest."""
+    """SIGINT and SIGTERM ask for an orderly stop; the second one leaves at once: leashes do the rest.
 
-    def asked() -> None:
-        if stop.is_set():
+    One that is ignored stays so: `nohup` and `command &` in a script mean it.
+    """
+
+    def asked(number: signal.Signals) -> None:
+        if not stop.is_set():
+            stop.set()
+        elif number != signal.SIGHUP:  # which says once more that the terminal is gone
             raise SystemExit(INTERRUPTED)
-        stop.set()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, asked)
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, asked, number)
 
 
 def exit_code(error: BaseException) -> int:

@@ -12,12 +12,13 @@ _POLL_S = 0.3
 
 @asynccontextmanager
 async def exclusive(path: Path, on_wait: Callable[[], None]) -> AsyncIterator[None]:
-    """Hold the lock file `path`; `on_wait` is called now and then while somebody else has it."""
+    """Hold the lock file `path`; `on_wait` is called once when somebody else has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
-    while not _acquired(lock):
+    if not _acquired(lock):
         on_wait()
-        await asyncio.sleep(_POLL_S)
+        while not _acquired(lock):
+            await asyncio.sleep(_POLL_S)
     try:
         yield
     finally:

@@ -114,22 +114,27 @@ class Answer:
     """One streamed answer as it passes by: its tokens and text, and whether the head has brought it to an end.
 
     `plain`: all that was said is text, so that another head may go on with it. `stopped`: it has been said why the
-    answer ends.
+    answer ends, of each of its `choices`.
     """
 
-    def __init__(self, model: str, *, timings: bool = True) -> None:
+    def __init__(self, model: str, *, timings: bool = True, choices: int = 1) -> None:
         """`timings`: the client is told those that come with every token, too; else only those at the end."""
         self._timings = timings
+        self._choices = choices
+        self._finished = set[int]()
         self.tokens = Tokens()
         self.text = ""
         self.plain = True
-        self.stopped = False
         self.ended = False
         self.failed = False
         self._model = model
         self._same: Chunk = {}
         self._alike: Alike | None = None
         self._usage_told = False
+
+    @property
+    def stopped(self) -> bool:
+        return len(self._finished) >= self._choices
 
     def go_on(self) -> None:
         """Another head takes over: its chunks are told as the first one's."""
@@ -190,7 +195,8 @@ class Answer:
         for choice in chunk.get("choices") or []:
             delta = choice.get("delta") or {}
             self.text += choice.get("text") or delta.get("content") or ""
-            self.stopped = self.stopped or bool(choice.get("finish_reason"))
+            if choice.get("finish_reason"):
+                self._finished.add(choice.get("index") or 0)
             if choice.get("index") or any(delta.get(name) for name in ("tool_calls", "reasoning_content")):
                 self.plain = False
 

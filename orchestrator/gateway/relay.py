@@ -22,7 +22,7 @@ from orchestrator.gateway.exchange import Exchange
 from orchestrator.gateway.fields import Body
 from orchestrator.gateway.head import HEAD_DOWN, HEAD_LOST, Head, down, lost, read_answer
 from orchestrator.gateway.resume import continued, is_complete
-from orchestrator.gateway.routing import Router, Ticket, read_question
+from orchestrator.gateway.routing import Router, Ticket, choices_of, read_question
 from orchestrator.gateway.state import Counters
 
 FAREWELL_S = 1.0
@@ -30,6 +30,9 @@ FAREWELL_S = 1.0
 
 MOST_ATTEMPTS = {HEAD_DOWN: 10, HEAD_LOST: 2}
 """How often a request is asked without any text: one that was with a head when that was lost may be what ended it."""
+
+GONE = frozenset({HEAD_DOWN, HEAD_LOST})
+"""Whoever asks next is better off with another head. A remote one that has ended is reached as long as its tunnel."""
 
 MOST_HEADS = 5
 """So many heads may be lost under one answer, however much each of them has said."""
@@ -91,7 +94,7 @@ class Relay(Response):
         work.result()
 
     async def _run(self, out: "_Out") -> None:
-        answer = Answer(str(self._question["model"]), timings=self._timings)
+        answer = Answer(str(self._question["model"]), timings=self._timings, choices=choices_of(self._question))
         end: Literal["finished", "failed", "cancelled"] = "failed"
         self._counters.arrive()
         try:
@@ -148,8 +151,9 @@ class Relay(Response):
         return True
 
     async def _in_turn(self, out: "_Out", answer: Answer) -> None:
-        choices = self._question.get("n")
-        slots = choices if isinstance(choices, int) else 1
+        slots, serving = choices_of(self._question), self._backends.serving
+        if serving is not None:  # it is at one head, and what goes beyond that one's slots waits there
+            slots = min(slots, max(1, serving.most_choices))
         turn = self._backends.line.turn(self._client, slots=slots, body_bytes=self._body_bytes, again=self._had_turn)
         async with AsyncExitStack() as stack:
             async with _alive(out):
@@ -194,12 +198,18 @@ class Relay(Response):
                     response = await stack.enter_async_context(head.ask(self._path, self._asking))
                 except ApiError as problem:
                     tried.append(ticket.head)
+                    if problem.code in GONE:
+                        router.lost(ticket, monotonic())
                     if problem.code != HEAD_DOWN:
                         raise
-                    router.lost(ticket, monotonic())
                 else:
                     stack.callback(_release, router, ticket, answer)  # before the callback above: ends run backwards
-                    yield ticket.head, head, response
+                    try:
+                        yield ticket.head, head, response
+                    except ApiError as problem:
+                        if problem.code in GONE:
+                            router.lost(ticket, monotonic())
+                        raise
                     return
 
     async def _stream(self, head: Head, name: str, response: Exchange, out: "_Out", answer: Answer) -> None:

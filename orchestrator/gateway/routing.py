@@ -58,13 +58,14 @@ class HeadAddress:
 class Question:
     """What routing sees of a request: digests of its beginning, part by part, with the tokens up to each, the number of
     tokens each of its `choices` is taken to have and the most it may have, and how many parts are `shared`
-    instructions."""
+    instructions. A head must have slots for `together` of the choices, those of one prompt; further ones wait there."""
 
     digests: tuple[str, ...]
     tokens: tuple[int, ...]
     new_tokens: int
     choices: int = 1
     shared: int = 0
+    together: int = 1
     most_tokens: float = math.inf
 
     @property
@@ -95,10 +96,20 @@ def read_question(body: Mapping[str, Any]) -> Question:
         digests=tuple(digests),
         tokens=tuple(tokens),
         new_tokens=min(limit or USUAL_NEW_TOKENS, 10 * USUAL_NEW_TOKENS),
-        choices=_positive(body.get("n"), 1),
+        choices=choices_of(body),
         shared=_instructions(body.get("messages")),
         most_tokens=limit or math.inf,
+        together=_positive(body.get("n"), 1),
     )
+
+
+def choices_of(body: Mapping[str, Any]) -> int:
+    """How many answers it wants: `n` for each of its prompts. The engine makes a task of its own of each."""
+    prompt = body.get("prompt")
+    prompts = 1
+    if isinstance(prompt, list) and not all(isinstance(one, int) for one in prompt):
+        prompts = len(prompt)
+    return prompts * _positive(body.get("n"), 1)
 
 
 class Router:
@@ -121,13 +132,13 @@ class Router:
 
         One that could not be reached a moment ago is taken only when no other is left, one that has no slot free for
         the request only when no other has, however much faster it is: nobody knows how long the answers there go on,
-        and the line lets in no more than there are slots. One with fewer slots than the request has choices is never
-        taken: it would refuse them.
+        and the line lets in no more than there are slots. One with fewer slots than the request has choices of a prompt
+        is never taken: it would refuse them.
         """
         left = {
             name: state
             for name, state in self._heads.items()
-            if name not in without and state.parallel >= question.choices
+            if name not in without and state.parallel >= question.together
         }
         left = {name: state for name, state in left.items() if not state.is_held_off(now_s)} or left
         left = {name: state for name, state in left.items() if state.has_room(question)} or left
@@ -190,9 +201,10 @@ class _Served:
 
 @dataclass(frozen=True)
 class _Running:
-    """A request at a head since `begun_s`: how long it should take there, and how long with all tokens it may have."""
+    """A request at a head since `begun_s`, in so many of its slots: how long it should take there, and how long with
+    all tokens it may have."""
 
-    choices: int
+    slots: int
     begun_s: float
     usual_s: float
     most_s: float
@@ -230,22 +242,23 @@ class _HeadState:
         return now_s < self._back_s
 
     def has_room(self, question: Question) -> bool:
-        """Whether a slot is free for each of its choices."""
-        return self._taken + question.choices <= self.parallel
+        """Whether a slot is free for each of its choices; one that wants more than there are wants all."""
+        return self._taken + self._slots_for(question) <= self.parallel
 
     def finish_s(self, question: Question, now_s: float) -> float:
         """Seconds until it would have answered: waiting for a slot per choice, reading what is new, generating."""
-        left = sorted(one.left_s(now_s) for one in self._running.values() for _ in range(one.choices))
-        waiting = len(left) + min(question.choices, self.parallel) - 1 - self.parallel
+        left = sorted(one.left_s(now_s) for one in self._running.values() for _ in range(one.slots))
+        waiting = len(left) + self._slots_for(question) - 1 - self.parallel
         wait_s = left[waiting] if waiting >= 0 else 0.0
         to_read = question.prompt_tokens - self._cached_tokens(question)
-        return wait_s + to_read * self._prefill_token_s + question.new_tokens * self._token_for(question)
+        turns = math.ceil(question.choices / self.parallel)
+        return wait_s + to_read * self._prefill_token_s + turns * question.new_tokens * self._token_for(question)
 
     def begin(self, number: int, question: Question, now_s: float) -> None:
         usual_s = self.finish_s(question, now_s)
         most_s = usual_s + (question.most_tokens - question.new_tokens) * self._token_for(question)
         self._alone = {number} if not self._running and question.choices == 1 else set()
-        self._running[number] = _Running(question.choices, now_s, usual_s, most_s)
+        self._running[number] = _Running(self._slots_for(question), now_s, usual_s, most_s)
         if (replaced := self._replaced(question)) is not None:
             self._served.remove(replaced)
         self._served.append(_Served(question.digests, number))
@@ -268,12 +281,15 @@ class _HeadState:
     @property
     def _taken(self) -> int:
         """Slots that are used or waited for."""
-        return sum(one.choices for one in self._running.values())
+        return sum(one.slots for one in self._running.values())
 
     @property
     def _idle(self) -> list[_Served]:
         """A slot reads what another one reads just now once more: the engine reuses only what idle slots have."""
         return [one for one in self._served if one.request is None]
+
+    def _slots_for(self, question: Question) -> int:
+        return min(question.choices, self.parallel)
 
     def _cached_tokens(self, question: Question, since: int = 0) -> int:
         """How many tokens of the question's beginning a slot that may take it has already read."""
@@ -293,7 +309,7 @@ class _HeadState:
     def _token_for(self, question: Question) -> float:
         """Seconds per token of it beside what runs now: linear up to all slots."""
         full = self.parallel - 1
-        beside = min(self._taken + question.choices - 1, full)
+        beside = min(self._taken + self._slots_for(question) - 1, full)
         return self._token_s * (1 + (self._crowding - 1) * beside / max(1, full))
 
 

@@ -259,7 +259,8 @@ def _without(candidates: Iterable[Candidate], one: Candidate) -> list[Candidate]
 
 def _candidate(survey: Survey, host: HostSurvey, device: Device) -> Candidate:
     facts = survey.controller if host.local else host.facts
-    machine = CONTROLLER if host.local else host.name
+    kernel = "" if facts.memory_limited_by else facts.boot  # a limit of its own is not shared with others there
+    machine = CONTROLLER if host.local else kernel or host.name
     return Candidate(device, machine, facts.memory_available_bytes, device.budget.usable_bytes)
 
 

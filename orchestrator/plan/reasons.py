@@ -128,8 +128,11 @@ def _compared(plan: Plan, other: Plan) -> str:
     if theirs > ours:
         return f"{named}; this is {theirs / ours:.2f} times as fast"
     faster = f"{named}, {ours / theirs:.2f} times as fast as this"
-    too_little = gains_too_little(other, plan, theirs / ours)
-    return f"{faster}, which two timings may differ by; without a worker is simpler" if too_little else faster
+    if _is_a_lone_worker(other, plan, theirs / ours):
+        return f"{faster}, which two timings may differ by; without a worker is simpler"
+    if _meets_for_little(other, plan, theirs / ours):
+        return f"{faster}: too little, since the aggregate of mode tensor is mostly predicted too high"
+    return faster
 
 
 def _tie(plan: Plan, other: Plan) -> str:

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from orchestrator.errors import BringUpError, DeadlineError, EngineError
+from orchestrator.errors import BringUpError, DeadlineError, EngineError, MeshctlError
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.hosts import OpenHost
 from orchestrator.plan.company import machine_by
@@ -36,7 +36,7 @@ from orchestrator.survey.speeds import (
     turns_for,
     with_guessed_passes,
 )
-from orchestrator.survey.timing import Measuring, Placed, Timing, always, stopping, time_passes
+from orchestrator.survey.timing import Measuring, Placed, Timing, always, on_host, stopping, time_passes
 from orchestrator.survey.values import NOT_MEASURED, Device, DeviceSpec, HostSurvey, Link, Speed, Survey
 from orchestrator.view.sizes import bytes_text
 from workers.budget import GPU_RESERVE_BYTES, MIB, RESERVE_BYTES, Budget, budget
@@ -69,8 +69,11 @@ class MachineLocks:
 
 
 async def gather_survey(measuring: Measuring, report: Report, now: datetime) -> Survey:
-    """Measure links, then the controller and every host; those on one machine one after the other, since they share
-    its processors."""
+    """Measure links, then the controller and every host, local ones first: whoever sends slices needs a processor here.
+
+    Those on one machine are timed one after the other, since they share its processors; so is what goes over the
+    controller's network, since that is shared, too. What hosts compute natively is timed side by side.
+    """
     controller, opened = measuring.hosts.controller, measuring.hosts.by_name
     locks = MachineLocks()
     report.step("Measuring links", "preparing")
@@ -79,11 +82,13 @@ async def gather_survey(measuring: Measuring, report: Report, now: datetime) -> 
     if measuring.recalibrate:
         measuring.slices.try_again()
     head = await _controller_speed(measuring, report)
-    surveyed = all_or_raise(
-        await each_host(
-            {name: _survey_host(measuring, host, links[name], head, locks, report) for name, host in opened.items()}
+    found = dict[str, HostSurvey | MeshctlError]()
+    for local in (True, False):
+        some = {name: host for name, host in opened.items() if host.is_local is local}
+        found |= await each_host(
+            {name: _survey_host(measuring, host, links[name], head, locks, report) for name, host in some.items()}
         )
-    )
+    surveyed = all_or_raise(found)
     return Survey(
         cluster=measuring.cluster,
         taken_at=now.isoformat(timespec="seconds"),
@@ -245,6 +250,10 @@ async def _native(measuring: Measuring, host: OpenHost, target: Target, slices: 
     key = _key(measuring, host, target, "native", slices, passes)
     if not measuring.recalibrate and (kept := kept_speed(measuring.kept, key)):
         return kept
+    if not host.is_local:
+        async with measuring.line:
+            for one in (slices.shallow, slices.deep):
+                await on_host(host, one.path)
     report.say(f"{target.name}: timing {slices.shallow.layers} and {slices.deep.layers} layers natively")
     at = Timing(measuring, host, target.spec.threads, always(target.where), target.name, target.spec.environment)
     hurried = target.kind != "cpu" and await _is_very_slow(at, slices)
@@ -266,9 +275,9 @@ async def _through_rpc(
     if not measuring.recalibrate and (kept := kept_speed(measuring.kept, key)):
         report.say(f"{target.name}: speed known from an earlier calibration")
         return kept
-    report.say(f"{target.name}: timing {slices.shallow.layers} and {slices.deep.layers} layers through RPC")
     controller = measuring.hosts.controller
-    async with workers_of(measuring, host, target) as worker:
+    async with measuring.of_the_line(link), workers_of(measuring, host, target) as worker:
+        report.say(f"{target.name}: timing {slices.shallow.layers} and {slices.deep.layers} layers through RPC")
         own = default_threads(controller.facts)
         placed = on_worker(worker, slices.output_tied, output_on_head=not slices.output_fits)
         at = Timing(measuring, controller, own, placed, target.name, one_by_one=target.kind != "cpu")

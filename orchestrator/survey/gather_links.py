@@ -20,6 +20,7 @@ from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.host_agent import LOOPBACK, LinkServer, start_link_server
 from orchestrator.hosts import OpenHost, OpenHosts
 from orchestrator.processes import Started, open_link
+from orchestrator.survey import links
 from orchestrator.survey.kept import read_kept, write_kept
 from orchestrator.survey.links import Line, Place, bulk_s, is_alike, measure_link
 from orchestrator.survey.timing import stopping
@@ -124,7 +125,8 @@ async def _measured(host: OpenHost, way: _Way, *, line: Line, target_s: float, k
     if known is not None and _has_rates_of(known.link, link):
         return link
     found = KeptLink(link, time.time(), twice=False)
-    if known is not None and not known.twice and is_alike(link.round_trip_s, known.link.round_trip_s):
+    lasts = medium != WIRELESS and links.tells_of_rates(link)  # else it is measured anew each time
+    if known is not None and not known.twice and lasts and is_alike(link.round_trip_s, known.link.round_trip_s):
         found = replace(found, link=_faster(known.link, link), twice=True)
     write_kept(file, _KEPT, found)
     return found.link

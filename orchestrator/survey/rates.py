@@ -53,7 +53,7 @@ DISTURBED = 1.5
 ODD = 2.0
 """A processor that seems this much slower natively than through RPC on its own machine was not alone all the time."""
 
-FORMAT = "rates 5"
+FORMAT = "rates 6"
 _FLOAT_BYTES = 4
 
 
@@ -258,7 +258,7 @@ async def _measure(
                 continue
             report.say(f"{name}: timing {wanted.called(key)} {path.name}, turn {turn} of {path.turns}")
             try:
-                async with _timing(path) as at:
+                async with path.measuring.of_the_line(path.link), _timing(path) as at:
                     rate = await _rate(at, missing[key], repetitions, path.link)
             except (EngineError, BringUpError, HostError, NoRoomError, OSError) as error:
                 gone = left[left.index(key) :] if isinstance(error, HostError) else [key]

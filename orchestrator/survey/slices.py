@@ -23,7 +23,7 @@ from quant.synthetic import (
     write_mixed_model,
     write_random_model,
 )
-from quant.whole_file import check_room
+from quant.whole_file import check_room, written_whole
 from workers.agent import Recorded, mark_of, read_record, sha256_of, touch, write_record
 from workers.budget import MIB
 
@@ -112,13 +112,15 @@ class SliceStore:
     counts for no model. Hosts are timed at once and ask from threads of their own: one writes, the others wait for it.
     """
 
-    def __init__(self, model: Model, folder: Path, *, made_up: bool = False) -> None:
+    def __init__(self, model: Model, folder: Path, *, made_up: bool = False, engine: str = "") -> None:
         self._model = model
         self._folder = folder
         self.made_up = made_up
         self._digest = shape_digest(model)
         self._writing = Lock()
-        self._refused = folder / f"{self._digest}.refused"
+        # Another engine may load them, and weights at random say nothing of the model's own.
+        whose = f"{self._digest}-{engine}{'-made-up' if made_up else ''}"
+        self._refused = folder / f"{whose}.refused"
 
     @property
     def digest(self) -> str:
@@ -183,7 +185,8 @@ class SliceStore:
         """From now on, also in later runs until `try_again`: the engine does not load slices of this model, and why."""
         with self._writing:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._refused.write_text(why)
+            with written_whole(self._refused) as part:
+                part.write_text(why)
 
     def try_again(self) -> None:
         """Slices shall be loaded again, whatever the engine made of them before."""

@@ -181,7 +181,7 @@ def _gpu(device: Device) -> tuple[str, ...]:
 def _link_facts(link: Link) -> tuple[str, ...]:
     if link.kind == "loopback":
         return ()
-    about = (link.round_trip_s * 1e6, link.up_bytes_per_s)
+    about = (link.round_trip_s * 1e6, min(link.up_bytes_per_s, link.down_bytes_per_s))
     return tuple(str(round(math.log2(max(1.0, value)) / 2)) for value in about)
 
 

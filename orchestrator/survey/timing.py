@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from orchestrator.engine.store import Engine
@@ -13,6 +13,7 @@ from orchestrator.leash import run_leashed
 from orchestrator.processes import SURVEY_LOGS, Started, log_path
 from orchestrator.shell.protocol import Words
 from orchestrator.survey.slices import Slice, SliceStore
+from orchestrator.survey.values import Link
 from workers.devices import EngineGpu
 from workers.engine_commands import ENVIRONMENT, CacheType, FlashAttention, Placement, Where
 from workers.pass_bench import REPETITIONS, Timed, pass_bench_command, read_passes
@@ -24,7 +25,8 @@ DEADLINE_S = 600.0
 class Measuring:
     """What measuring needs: the open hosts, the engine here and on each host, its GPUs there, the model's slices, and
     the folder where speeds are kept. `model_bytes` are all weights of the model, `parallel` the conversations whose
-    steps are timed, with keys and values kept as `cache_type`."""
+    steps are timed, with keys and values kept as `cache_type`. `line` is held by whoever sends slices over the
+    controller's network, or times what goes over it: each would slow the other down."""
 
     cluster: str
     hosts: OpenHosts
@@ -39,6 +41,11 @@ class Measuring:
     recalibrate: bool
     cache_type: CacheType = "f16"
     flash_attention: FlashAttention = "auto"
+    line: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def of_the_line(self, link: Link | None) -> AbstractAsyncContextManager[object]:
+        """The line, for what goes over this link: nothing where that stays on this machine, or there is none."""
+        return nullcontext() if link is None or link.kind == "loopback" else self.line
 
     @property
     def logs(self) -> str:
@@ -88,7 +95,7 @@ async def time_passes(
 ) -> Mapping[int, Timed]:
     """Time these passes through a slice, decoding in so many turns, each pass after `context` tokens; EngineError with
     the end of the bench's log when it fails."""
-    engine, model = at.measuring.engine_on(at.host), await _on_host(at.host, one.path)
+    engine, model = at.measuring.engine_on(at.host), await on_host(at.host, one.path)
     timed: dict[int, Timed] = {}
     for together in [(tokens,) for tokens in passes] if at.one_by_one else [tuple(passes)]:
         async with at.placed() as where:
@@ -142,7 +149,7 @@ async def stopping() -> AsyncIterator[Started]:
         await asyncio.shield(started.stop())
 
 
-async def _on_host(host: OpenHost, path: Path) -> str:
+async def on_host(host: OpenHost, path: Path) -> str:
     """The slice's path there; it is put there first when the host is another machine, under a name that says all."""
     if host.is_local:
         return str(path)

@@ -164,8 +164,8 @@ def test_of_two_heads_one_serves_on_while_the_other_is_replaced(meshctl: Meshctl
     inventory = str(write_local(meshctl.folder / "inventory.yaml", memory="400MiB", context=512, parallel=2))
     meshctl.ok("up", inventory, "--detach", "--mode", "replicas")
     before = meshctl.ok("status", "--json").json
-    heads = {one["name"].partition("-")[0]: one["pid"] for one in before["processes"]}
-    assert heads.keys() == {"head1", "head2"}
+    heads = {one["name"].partition("-")[0]: one["pid"] for one in before["processes"] if one["name"].startswith("head")}
+    assert heads.keys() == {"head1", "head2"}  # one may have a worker, where that was timed to be faster
     with openai.OpenAI(base_url=before["gateway"], api_key=meshctl.key(), max_retries=0, timeout=30) as client:
         ask = partial(client.chat.completions.with_raw_response.create, model="smollm2-135m", max_tokens=4)
         asked: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Say hello."}]

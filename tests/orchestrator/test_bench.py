@@ -20,8 +20,10 @@ from orchestrator.hosts import OpenHosts
 from orchestrator.inventory import Host, Inventory
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.choose import rank_plans
-from orchestrator.plan.experience import Experience, record_of
+from orchestrator.plan.conversations import with_kv
+from orchestrator.plan.experience import NO_EXPERIENCE, Experience, record_of
 from orchestrator.plan.experience import Measured as Ran
+from orchestrator.plan.robust import rank_within
 from orchestrator.plan.values import Group, Ranking
 from orchestrator.processes import Started
 from orchestrator.report import silent
@@ -194,6 +196,27 @@ def test_a_chart_that_cannot_be_written_is_refused_before_measuring(tmp_path: Pa
         check_chart(tmp_path / "chart.pdf")
     with pytest.raises(UsageError, match="its folder does not exist"):
         check_chart(tmp_path / "none" / "chart.png")
+
+
+async def test_devices_alone_are_measured_at_the_context_that_the_plan_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the context that was wished for a/cpu would not hold the model; at the one that fits it is the plan."""
+    wished = make_memories(with_kv(make_memory(), 64 * 4096, 1))
+    survey = make_survey([make_device("a/cpu", 1500)])
+    inventory = Inventory(tmp_path / "inventory.yaml", "demo", "tiny.gguf", (Host("a", "local"),))
+    prepared = make_prepared(inventory, wished, survey)
+    ranking = rank_within(survey, wished, Asked("latency", mode="single", minimum_context=256), NO_EXPERIENCE)
+    assert (ranking.chosen.mode, ranking.chosen.context < wished[0].context) == ("single", True)
+
+    async def measure(bench: Bench, groups: Sequence[Group]) -> Rates:
+        return Rates(Rate(100.0, 100.0, 100.0), Rate(4.0, 4.0, 4.0), None)
+
+    monkeypatch.setattr(benching, "measure_groups", measure)
+    folders, hosts = Folders(tmp_path / "cache", tmp_path / "state"), cast(OpenHosts, None)
+    comparison = await run_bench(prepared, ranking, hosts, folders, QUICK, Started(), silent())
+    assert [line.note for line in comparison.alone] == [""]
+    assert comparison.cluster.rates is not None
 
 
 async def test_what_ran_by_itself_is_known_to_later_plans_unless_the_cluster_was_at_work_meanwhile(

@@ -17,6 +17,8 @@ from orchestrator.experience_store import (
 from orchestrator.folders import Folders
 from orchestrator.inventory import Host, Inventory
 from orchestrator.plan.experience import NO_EXPERIENCE, Measured, record_of
+from orchestrator.survey.speeds import keep_speed, kept_speed
+from orchestrator.survey.values import Device
 from quant.gguf_file import read_model
 from quant.synthetic import calibration_shape, write_random_model
 from tests.orchestrator.groups import make_group, make_share
@@ -62,6 +64,19 @@ def test_other_circumstances_know_nothing_of_it(folders: Folders, other: Circums
     assert load_experience(folders, other) == NO_EXPERIENCE
 
 
+def test_how_far_predictions_were_off_counts_until_the_devices_are_timed_anew(folders: Folders) -> None:
+    """Of another split the old ratio would correct what is right now; the group itself still took what it took."""
+    timed = {"a/cpu": ("native", "rpc"), "b/cpu": ("native", "rpc")}
+    before = replace(HERE, timed=timed)
+    remember(folders, before, GROUP, REAL)
+    other = replace(GROUP, micro_batch=512)
+    assert load_experience(folders, before).correct(other).known == "corrected"
+    for device, path, known in (("b/cpu", ("native", "anew"), "predicted"), ("a/cpu", ("anew", "rpc"), "corrected")):
+        experience = load_experience(folders, replace(HERE, timed={**timed, device: path}))
+        assert experience.correct(other).known == known
+        assert experience.correct(GROUP).known == "measured"
+
+
 def test_a_single_groups_measurement_does_not_depend_on_the_controller(folders: Folders) -> None:
     single = make_group(make_share("a/cpu", native=True), mode="single", head="a")
     remember(folders, HERE, single, REAL)
@@ -102,6 +117,24 @@ def test_threads_launchers_and_processors_are_part_of_the_circumstances(tmp_path
 
     assert machine() == machine()
     assert len({machine(), machine(threads=4), machine(description="two"), machine(run_with=("numactl",))}) == 4
+
+
+def test_speeds_that_were_timed_anew_are_told_from_those_that_are_kept(tmp_path: Path) -> None:
+    write_random_model(tmp_path / "tiny.gguf", replace(calibration_shape(2), embedding=64, heads=2, kv_heads=1), "F16")
+    model = read_model(tmp_path / "tiny.gguf")
+    inventory = Inventory(tmp_path / "inventory.yaml", "demo", "tiny.gguf", (Host("a", "local"),))
+    device = make_device("a/cpu", 1000)
+
+    def timed(one: Device) -> tuple[str, str]:
+        return circumstances_of(model, "engine", make_survey([one]), inventory).timed["a/cpu"]
+
+    keep_speed(tmp_path, "key", device.speed)
+    again = kept_speed(tmp_path, "key")
+    assert again is not None
+    assert timed(replace(device, speed=again)) == timed(device)
+    native, rpc = timed(replace(device, speed=replace(device.speed, output_s=1.0)))
+    assert native == timed(device)[0]
+    assert rpc != timed(device)[1]
 
 
 def test_what_is_measured_anew_takes_the_place_of_what_was_left_aside(folders: Folders) -> None:

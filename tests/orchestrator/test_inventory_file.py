@@ -1,5 +1,6 @@
 """Inventories as people write them: good ones become whole values, bad ones get every problem in exact words."""
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -635,6 +636,18 @@ def test_a_path_that_is_no_inventory_is_refused(tmp_path: Path, name: str, probl
     with pytest.raises(InventoryError) as caught:
         load_inventory(path)
     assert str(caught.value) == f"{path}: {problem.format(path=path)}"
+
+
+def test_an_inventory_knows_its_file_by_what_it_was_when_read(tmp_path: Path) -> None:
+    """Also when that has been changed since, or is gone; what it says is compared without."""
+    path = tmp_path / "inventory.yaml"
+    path.write_text(WHOLE)
+    first = load_inventory(path)
+    path.write_text(f"{WHOLE}# a remark\n")
+    second = load_inventory(path)
+    assert first == second
+    assert first.sha256 != second.sha256
+    assert first.sha256 == hashlib.sha256(WHOLE.encode()).hexdigest()
 
 
 def test_a_short_inventory_gets_every_default(tmp_path: Path) -> None:

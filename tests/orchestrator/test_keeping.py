@@ -23,6 +23,7 @@ from orchestrator.keeping import Keeping, blamed, why_it_hangs
 from orchestrator.leash import Leashed
 from orchestrator.prepare import Prepared
 from orchestrator.processes import Head, Started, host_of
+from orchestrator.rebalance import ask, outcome_of
 from orchestrator.report import silent
 from orchestrator.state import GroupSpeed
 from orchestrator.state_keeper import StateKeeper
@@ -141,6 +142,39 @@ async def test_a_head_that_cannot_be_measured_serves_on(tmp_path: Path, monkeypa
     assert kept._beside() is None
     assert kept._backends.serving is not None
     assert speeds_of(kept) == [(None, False)]
+
+
+async def test_of_memory_that_runs_out_only_groups_on_that_machine_are_ended(tmp_path: Path) -> None:
+    """A local host is the controller's machine, whichever of the two names tells of it first."""
+    kept = make_keeping(tmp_path)
+    head = Head("a", "http://127.0.0.1:1", "secret", leashed("a", "head-1"))
+    speed = HeadSpeed(0.1, 0.1, 1.0)
+    running = RunningGroup(make_group(make_share("a/cpu")), "head", head, (), Answer("text", 8, 10.0), speed)
+    kept._crews.append(crew_of(running))
+    assert kept._short_of_memory({}) is None
+    assert kept._short_of_memory({"nuc": 5}) is None
+    for names in (("a",), ("controller",), ("another", "controller")):
+        loss = kept._short_of_memory(dict.fromkeys(names, 5))
+        assert loss is not None
+        assert (loss.host, loss.names) == (names[-1], ("head",))
+
+
+async def test_who_asks_for_more_while_something_is_missing_has_new_hosts_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = make_keeping(tmp_path)
+    folder = kept._folder
+    more = replace(kept._inventory, hosts=(*kept._inventory.hosts, Host("b", "local")), sha256="new")
+    monkeypatch.setattr(keeping, "inventory_now", lambda inventory: more)
+    kept._request = ask(folder, now=False)
+    assert kept._tries_with_others()
+    assert (kept._inventory, outcome_of(folder, kept._request)) == (more, None)
+    request = kept._request
+    assert not kept._tries_with_others()
+    outcome = outcome_of(folder, request)
+    assert outcome is not None
+    assert (outcome.moved, outcome.failed) == (False, False)
+    assert outcome.message.startswith("demo is being brought up again already")
 
 
 def make_keeping(folder: Path) -> Keeping:

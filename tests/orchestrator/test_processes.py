@@ -72,7 +72,7 @@ while True:
     connection.sendall(b"far end")
     connection.close()
 """
-"""Stands for `ssh -N -L`: listens only after it would have logged in."""
+"""Stands for `ssh -L`: listens only after it would have logged in."""
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from orchestrator.errors import InventoryError
 from orchestrator.folders import ClusterFolder
 from orchestrator.inventory_file import load_inventory
 from orchestrator.plan.values import Ranking
-from orchestrator.rebalance import Outcome, ask, gain, inventory_now, joined, outcome_of, take_request, tell
+from orchestrator.rebalance import Outcome, ask, gain, inventory_now, joined, outcome_of, take_request, tell, withdraw
 from tests.orchestrator.groups import make_group, make_plan_of, make_share
 from tests.orchestrator.plan.examples import make_device, make_survey
 
@@ -30,6 +30,16 @@ def test_a_request_is_taken_once_and_its_outcome_is_for_it_alone(folder: Cluster
     assert outcome_of(folder, asked) == done
     assert outcome_of(folder, ask(folder, now=False)) is None
     assert {path.stat().st_mode & 0o777 for path in folder.path.iterdir()} == {0o600}
+
+
+def test_who_waits_no_more_takes_only_the_own_request_back(folder: ClusterFolder) -> None:
+    first, second = ask(folder, now=False), ask(folder, now=True)
+    withdraw(folder, first)
+    assert take_request(folder) == second
+    withdraw(folder, second)
+    third = ask(folder, now=False)
+    withdraw(folder, third)
+    assert take_request(folder) is None
 
 
 def test_a_request_that_cannot_be_read_is_none(folder: ClusterFolder) -> None:

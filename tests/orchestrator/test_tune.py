@@ -36,6 +36,7 @@ from tests.orchestrator.groups import make_group, make_share
 from tests.orchestrator.plan.examples import make_device, make_memories, make_memory, make_survey
 from tests.orchestrator.preparing import make_prepared
 from tests.orchestrator.view.rendering import rendered
+from workers.errors import FactsError
 
 SURVEY = make_survey([make_device("a/cpu", 4000), make_device("b/cpu", 4000, gib_per_s=8)])
 MEMORIES = make_memories(make_memory())
@@ -180,15 +181,42 @@ def test_every_measurement_is_remembered_under_its_own_threads(make_tuning: Call
     assert [record.ratio.token_s for record in mine] == [pytest.approx(0.5)]
 
 
-def test_a_plan_that_cannot_be_run_is_noted_and_the_others_are_run(make_tuning: Callable[[Speeds], Tuning]) -> None:
+@pytest.mark.parametrize("error", [EngineError("no memory"), FactsError("llama-bench's answer cannot be read")])
+def test_a_plan_that_cannot_be_run_is_noted_and_the_others_are_run(
+    make_tuning: Callable[[Speeds], Tuning], error: Exception
+) -> None:
     def speed(bench: Bench, group: Group) -> float:
         if group in RANKING.plans[0].groups:
-            raise EngineError("no memory")
+            raise error
         return 1.0
 
     result = make_tuning(speed).run()
-    assert result.trials[0].note == "could not be run: no memory"
+    assert result.trials[0].note == f"could not be run: {error}"
     assert plan_key(result.best.plan) == plan_key(RANKING.plans[1])
+
+
+def test_a_micro_batch_that_reads_faster_is_not_kept_where_it_decoded_slower(
+    make_tuning: Callable[[Speeds], Tuning],
+) -> None:
+    """`up` would put such a winner aside at once, for the plan that it came of."""
+    first = RANKING.plans[0].groups[0]
+    made = make_tuning(lambda bench, group: 1.0)
+
+    async def measure(bench: Bench, groups: Sequence[Group]) -> tuple[Rates, ...]:
+        return tuple(slower(rates(1.0, group), group.micro_batch != first.micro_batch) for group in groups)
+
+    def slower(one: Rates, varied: bool) -> Rates:
+        prefill, decode = (1.5, 0.9) if varied else (1.0, 1.0)
+        return replace(one, prefill=times(one.prefill, prefill), decode=times(one.decode, decode))
+
+    def times(one: Rate, by: float) -> Rate:
+        return Rate(one.median * by, one.median * by, one.median * by)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "measure_each", measure)
+        result = made.run(top=1)
+    assert {trial.plan.groups[0].micro_batch for trial in result.trials} > {first.micro_batch}
+    assert result.best.plan.groups[0].micro_batch == first.micro_batch
 
 
 def test_when_nothing_runs_that_is_an_error_and_nothing_is_kept(make_tuning: Callable[[Speeds], Tuning]) -> None:

@@ -42,18 +42,19 @@ udp4       0      0  *.5353                 *.*
 def test_the_words_of_a_tunnel() -> None:
     host = Host("desk", "ssh", address="10.0.0.2", user="ada", port=2222, key="/keys/id", jump="bastion")
     assert " ".join(tunnel_command(host, SSH, "/run/near.sock", "/run/far.sock")) == (
-        "ssh -F /state/ssh_config -N -T -o BatchMode=yes -o ExitOnForwardFailure=yes -o ConnectTimeout=15"
+        "ssh -F /state/ssh_config -T -o BatchMode=yes -o ExitOnForwardFailure=yes -o ConnectTimeout=15"
         " -o ServerAliveInterval=5 -o ServerAliveCountMax=3 -o Compression=no -o IPQoS=none -o ControlMaster=no"
         " -o ControlPath=none -o StrictHostKeyChecking=yes -o GatewayPorts=no -o StreamLocalBindMask=0177"
         " -c aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@openssh.com"
-        " -L /run/near.sock:/run/far.sock -l ada -p 2222 -i /keys/id -J bastion -- 10.0.0.2"
+        " -L /run/near.sock:/run/far.sock -l ada -p 2222 -i /keys/id -J bastion -- 10.0.0.2 exec cat > /dev/null"
     )
 
 
 def test_a_pinned_host_is_looked_up_under_its_pin() -> None:
     host = Host("desk", "ssh", address="desk", host_key="SHA256:" + "A" * 43)
     words = tunnel_command(host, SSH, "/run/near.sock", "127.0.0.1:20200")
-    assert words[-5:] == ("/run/near.sock:127.0.0.1:20200", "-o", f"HostKeyAlias=pinned-{'0' * 40}", "--", "desk")
+    alias = f"HostKeyAlias=pinned-{'0' * 40}"
+    assert words[-6:-1] == ("/run/near.sock:127.0.0.1:20200", "-o", alias, "--", "desk")
 
 
 def test_listening_ports_are_read_from_linux_and_macos() -> None:

@@ -28,8 +28,18 @@ run(work())
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_whatever_ends_a_command_ends_what_it_started(tmp_path: Path, number: signal.Signals) -> None:
-    mark = f"{3600 + number}.{tmp_path.stat().st_ino}"
-    words = (sys.executable, "-c", PROGRAM, mark, str(tmp_path / "log"))
+    ended_by(number, tmp_path, ())
+
+
+def test_a_command_that_a_script_put_in_the_background_can_be_ended(tmp_path: Path) -> None:
+    # A shell without job control has such a command ignore SIGINT.
+    script = 'trap "" INT; exec "$@"'
+    ended_by(signal.SIGTERM, tmp_path, ("sh", "-c", script, "sh"))
+
+
+def ended_by(number: signal.Signals, folder: Path, under: tuple[str, ...]) -> None:
+    mark = f"{3600 + number}.{folder.stat().st_ino}"
+    words = (*under, sys.executable, "-c", PROGRAM, mark, str(folder / "log"))
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
         while not any(line.startswith("sleep") for line in commands(mark)):
@@ -37,7 +47,10 @@ def test_whatever_ends_a_command_ends_what_it_started(tmp_path: Path, number: si
             assert time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(number)
-        _, said = process.communicate(timeout=60)
+        try:
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, said) == (130, "interrupted\n")
     assert commands(mark) == []
 
@@ -66,3 +79,32 @@ def test_a_table_that_is_there_to_be_copied_from_is_whole_in_a_narrow_terminal(
     table.add_row(name, "controller")
     print_whole(table)
     assert any(name in line and "controller" in line for line in capsys.readouterr().out.splitlines())
+
+
+def test_a_terminal_that_is_closed_hangs_up_twice_and_the_end_is_in_order_all_the_same(tmp_path: Path) -> None:
+    """The second SIGHUP, or one behind SIGTERM, is no impatience: what cleans up goes on; another SIGINT is."""
+    for again, said in ((signal.SIGHUP, "cleaned up\n"), (signal.SIGINT, "")):
+        program = """
+import asyncio
+from orchestrator.cli.run import run
+
+async def work():
+    try:
+        print("begun", flush=True)
+        await asyncio.sleep(3600)
+    finally:
+        print("ending", flush=True)
+        await asyncio.sleep(1)
+        print("cleaned up", flush=True)
+
+run(work())
+"""
+        words = (sys.executable, "-c", program)
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "begun\n"
+            process.send_signal(signal.SIGHUP)
+            assert process.stdout.readline() == "ending\n"
+            process.send_signal(again)
+            out, error = process.communicate(timeout=60)
+        assert (process.returncode, out, error) == (130, said, "interrupted\n")

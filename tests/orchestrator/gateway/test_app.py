@@ -246,6 +246,40 @@ async def test_an_answer_that_cannot_go_on_exactly_ends_with_an_error() -> None:
         assert len(head.bodies) == 1
 
 
+async def test_of_several_choices_one_that_was_cut_off_is_no_end() -> None:
+    other = b'data: {"choices": [{"index": 1, "delta": {"content": "half"}, "finish_reason": null}]}\n\n'
+    head = FakeHead(parts=(chunk("whole"), other, ENDED), tear=True)
+    async with gateway_for(head) as gateway:
+        text = (await gateway.http.post(CHAT, json={**STREAMED, "n": 2})).text
+        assert json.loads(text.strip().split("\n\n")[-1][6:]) == {"error": LOST}
+        assert "[DONE]" not in text
+
+
+async def test_a_head_that_was_lost_is_left_alone_while_another_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It seems the best one as long as its tunnel takes connections, although nothing is behind that any more."""
+    monkeypatch.setattr(relay, "NOTICED_S", 0.01)
+    gone, there = FakeHead(tear=True), FakeHead(parts=(ROLE, chunk("a"), last_chunk(1), DONE))
+    async with serve(there.app(), "127.0.0.1", 0, drain_s=1) as other, serve(gone.app(), "127.0.0.1", 0) as first:
+        slow = HeadAddress("other", other.url, HEAD_KEY, 1, token_s=1.0)
+        async with gateway_at(first.url, others=[slow]) as gateway:
+            for _ in range(2):
+                answer = await gateway.http.post(CHAT, json=STREAMED)
+                assert (answer.headers["x-meshctl-head"], answer.text.count("[DONE]")) == ("other", 1)
+    assert (len(gone.bodies), len(there.bodies)) == (1, 2)
+
+
+async def test_a_request_with_many_prompts_takes_all_slots_of_a_head() -> None:
+    head = FakeHead(hang=True)
+    async with gateway_for(head) as gateway:
+        many = {"prompt": ["one", "two", "three", "four"], "stream": True}
+        asking = [asyncio.create_task(gateway.http.post("/v1/completions", json=many))]
+        await _until(lambda: len(head.bodies) == 1)
+        asking.append(asyncio.create_task(gateway.http.post(CHAT, json=STREAMED)))
+        await _until(lambda: gateway.counters.now == Counts(running=1, waiting=1))
+        head.release((DONE,))
+        assert [(await one).status_code for one in asking] == [200, 200]
+
+
 async def test_a_whole_answer_that_is_lost_is_asked_for_again() -> None:
     whole = {"model": "head-name", "choices": []}
     second, taken = FakeHead(whole=json_answer(whole)), asyncio.Event()

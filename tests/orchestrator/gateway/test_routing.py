@@ -5,10 +5,20 @@ import heapq
 import random
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.gateway.routing import CLEARLY, HOLD_OFF_S, HeadAddress, Question, Router, Ticket, read_question
+from orchestrator.gateway.routing import (
+    CLEARLY,
+    HOLD_OFF_S,
+    HeadAddress,
+    Question,
+    Router,
+    Ticket,
+    choices_of,
+    read_question,
+)
 from orchestrator.gateway.server import serve
 from tests.orchestrator.gateway.heads import HEAD_KEY, FakeHead, gateway_at, json_answer
 
@@ -95,9 +105,34 @@ def test_a_conversation_goes_on_where_its_beginning_is_cached() -> None:
 def test_choices_go_to_a_head_with_as_many_slots_or_to_none() -> None:
     heads = [HeadAddress("large", "", "", 3, 0.2), HeadAddress("small", "", "", 1, 0.1)]
     router = Router(heads)
-    three = replace(asked("a"), choices=3)
+    three = replace(asked("a"), choices=3, together=3)
     assert head_of(router.choose(three, 0.0)) == "large"
     assert router.choose(three, 0.0, without=["large"]) is None
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        ({"messages": [], "n": 3}, 3),
+        ({"prompt": "one"}, 1),
+        ({"prompt": [1, 2, 3]}, 1),
+        ({"prompt": ["one", "two"]}, 2),
+        ({"prompt": [[1, 2], [3]], "n": 3}, 6),
+    ],
+)
+def test_the_engine_answers_each_prompt_and_each_choice_by_itself(body: dict[str, object], count: int) -> None:
+    assert choices_of(body) == count
+    assert read_question(body).choices == count
+
+
+def test_more_prompts_than_slots_are_answered_by_turns_and_nobody_else_meanwhile() -> None:
+    """Six prompts of ten tokens on two slots: three turns, each token 0.2 s beside another one."""
+    head = HeadAddress("head", "", "", 2, token_s=0.1, prefill_token_s=1e-9)
+    router = Router([head])
+    six = read_question({"prompt": ["one"] * 6, "max_tokens": 10})
+    assert round(router.expected_s(six, 0.0)["head"], 3) == 6.0
+    assert head_of(router.choose(six, 0.0)) == "head"
+    assert router.expected_s(asked("next", new_tokens=10), 0.0)["head"] > 6.0
 
 
 def test_what_is_learnt_of_a_conversation_alone_is_of_conversations_alone() -> None:

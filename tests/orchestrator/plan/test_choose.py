@@ -10,7 +10,9 @@ from orchestrator.plan.asked import Asked
 from orchestrator.plan.choose import in_order, rank_plans
 from orchestrator.plan.conversations import with_kv
 from orchestrator.plan.experience import NO_EXPERIENCE, Experience, Measured, record_of
-from orchestrator.plan.values import Group, Known, LeftOut, ModelMemory, Plan, PlanMode
+from orchestrator.plan.pools import find_candidates
+from orchestrator.plan.reasons import reasons_for
+from orchestrator.plan.values import Group, GroupMode, Known, LeftOut, ModelMemory, Plan, PlanMode
 from orchestrator.survey.values import Device, Link, Survey
 from tests.orchestrator.plan.examples import LOOPBACK, make_device, make_gpu, make_memories, make_memory, make_survey
 from workers.budget import MIB, Budget
@@ -235,6 +237,23 @@ def test_for_throughput_devices_meet_where_that_gains_five_percent(
     tensor, layers = a_plan("tensor", 0.1, goal="throughput"), a_plan("layers", other_s, goal="throughput")
     cut = replace(tensor, groups=tuple(replace(group, mode="tensor", known=known) for group in tensor.groups))
     assert in_order((cut, layers), "throughput") == ((cut, layers) if tensor_first else (layers, cut))
+
+
+def test_a_gain_that_is_not_worth_it_is_told_with_its_own_reason() -> None:
+    def faster(mode: GroupMode, goal: str) -> Plan:
+        plan = a_plan(mode, 0.1, goal=goal)
+        return replace(plan, groups=tuple(replace(group, mode=mode) for group in plan.groups))
+
+    cases = (
+        (faster("tensor", "throughput"), a_plan("layers", 0.104, goal="throughput"), "mostly predicted too high"),
+        (faster("layers", "latency"), a_plan("single", 0.104), "without a worker is simpler"),
+    )
+    survey = make_survey([make_device("a/cpu", 2000)])
+    candidates = find_candidates(survey, None)
+    for other, best, why in cases:
+        reasons = reasons_for(survey, make_memory(), candidates, best, (other,), LATENCY)
+        (reason,) = (one for one in reasons if "1.04 times as fast as this" in one)
+        assert reason.endswith(why)
 
 
 def test_what_was_measured_before_corrects_the_ranking() -> None:

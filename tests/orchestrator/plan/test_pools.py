@@ -3,9 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
+import pytest
+
 from orchestrator.plan.pools import Candidate, Pooled, find_candidates, pool_budgets
 from orchestrator.survey.values import Device
-from tests.orchestrator.plan.examples import GIB, make_device, make_gpu, make_survey
+from tests.orchestrator.plan.examples import FACTS, GIB, make_device, make_gpu, make_survey
 from workers.budget import MIB
 
 
@@ -61,6 +63,19 @@ def test_two_local_hosts_with_the_same_card_share_its_memory() -> None:
     cards = [make_gpu(f"{host}/cuda0", 700, gib_per_s=10, native_gib_per_s=10) for host in "ab"]
     pooled = pool([replace(one, budget=replace(one.budget, free_bytes=1000 * MIB)) for one in cards], local="ab")
     assert mib(pooled.in_equal_parts()) == {"a/cuda0": 500, "b/cuda0": 500}
+
+
+@pytest.mark.parametrize(("limited", "together"), [("", True), ("/sys/fs/cgroup", False)])
+def test_hosts_on_one_kernel_have_its_memory_together_unless_each_is_held_to_its_own(
+    limited: str, together: bool
+) -> None:
+    """Two names of one machine, or containers without a limit: what one takes the other has no more."""
+    one, two = (replace(FACTS, boot="the-same", memory_limited_by=limited) for _ in range(2))
+    survey = make_survey([make_device("a/cpu", 40 * 1024), make_device("b/cpu", 40 * 1024)])
+    survey = replace(survey, hosts=tuple(map(lambda host, facts: replace(host, facts=facts), survey.hosts, (one, two))))
+    pooled = pool_budgets(find_candidates(survey, None), controller_bytes=GIB, head_bytes=0)
+    assert pooled is not None
+    assert bool(pooled.memories) == together
 
 
 def test_a_device_that_takes_nothing_leaves_all_of_it_to_the_others() -> None:

@@ -116,6 +116,22 @@ async def test_rates_of_which_the_round_trip_does_not_tell_are_measured_again(
     assert not {*rates(await gather_links(hosts, "logs", tmp_path / "kept"))} & {*rates(first)}
 
 
+async def test_a_rate_of_which_the_round_trip_does_not_tell_is_never_taken_for_the_one_before(
+    hosts: OpenHosts, tmp_path: Path, alike: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second measurement that is slower is no worse one there: the network has become slower."""
+    told = iter(((25e6, 25e6), (12e6, 12e6), (14e6, 14e6)))
+
+    async def measure(host: str, kind: str, place: object, **options: object) -> Link:
+        return Link(kind, 0.005, *next(told))
+
+    monkeypatch.setattr(gathered, "measure_link", measure)
+    monkeypatch.setattr(links, "tells_of_rates", lambda _: False)
+    one = replace(hosts, by_name={"one": hosts.by_name["one"]})
+    seen = [rates(await gather_links(one, "logs", tmp_path / "kept"))[0] for _ in range(3)]
+    assert seen == [(25e6, 25e6), (12e6, 12e6), (14e6, 14e6)]
+
+
 async def test_what_is_old_or_cannot_be_read_is_measured_again(
     hosts: OpenHosts, tmp_path: Path, alike: list[bool]
 ) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,6 +53,7 @@ class Machine:
             kept=kept, engine_name=lambda host: "engine", hosts=SimpleNamespace(controller=host), recalibrate=False
         )
         measuring.slices = None
+        measuring.of_the_line = lambda link: nullcontext()
         self.path = rates._Path(cast(Measuring, measuring), host, TARGET, LOOPBACK)  # type: ignore[arg-type]
         self.models = {
             kind: KernelModel(Slice(Path(f"{kind}.gguf"), 2, (size, size), "synthetic"), SHAPE, kind, LAYERS, "F16")
