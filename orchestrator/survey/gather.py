@@ -20,12 +20,13 @@ from orchestrator.survey.speeds import (
     CONTEXT_TOKENS,
     HURRIED_REPETITIONS,
     SHORT_PROMPT,
-    VERY_SLOW_S,
     calmer,
     context_cost,
     is_noisy,
+    is_very_slow,
     keep_speed,
     kept_speed,
+    likely_context_cost,
     native_speed,
     passes_for,
     repetitions_for,
@@ -172,7 +173,7 @@ async def _controller_speed(measuring: Measuring, report: Report) -> Speed:
     if slices.why_synthetic:
         report.warn(f"slices of this model cannot be timed, others of like shapes are: {slices.why_synthetic}")
     try:
-        return await _native(measuring, controller, targets_of(controller, ())[0], slices, report)
+        return await _native(measuring, controller, targets_of(controller, ())[0], slices, NOT_MEASURED, report)
     except EngineError as error:
         if slices.why_synthetic or not error.logged:
             raise
@@ -236,7 +237,7 @@ async def _measure(
     speed = await _through_rpc(measuring, host, target, slices, head, link, report)
     native = NOT_MEASURED
     if slices.output_fits and may_be_of_head(target, measuring.model_bytes, local=host.is_local):
-        native = await _native(measuring, host, target, slices, report)
+        native = await _native(measuring, host, target, slices, head, report)
     return _Paths(speed, native, "")
 
 
@@ -245,7 +246,9 @@ def may_be_of_head(target: Target, model_bytes: int, *, local: bool) -> bool:
     return local or target.budget.usable_bytes >= model_bytes + BESIDE_MODEL_BYTES
 
 
-async def _native(measuring: Measuring, host: OpenHost, target: Target, slices: Slices, report: Report) -> Speed:
+async def _native(
+    measuring: Measuring, host: OpenHost, target: Target, slices: Slices, head: Speed, report: Report
+) -> Speed:
     passes = _passes(measuring, target)
     key = _key(measuring, host, target, "native", slices, passes)
     if not measuring.recalibrate and (kept := kept_speed(measuring.kept, key)):
@@ -256,11 +259,9 @@ async def _native(measuring: Measuring, host: OpenHost, target: Target, slices: 
                 await on_host(host, one.path)
     report.say(f"{target.name}: timing {slices.shallow.layers} and {slices.deep.layers} layers natively")
     at = Timing(measuring, host, target.spec.threads, always(target.where), target.name, target.spec.environment)
-    hurried = target.kind != "cpu" and await _is_very_slow(at, slices)
-    shallow, deep = await _at_both_depths(at, slices, passes, hurried, processor=target.kind == "cpu")
-    speed = native_speed(slices, shallow, deep, processor=target.kind == "cpu")
-    if not hurried:
-        speed = await _with_context(at, slices, shallow, speed)
+    timed = await _at_both_depths(at, slices, passes, processor=target.kind == "cpu")
+    speed = native_speed(slices, timed.shallow, timed.deep, processor=target.kind == "cpu")
+    speed = await _with_context(at, slices, timed, speed, head)
     keep_speed(measuring.kept, key, speed)
     return speed
 
@@ -275,24 +276,21 @@ async def _through_rpc(
     if not measuring.recalibrate and (kept := kept_speed(measuring.kept, key)):
         report.say(f"{target.name}: speed known from an earlier calibration")
         return kept
-    controller = measuring.hosts.controller
+    controller, cpu = measuring.hosts.controller, target.kind == "cpu"
     async with measuring.of_the_line(link), workers_of(measuring, host, target) as worker:
         report.say(f"{target.name}: timing {slices.shallow.layers} and {slices.deep.layers} layers through RPC")
         own = default_threads(controller.facts)
         placed = on_worker(worker, slices.output_tied, output_on_head=not slices.output_fits)
-        at = Timing(measuring, controller, own, placed, target.name, one_by_one=target.kind != "cpu")
-        hurried = target.kind != "cpu" and await _is_very_slow(at, slices)
-        shallow, deep = await _at_both_depths(at, slices, passes, hurried, processor=target.kind == "cpu")
+        at = Timing(measuring, controller, own, placed, target.name, one_by_one=not cpu)
+        timed = await _at_both_depths(at, slices, passes, processor=cpu)
         if slices.output_fits:
-            repetitions = HURRIED_REPETITIONS if hurried else REPETITIONS
+            repetitions = HURRIED_REPETITIONS if timed.hurried else REPETITIONS
             on_head = replace(at, placed=on_worker(worker, slices.output_tied, output_on_head=True))
             apart = await time_passes(on_head, slices.shallow, (DECODE,), repetitions)
-            cpu = target.kind == "cpu"
-            speed = rpc_speed(slices, shallow, deep, apart[DECODE], head, link, processor=cpu)
-            if not hurried:
-                speed = await _with_context(at, slices, shallow, speed)
+            speed = rpc_speed(slices, timed.shallow, timed.deep, apart[DECODE], head, link, processor=cpu)
+            speed = await _with_context(at, slices, timed, speed, head)
         else:
-            speed = rpc_speed_without_output(slices, shallow, deep, head, link)
+            speed = rpc_speed_without_output(slices, timed.shallow, timed.deep, head, link)
     keep_speed(measuring.kept, key, speed)
     return speed
 
@@ -359,36 +357,42 @@ def _passes(measuring: Measuring, target: Target) -> tuple[int, ...]:
     return passes if target.kind == "cpu" else (*passes, LONGEST_PASS)
 
 
-async def _is_very_slow(at: Timing, slices: Slices) -> bool:
-    """By one short prompt, after another: GPUs first compile what they run.
+@dataclass(frozen=True)
+class _Depths:
+    """The times of both slices; `hurried`: as briefly as can be, the long passes are worked out."""
 
-    A CPU is not asked: each load leaves less of a small host's memory to the next, a worker does not give all back.
-    """
-    probe = await time_passes(at, slices.shallow, (SHORT_PROMPT,), PROBE_OF_GPU)
-    return probe[SHORT_PROMPT].seconds > VERY_SLOW_S
+    shallow: Mapping[int, Timed]
+    deep: Mapping[int, Timed]
+    hurried: bool = False
 
 
-async def _at_both_depths(
-    at: Timing, slices: Slices, passes: Sequence[int], hurried: bool, *, processor: bool
-) -> tuple[Mapping[int, Timed], Mapping[int, Timed]]:
+async def _at_both_depths(at: Timing, slices: Slices, passes: Sequence[int], *, processor: bool) -> _Depths:
     """The shallow and the deep slice, the latter without the long passes, but decoding in more turns where that is a
-    `processor`; of a `hurried` one the long passes are worked out.
+    `processor`.
 
-    Only a device with room to spare is timed again: a worker does not give back all that it has freed.
+    Only a device with room to spare is timed again, and asked for long passes apart: each load leaves less of a small
+    host's memory to the next, a worker does not give back all that it has freed. A GPU is asked by one short prompt,
+    after another, whether it is very slow: it first compiles what it runs.
     """
-    if hurried:
-        short = short_passes(passes)
-        first, second = [
+    short, long = short_passes(passes), [tokens for tokens in passes if tokens > SHORT_PROMPT]
+    if not processor and is_very_slow(await time_passes(at, slices.shallow, (SHORT_PROMPT,), PROBE_OF_GPU)):
+        shallow, deep = [
             await time_passes(at, one, short, HURRIED_REPETITIONS) for one in (slices.shallow, slices.deep)
         ]
-        return with_guessed_passes(first, passes), with_guessed_passes(second, passes)
+        return _Depths(with_guessed_passes(shallow, passes), with_guessed_passes(deep, passes), hurried=True)
     if not slices.output_fits:
         shallow = await time_passes(at, slices.shallow, passes)
-        return shallow, await time_passes(at, slices.deep, short_passes(passes), repetitions_for(shallow))
-    shallow = await _calmly(at, slices.shallow, passes)
+        return _Depths(shallow, await time_passes(at, slices.deep, short, repetitions_for(shallow)))
+    if not processor:
+        shallow = await _calmly(at, slices.shallow, passes)
+        return _Depths(shallow, await _calmly(at, slices.deep, short, repetitions_for(shallow)))
+    shallow = await _calmly(at, slices.shallow, short)
+    if is_very_slow(shallow):
+        deep = await time_passes(at, slices.deep, short, HURRIED_REPETITIONS)
+        return _Depths(with_guessed_passes(shallow, passes), deep, hurried=True)
+    shallow = {**shallow, **await time_passes(at, slices.shallow, long)}
     repetitions = repetitions_for(shallow)
-    turns = turns_for(slices, shallow, repetitions) if processor else 1
-    return shallow, await _calmly(at, slices.deep, short_passes(passes), repetitions, turns)
+    return _Depths(shallow, await _calmly(at, slices.deep, short, repetitions, turns_for(slices, shallow, repetitions)))
 
 
 async def _calmly(
@@ -401,8 +405,10 @@ async def _calmly(
     return calmer(timed, await time_passes(at, one, passes, repetitions, turns=turns))
 
 
-async def _with_context(at: Timing, slices: Slices, shallow: Mapping[int, Timed], speed: Speed) -> Speed:
-    """With what a context costs."""
-    repetitions = repetitions_for(shallow)
+async def _with_context(at: Timing, slices: Slices, timed: _Depths, speed: Speed, head: Speed) -> Speed:
+    """With what a context costs: timed, or where that would take too long, by what it costs the controller."""
+    if timed.hurried:
+        return replace(speed, context_s=likely_context_cost(speed, head))
+    repetitions = repetitions_for(timed.shallow)
     in_context = await time_passes(at, slices.shallow, (SHORT_PROMPT,), repetitions, context=CONTEXT_TOKENS)
-    return replace(speed, context_s=context_cost(slices, shallow, in_context))
+    return replace(speed, context_s=context_cost(slices, timed.shallow, in_context))

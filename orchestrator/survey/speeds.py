@@ -34,7 +34,9 @@ FEW_REPETITIONS = 3
 
 VERY_SLOW_S = 1.0
 """A device that takes longer for that is timed as briefly as can be: `HURRIED_REPETITIONS` of short passes, of which
-the first warms up; longer ones are taken to grow with their tokens, and what a context costs to be little."""
+the first warms up; longer ones are taken to grow with their tokens, and what a context costs to be as much slower than
+on the controller as a short prompt is. A tenth of a core, 1.2 B, took four minutes through RPC, most of them for that.
+"""
 
 HURRIED_REPETITIONS = 2
 
@@ -62,6 +64,11 @@ def passes_for(parallel: int) -> tuple[int, ...]:
 def short_passes(passes: Sequence[int]) -> tuple[int, ...]:
     """Those to time on the deep slice; the longer ones take it as much more time as the short prompt does."""
     return tuple(tokens for tokens in passes if tokens <= SHORT_PROMPT)
+
+
+def is_very_slow(shallow: Mapping[int, Timed]) -> bool:
+    """Whether a device is timed as briefly as can be, by the time of a short prompt through the shallow slice."""
+    return shallow[SHORT_PROMPT].seconds > VERY_SLOW_S
 
 
 def repetitions_for(shallow: Mapping[int, Timed]) -> int:
@@ -121,6 +128,17 @@ def context_cost(slices: Slices, shallow: Mapping[int, Timed], in_context: Mappi
     """`Speed.context_s`: by how much a short prompt takes longer after `CONTEXT_TOKENS`, link and all else alike."""
     added_s = max(0.0, in_context[SHORT_PROMPT].seconds - shallow[SHORT_PROMPT].seconds)
     return added_s / (slices.shallow.layers * SHORT_PROMPT * CONTEXT_TOKENS)
+
+
+def likely_context_cost(speed: Speed, head: Speed) -> float:
+    """`Speed.context_s` of a device that was not timed in a context: as much more than the controller's (`head`) as a
+    short prompt takes longer through layers of as many bytes; 0 where the controller was not timed."""
+
+    def short_s(one: Speed) -> float:
+        timed = next(each for each in one.passes if each.tokens == SHORT_PROMPT)
+        return timed.layers_s[-1] / timed.layers_bytes[-1]
+
+    return head.context_s * short_s(speed) / short_s(head) if head.measured else 0.0
 
 
 def native_speed(

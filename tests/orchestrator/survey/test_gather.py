@@ -18,6 +18,7 @@ from orchestrator.shell.local import LocalShell
 from orchestrator.survey import gather, slices
 from orchestrator.survey.gather import BESIDE_MODEL_BYTES, MachineLocks, may_be_of_head, targets_of
 from orchestrator.survey.slices import Slice, SliceStore
+from orchestrator.survey.speeds import CONTEXT_TOKENS, HURRIED_REPETITIONS
 from orchestrator.survey.timing import Measuring, Timing
 from orchestrator.survey.values import Speed
 from quant.errors import SliceError
@@ -29,7 +30,7 @@ from tests.orchestrator.survey.test_slices import SHAPE
 from workers.budget import GPU_RESERVE_BYTES, RESERVE_BYTES, MemoryCap
 from workers.devices import SOFTWARE_TOO, EngineGpu
 from workers.facts import Gpu
-from workers.pass_bench import Timed
+from workers.pass_bench import REPETITIONS, Timed
 
 CARD = EngineGpu("CUDA0", "NVIDIA GeForce RTX 4090", 24 * GIB, 22 * GIB)
 CHIP = EngineGpu("MTL0", "Apple M2 Pro", 21 * GIB, 21 * GIB)
@@ -69,18 +70,29 @@ def test_what_has_no_memory_of_its_own_has_no_more_than_its_host_has_free(
 
 @dataclass
 class Benches:
-    """Stands for the engine's bench: the sources of what it was given, and how it fails with those it cannot load."""
+    """Stands for the engine's bench: the sources of what it was given, and how it fails with those it cannot load;
+    `asked` are layers, passes and repetitions, `token_s` a token through a layer."""
 
     fails: EngineError | None = None
     sources: list[str] = field(default_factory=list)
+    asked: list[tuple[int, tuple[int, ...], int]] = field(default_factory=list)
+    token_s: float = 1e-3
 
     async def time(
-        self, at: Timing, one: Slice, passes: Sequence[int], repetitions: int = 1, *, turns: int = 1, context: int = 0
+        self,
+        at: Timing,
+        one: Slice,
+        passes: Sequence[int],
+        repetitions: int = REPETITIONS,
+        *,
+        turns: int = 1,
+        context: int = 0,
     ) -> Mapping[int, Timed]:
         self.sources.append(one.source)
+        self.asked.append((one.layers, (*passes, *([-context] if context else [])), repetitions))
         if self.fails is not None and one.source != "synthetic":
             raise self.fails
-        return {tokens: Timed(1e-3 * tokens * one.layers, 0.01) for tokens in passes}
+        return {tokens: Timed((tokens + context / 100) * self.token_s * one.layers, 0.01) for tokens in passes}
 
 
 @pytest.fixture
@@ -170,6 +182,25 @@ async def test_a_speed_is_measured_once_kept_and_measured_again_where_that_is_as
     assert len(benches.sources) == benched
     await controller_speed(measuring(tmp_path, recalibrate=True))
     assert len(benches.sources) == 2 * benched
+
+
+async def test_a_very_slow_processor_is_asked_for_short_passes_only_and_its_long_ones_are_worked_out(
+    tmp_path: Path, benches: Benches
+) -> None:
+    """A short prompt through the shallow slice takes 0.13 and 1.3 s."""
+    shallow, deep = 2, 6
+    fast, _ = await controller_speed(measuring(tmp_path))
+    assert benches.asked == [
+        (shallow, (1, 64), REPETITIONS),
+        (shallow, (256,), REPETITIONS),
+        (deep, (1, 64), REPETITIONS),
+        (shallow, (64, -CONTEXT_TOKENS), REPETITIONS),
+    ]
+    benches.asked, benches.token_s = [], 1e-2
+    slow, _ = await controller_speed(measuring(tmp_path, recalibrate=True))
+    assert benches.asked == [(shallow, (1, 64), REPETITIONS), (deep, (1, 64), HURRIED_REPETITIONS)]
+    assert [one.tokens for one in slow.passes] == [one.tokens for one in fast.passes] == [1, 64, 256]
+    assert slow.passes[2].layers_s == pytest.approx([10 * one_s for one_s in fast.passes[2].layers_s], rel=0.02)
 
 
 def test_hosts_of_one_machine_are_timed_one_after_the_other_and_others_side_by_side() -> None:

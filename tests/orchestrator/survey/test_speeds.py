@@ -19,6 +19,7 @@ from orchestrator.survey.speeds import (
     is_noisy,
     keep_speed,
     kept_speed,
+    likely_context_cost,
     native_speed,
     passes_for,
     repetitions_for,
@@ -30,7 +31,7 @@ from orchestrator.survey.speeds import (
     with_guessed_passes,
     with_long_passes,
 )
-from orchestrator.survey.values import Link, Speed
+from orchestrator.survey.values import NOT_MEASURED, Link, Speed
 from tests.orchestrator.plan.examples import FACTS
 from workers.engine_commands import CACHE_TYPES, CacheType, FlashAttention
 from workers.facts import HostFacts
@@ -193,6 +194,13 @@ def test_a_kept_speed_comes_back_equal_and_a_damaged_one_counts_as_none(tmp_path
 def test_of_a_very_slow_device_the_long_passes_are_guessed() -> None:
     timed = {1: Timed(0.4, 0.0), 64: Timed(8.0, 0.1)}
     assert with_guessed_passes(timed, (1, 64, 256)) == {**timed, 256: Timed(32.0, 0.1)}
+
+
+def test_what_a_context_costs_a_very_slow_device_is_by_its_short_prompt_against_the_controllers() -> None:
+    head = native_speed(SLICES, natively(SLICES.shallow), natively(SLICES.deep))
+    slower = replace(head, passes=tuple(replace(one, layers_s=(1.0, 3 * one.layers_s[-1])) for one in head.passes))
+    assert likely_context_cost(slower, replace(head, context_s=1e-7)) == pytest.approx(3e-7)
+    assert likely_context_cost(slower, NOT_MEASURED) == 0.0
 
 
 HOST = Host("a", "local")
