@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from orchestrator.errors import UsageError
 from orchestrator.inventory_fields import host_name
 from orchestrator.plan.costs import layers_seconds, output_seconds
+from orchestrator.plan.tensor import formula_errors
 from orchestrator.plan.values import ModelMemory
 from orchestrator.sizes import parse_memory, shown
-from orchestrator.survey.values import Device, HostSurvey, Link, PassTime, Speed, Survey
+from orchestrator.survey.values import Device, FormulaOff, HostSurvey, Link, PassTime, Speed, Survey
 from workers.budget import Budget
 from workers.facts import HostFacts
 
@@ -72,7 +73,8 @@ def what_if(survey: Survey, memory: ModelMemory, without: Collection[str], adds:
     """The survey without these hosts and with these machines; `memory` is the model that speeds in tokens are about.
 
     A machine may be added in the place of one that is taken away, and may be like it. Groups that were timed in mode
-    `tensor`, or failed in it, remain where all of their devices do. UsageError: hosts that are not there, or names
+    `tensor`, or failed in it, remain where all of their devices do; of the others it remains how far the formula was
+    off for them. UsageError: hosts that are not there, or names
     given twice.
     """
     hosts = {host.name: host for host in survey.hosts}
@@ -81,8 +83,14 @@ def what_if(survey: Survey, memory: ModelMemory, without: Collection[str], adds:
     added = tuple(_added_host(survey, memory, one) for one in adds)
     there = {device.name for host in kept for device in host.devices}
     tensor = tuple(timed for timed in survey.tensor if there.issuperset(timed.devices))
+    gone = tuple(timed for timed in survey.tensor if timed not in tensor)
+    off = tuple(
+        FormulaOff(devices, *by)
+        for devices, its in formula_errors(replace(survey, tensor=gone), (memory,)).items()
+        for by in its
+    )
     failed = tuple(devices for devices in survey.tensor_failed if there.issuperset(devices))
-    return replace(survey, hosts=(*kept, *added), tensor=tensor, tensor_failed=failed)
+    return replace(survey, hosts=(*kept, *added), tensor=tensor, tensor_failed=failed, formula_off=off)
 
 
 def check_names(hosts: Collection[str], without: Collection[str], adds: Sequence[Addition]) -> None:

@@ -50,7 +50,7 @@ def find_replicas(
     ways = pools_with(survey, by_count, candidates, 0)
     plans = [_beside_each_other(survey, heads_alone(by_count, devices), parallel) for devices in ways]
     several = [group for group in (*splits, *tensors) if len(group.shares) > 1]
-    errors = formula_errors(survey, memories, candidates, tensors)
+    errors = formula_errors(survey, memories)
     for room in rooms_for(survey, by_count, errors, candidates):
         alone = heads_alone(by_count, room.devices)
         for groups in choices_of_groups(room, alone, several):

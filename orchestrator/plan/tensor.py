@@ -37,7 +37,7 @@ from orchestrator.plan.costs import (
     prefill_bytes,
 )
 from orchestrator.plan.cut import cut, cut_bytes, layers_part, part_bytes, whole_parts
-from orchestrator.plan.pools import Candidate, Pooled, pool_budgets
+from orchestrator.plan.pools import Candidate, Pooled, find_candidates, pool_budgets
 from orchestrator.plan.single import find_singles
 from orchestrator.plan.split import ENGINE_DEVICES, find_splits, head_need_bytes
 from orchestrator.plan.values import Group, ModelMemory, Share, Traffic
@@ -96,7 +96,7 @@ def find_tensors(survey: Survey, memories: Sequence[ModelMemory], candidates: Se
     sets = _device_sets(memories[0], candidates)
     groups = [group for members in sets for group in _groups(survey, memories, members)]
     timed = {(one.devices, one.parts) for one in survey.tensor}
-    errors = formula_errors(survey, memories, candidates, groups)
+    errors = formula_errors(survey, memories)
     groups = [corrected(group, errors) for group in groups]
     best = {id(one): one for count in range(2, ENGINE_DEVICES + 1) for one in _best_of(groups, count)}
     kept = [one for one in groups if id(one) in best or _names_and_parts(one) in timed]
@@ -115,43 +115,39 @@ def is_guessed(group: Group) -> bool:
     return NOT_TIMED in group.notes and BY_OTHERS not in group.notes and group.known == "predicted"
 
 
-def formula_errors(
-    survey: Survey, memories: Sequence[ModelMemory], candidates: Sequence[Candidate], groups: Sequence[Group]
-) -> Errors:
-    """How far off the formula is for those of the groups that were timed."""
-    by_name = {one.device.name: one for one in candidates}
+def formula_errors(survey: Survey, memories: Sequence[ModelMemory]) -> Errors:
+    """How far off the formula is for the groups of the survey that were timed, whatever devices are asked for, and for
+    those of which a device is no longer there."""
     errors: dict[int, list[tuple[float, float, float]]] = {}
-    for group in groups:
-        if NOT_TIMED in group.notes:
-            continue
-        members = [by_name[share.device] for share in group.shares]
-        if by := _off_formula(survey, memories, members, group):
-            errors.setdefault(len(members), []).append(by)
+    for one in survey.formula_off:
+        errors.setdefault(one.devices, []).append((one.token, one.step, one.prefill))
+    for timed, by in _off_formula(survey, memories, find_candidates(survey, None)).items():
+        errors.setdefault(len(timed.devices), []).append(by)
     return errors
 
 
 def _off_formula(
-    survey: Survey, memories: Sequence[ModelMemory], members: Sequence[Candidate], group: Group
-) -> tuple[float, float, float] | None:
-    """Token, step and prefill of a group that was timed, divided by the formula's; None where that has none."""
-    formula = tensor_group(replace(survey, tensor=()), memories, members, group.tensor_split)
-    if formula is None:
-        return None
-    return group.token_s / formula.token_s, group.step_s / formula.step_s, group.prefill_s / formula.prefill_s
+    survey: Survey, memories: Sequence[ModelMemory], candidates: Sequence[Candidate]
+) -> dict[TensorSet, tuple[float, float, float]]:
+    """Token, step and prefill of each group of these that was timed, divided by the formula's, where that has any."""
+    by_name = {one.device.name: one for one in candidates}
+    found = {}
+    for one in survey.tensor:
+        if not by_name.keys() >= set(one.devices):
+            continue
+        members = [by_name[name] for name in one.devices]
+        timed = tensor_group(survey, memories, members, one.parts)
+        formula = tensor_group(replace(survey, tensor=()), memories, members, one.parts)
+        if timed and formula:
+            by = (timed.token_s / formula.token_s, timed.step_s / formula.step_s, timed.prefill_s / formula.prefill_s)
+            found[TensorSet(one.devices, one.parts)] = by
+    return found
 
 
 def far_off(survey: Survey, memories: Sequence[ModelMemory], candidates: Sequence[Candidate]) -> dict[TensorSet, float]:
     """Of each group that was timed, how many times its token or step is off the formula by more or less than the others
     are (at least 1): what the formula leaves out is much alike in all. Nothing of a group that is alone."""
-    by_name = {one.device.name: one for one in candidates}
-    ratios: dict[TensorSet, tuple[float, float]] = {}
-    for one in survey.tensor:
-        members = [by_name[name] for name in one.devices if name in by_name]
-        if len(members) < len(one.devices):
-            continue
-        timed = tensor_group(survey, memories, members, one.parts)
-        if timed and (by := _off_formula(survey, memories, members, timed)):
-            ratios[TensorSet(one.devices, one.parts)] = by[:2]
+    ratios = {one: by[:2] for one, by in _off_formula(survey, memories, candidates).items()}
     return {one: _off(its, [other for name, other in ratios.items() if name != one]) for one, its in ratios.items()}
 
 

@@ -18,6 +18,7 @@ from orchestrator.survey.plausible import DECODE
 from orchestrator.survey.slices import Slice, Slices
 from orchestrator.survey.speeds import (
     CONTEXT_TOKENS,
+    FEW_REPETITIONS,
     HURRIED_REPETITIONS,
     SHORT_PROMPT,
     calmer,
@@ -291,6 +292,7 @@ async def _through_rpc(
             speed = await _with_context(at, slices, timed, speed, head)
         else:
             speed = rpc_speed_without_output(slices, timed.shallow, timed.deep, head, link)
+            speed = replace(speed, context_s=likely_context_cost(speed, head))
     keep_speed(measuring.kept, key, speed)
     return speed
 
@@ -388,7 +390,7 @@ async def _at_both_depths(at: Timing, slices: Slices, passes: Sequence[int], *, 
         return _Depths(shallow, await _calmly(at, slices.deep, short, repetitions_for(shallow)))
     shallow = await _calmly(at, slices.shallow, short)
     if is_very_slow(shallow):
-        deep = await time_passes(at, slices.deep, short, HURRIED_REPETITIONS)
+        deep = await _calmly(at, slices.deep, short, FEW_REPETITIONS)
         return _Depths(with_guessed_passes(shallow, passes), deep, hurried=True)
     shallow = {**shallow, **await time_passes(at, slices.shallow, long)}
     repetitions = repetitions_for(shallow)
@@ -406,9 +408,10 @@ async def _calmly(
 
 
 async def _with_context(at: Timing, slices: Slices, timed: _Depths, speed: Speed, head: Speed) -> Speed:
-    """With what a context costs: timed, or where that would take too long, by what it costs the controller."""
-    if timed.hurried:
+    """With what a context costs: timed, or where that would take too long, by what it costs the controller, which is
+    timed however long it takes."""
+    if timed.hurried and head.measured:
         return replace(speed, context_s=likely_context_cost(speed, head))
-    repetitions = repetitions_for(timed.shallow)
+    repetitions = HURRIED_REPETITIONS if timed.hurried else repetitions_for(timed.shallow)
     in_context = await time_passes(at, slices.shallow, (SHORT_PROMPT,), repetitions, context=CONTEXT_TOKENS)
     return replace(speed, context_s=context_cost(slices, timed.shallow, in_context))

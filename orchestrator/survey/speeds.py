@@ -33,12 +33,13 @@ seconds is disturbed less than one of milliseconds, and calibration shall not ta
 FEW_REPETITIONS = 3
 
 VERY_SLOW_S = 1.0
-"""A device that takes longer for that is timed as briefly as can be: `HURRIED_REPETITIONS` of short passes, of which
-the first warms up; longer ones are taken to grow with their tokens, and what a context costs to be as much slower than
-on the controller as a short prompt is. A tenth of a core, 1.2 B, took four minutes through RPC, most of them for that.
-"""
+"""A device that takes longer for that is timed with short passes only, a GPU as briefly as can be; longer ones are
+taken to grow with their tokens, and what a context costs to be as much slower than on the controller as a short prompt
+is. A tenth of a core, 1.2 B, took four minutes through RPC, most of them for longer ones."""
+
 
 HURRIED_REPETITIONS = 2
+"""Of which the first warms up."""
 
 MOST_TURNS, ENOUGH_DECODING_S = 3, 8.0
 """Decoding through the deep slice is timed in so many turns, or for so long, since its time counts most. Measured with
@@ -51,7 +52,7 @@ LEAST_OUTPUT, MOST_OUTPUT = 0.3, 3.0
 """The output layer per byte against the layers per byte: beyond these limits a measured difference is noise."""
 
 _SPEED = TypeAdapter(Speed)
-FORMAT = "passes 9"
+FORMAT = "passes 10"
 """Part of what measurements are kept under: raised when they are worked out in another way."""
 
 
@@ -67,7 +68,7 @@ def short_passes(passes: Sequence[int]) -> tuple[int, ...]:
 
 
 def is_very_slow(shallow: Mapping[int, Timed]) -> bool:
-    """Whether a device is timed as briefly as can be, by the time of a short prompt through the shallow slice."""
+    """Whether a device is timed with short passes only, by the time of a short prompt through the shallow slice."""
     return shallow[SHORT_PROMPT].seconds > VERY_SLOW_S
 
 

@@ -161,6 +161,17 @@ class TensorTime:
 
 
 @dataclass(frozen=True)
+class FormulaOff:
+    """By what a group of so many devices in mode `tensor`, timed and no longer whole, was off its formula: a token, a
+    step of all conversations and a prompt, timed, divided by those of the formula (`plan.tensor`)."""
+
+    devices: int
+    token: float
+    step: float
+    prefill: float
+
+
+@dataclass(frozen=True)
 class HostSurvey:
     """One host: its facts and devices. `local` is true when it is the controller itself."""
 
@@ -178,7 +189,8 @@ class Survey:
     "": not known), with keys and values kept as `cache_type` and `flash_attention` as it was asked for.
     `controller_speed` is the controller's CPU natively (the head computes there what is not placed on devices).
     `tensor` holds the groups timed in mode `tensor`; `tensor_refused` is the engine's reason when it cannot cut this
-    model's layers at all, `tensor_failed` the sets of devices with which that failed when it was tried.
+    model's layers at all, `tensor_failed` the sets of devices with which that failed when it was tried. `formula_off`:
+    what is known by groups of hosts that are supposed to be gone (what-ifs).
     """
 
     cluster: str
@@ -191,6 +203,7 @@ class Survey:
     tensor: tuple[TensorTime, ...] = ()
     tensor_refused: str = ""
     tensor_failed: tuple[tuple[str, ...], ...] = ()
+    formula_off: tuple[FormulaOff, ...] = ()
     shape: str = ""
     cache_type: CacheType = "f16"
     flash_attention: FlashAttention = "auto"

@@ -39,6 +39,8 @@ def test_with_nothing_asked_the_survey_stays_as_it_is() -> None:
 def test_a_host_taken_away_takes_its_devices_and_timed_groups_along() -> None:
     left = what_if(SURVEY, MEMORY, ["nuc"], [])
     assert (left.devices, left.tensor) == ((DESK,), ())
+    assert [one.devices for one in left.formula_off] == [2]
+    assert what_if(left, MEMORY, [], []) == left
 
 
 def test_a_machine_of_half_the_speed_takes_twice_the_time_natively_and_through_rpc() -> None:

@@ -24,6 +24,7 @@ from orchestrator.plan.tensor import (
 )
 from orchestrator.plan.values import Group, ModelMemory, Traffic
 from orchestrator.survey.values import Link, Survey, TensorTime
+from orchestrator.what_if import what_if
 from tests.orchestrator.plan.examples import LOOPBACK, make_device, make_memory, make_survey, make_tensor_time
 from workers.budget import MIB
 
@@ -82,6 +83,17 @@ def test_a_group_that_was_not_timed_is_off_the_formula_by_as_much_as_those_that_
     slower = three(make_survey(devices, tensor=[timed_pair]))
     assert slower.token_s / three(make_survey(devices)).token_s == pytest.approx(timed.token_s / formula.token_s)
     assert slower.shares[0].time_s == pytest.approx(slower.token_s)
+
+
+def test_what_is_known_of_a_timed_group_counts_for_others_also_when_it_is_not_asked_for_or_no_longer_there() -> None:
+    devices = [make_device(f"{name}/cpu", 1000, link=ROUND) for name in "abc"]
+    survey = make_survey(devices, tensor=[make_tensor_time(("a/cpu", "b/cpu"), (4, 4), 1)])
+    timed = next(group for group in tensors(survey) if NOT_TIMED not in group.notes)
+    (asked,) = find_tensors(survey, (MODEL,), find_candidates(survey, ["b/cpu", "c/cpu"]))
+    (left,) = tensors(what_if(survey, MODEL, ["a"], []))
+    assert asked == left
+    assert (left.token_s, left.step_s, left.prefill_s) == pytest.approx((timed.token_s, timed.step_s, timed.prefill_s))
+    assert left.notes == (NOT_EQUAL, NOT_TIMED, BY_OTHERS)
 
 
 def test_of_micro_batches_that_read_as_fast_the_largest_is_taken() -> None:

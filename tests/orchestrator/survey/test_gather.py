@@ -18,7 +18,7 @@ from orchestrator.shell.local import LocalShell
 from orchestrator.survey import gather, slices
 from orchestrator.survey.gather import BESIDE_MODEL_BYTES, MachineLocks, may_be_of_head, targets_of
 from orchestrator.survey.slices import Slice, SliceStore
-from orchestrator.survey.speeds import CONTEXT_TOKENS, HURRIED_REPETITIONS
+from orchestrator.survey.speeds import CONTEXT_TOKENS, FEW_REPETITIONS, HURRIED_REPETITIONS
 from orchestrator.survey.timing import Measuring, Timing
 from orchestrator.survey.values import Speed
 from quant.errors import SliceError
@@ -198,7 +198,12 @@ async def test_a_very_slow_processor_is_asked_for_short_passes_only_and_its_long
     ]
     benches.asked, benches.token_s = [], 1e-2
     slow, _ = await controller_speed(measuring(tmp_path, recalibrate=True))
-    assert benches.asked == [(shallow, (1, 64), REPETITIONS), (deep, (1, 64), HURRIED_REPETITIONS)]
+    assert benches.asked == [
+        (shallow, (1, 64), REPETITIONS),
+        (deep, (1, 64), FEW_REPETITIONS),
+        (shallow, (64, -CONTEXT_TOKENS), HURRIED_REPETITIONS),
+    ]
+    assert slow.context_s == pytest.approx(10 * fast.context_s)
     assert [one.tokens for one in slow.passes] == [one.tokens for one in fast.passes] == [1, 64, 256]
     assert slow.passes[2].layers_s == pytest.approx([10 * one_s for one_s in fast.passes[2].layers_s], rel=0.02)
 
