@@ -96,11 +96,12 @@ async def answer_fit(question: Question, folders: Folders, report: Report) -> An
     if question.saved is not None:
         survey, surveyed = _from_saved(question, choices, *question.saved)
         path, attention = str(question.saved[1]), question.inventory.flash_attention
-        names = [host.name for host in question.inventory.hosts]
+        caps = {host.name: host.memory for host in question.inventory.hosts}
         for doubt in doubts(
             *(survey, path, question.cache_types, attention, engine.manifest.engine),
-            hosts=names,
+            hosts=caps,
             parallel=question.inventory.parallel,
+            caps=caps,
         ):
             report.warn(doubt)
     else:

@@ -224,7 +224,8 @@ def _memories(
                 hint="take a survey with this model: meshctl survey INVENTORY --json > FILE",
             )
         kept_as = (inventory.cache_type,), inventory.flash_attention, engine.manifest.engine
-        for doubt in doubts(saved, path, *kept_as, hosts=hosts, parallel=inventory.parallel):
+        caps = {host.name: host.memory for host in inventory.hosts}
+        for doubt in doubts(saved, path, *kept_as, hosts=hosts, parallel=inventory.parallel, caps=caps):
             report.warn(doubt)
         return await prepare_memories(inventory, engine, model, folders)
 

@@ -1,14 +1,16 @@
 """A survey: what was measured on every host, frozen, and its JSON form (`meshctl survey --json`, `plan --survey`)."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
+from types import MappingProxyType
 
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.errors import UsageError
-from workers.budget import Budget
+from orchestrator.view.sizes import bytes_text
+from workers.budget import GPU_RESERVE_BYTES, RESERVE_BYTES, Budget, MemoryCap, budget
 from workers.engine_commands import CacheType, FlashAttention
 from workers.facts import HostFacts
 
@@ -98,6 +100,10 @@ class Speed:
 
 NOT_MEASURED = Speed()
 
+DEVICE_KINDS = ("cpu", "cuda", "metal", "vulkan")
+MOST_BYTES, MOST_S = 1e18, 1e9
+"""More than any device has, and longer than any pass takes: beyond these nothing can be worked out."""
+
 MAIN_MEMORY_KINDS = ("cpu", "metal")
 """Kinds of devices that always work in their machine's main memory."""
 
@@ -125,7 +131,7 @@ class Device:
 
     name: str
     host: str
-    kind: str  # "cpu", "cuda", "metal", "vulkan"
+    kind: str  # one of `DEVICE_KINDS`
     description: str
     threads: int
     budget: Budget
@@ -240,12 +246,21 @@ def doubts(
     *,
     hosts: Iterable[str] | None = None,
     parallel: int = 1,
+    caps: Mapping[str, MemoryCap] = MappingProxyType({}),
 ) -> Iterator[str]:
     """What is to be said of planning from this saved survey, for these cache types and attention on this engine, hosts
-    of these names (None: whichever) and so many conversations at once."""
+    of these names (None: whichever) and so many conversations at once. `caps`: of a host's memory, as it is now."""
     measured = sorted(host.name for host in survey.hosts)
     if hosts is not None and (asked := sorted(hosts)) != measured:
         yield f"{path} was measured on {', '.join(measured)}: these are planned for, not {', '.join(asked)}"
+    for device in survey.devices:
+        cap = caps.get(device.host)
+        reserve = RESERVE_BYTES if device.in_main_memory else GPU_RESERVE_BYTES
+        now = None if cap is None else budget(cap, device.budget.free_bytes, reserve).usable_bytes
+        if now is not None and now != device.budget.usable_bytes:
+            there = bytes_text(device.budget.usable_bytes)
+            would = f"by the inventory's `memory: {cap}` it would be {bytes_text(now)}"
+            yield f"{path} has a budget of {there} for {device.name}, {would}: the file counts"
     timed = {one.tokens for device in survey.devices for one in device.speed.passes}
     if parallel > 1 and parallel not in timed:
         yield f"{path} was not measured with {parallel} conversations at once: their speed is worked out between others"
@@ -296,9 +311,25 @@ def read_survey(path: Path) -> Survey:
     for place, rates in _all_rates(survey):
         if problem := _rates_problem(rates):
             raise UsageError(f"{path}: {place}.rates: {problem}", hint=again)
-    for place, problem in _other_problems(survey):
+    for place, problem in (*_wrong_devices(survey), *_other_problems(survey)):
         raise UsageError(f"{path}: {place}: {problem}", hint=again)
     return survey
+
+
+def _wrong_devices(survey: Survey) -> Iterator[tuple[str, str]]:
+    """Devices that are not what their names say, and budgets that no memory has."""
+    for host in survey.hosts:
+        for device in host.devices:
+            if device.host != host.name or not device.name.startswith(f"{host.name}/"):
+                yield (
+                    device.name,
+                    f"it is listed under {host.name}: then its host is that, its name {host.name}/KIND",
+                )
+            if device.kind not in DEVICE_KINDS:
+                yield f"{device.name} kind", f"{device.kind} is none of {', '.join(DEVICE_KINDS)}"
+            its = device.budget
+            if not all(0 <= size < MOST_BYTES for size in (its.free_bytes, its.capped_bytes, its.reserve_bytes)):
+                yield f"{device.name} budget", f"bytes are numbers from 0 to {MOST_BYTES:.0e}"
 
 
 def _other_problems(survey: Survey) -> Iterator[tuple[str, str]]:
@@ -318,6 +349,8 @@ def _other_problems(survey: Survey) -> Iterator[tuple[str, str]]:
     for number, time in enumerate(survey.tensor):
         if unknown := sorted(set(time.devices) - set(names)):
             yield f"tensor.{number}.devices", f"there is no device {unknown[0]}"
+        if len(set(time.devices)) != len(time.devices):
+            yield f"tensor.{number}.devices", "one of them is there twice"
         if len(time.parts) != len(time.devices) or not all(part > 0 for part in time.parts):
             yield f"tensor.{number}.parts", "one of 1 or more for each device"
         if not 0 <= time.output_s < inf:
@@ -359,6 +392,8 @@ def _problem(passes: tuple[PassTime, ...]) -> str:
         sizes = list(one.layers_bytes)
         if not sizes or sizes[0] < 1 or sorted(set(sizes)) != sizes or len(sizes) != len(one.layers_s):
             return f"that of {one.tokens} tokens needs ascending layers_bytes and as many layers_s"
-        if not all(0 < seconds < inf for seconds in one.layers_s) or not 0 <= one.fixed_s < inf:
+        if not all(0 < seconds < MOST_S for seconds in one.layers_s) or not 0 <= one.fixed_s < MOST_S:
             return f"that of {one.tokens} tokens has a time that is none"
+        if not 0 <= one.spread < inf:
+            return f"that of {one.tokens} tokens has a spread that is none"
     return ""

@@ -6,8 +6,18 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import UsageError
-from orchestrator.survey.values import KernelRate, PassTime, Survey, TensorTime, doubts, read_survey, survey_json
+from orchestrator.survey.values import (
+    HostSurvey,
+    KernelRate,
+    PassTime,
+    Survey,
+    TensorTime,
+    doubts,
+    read_survey,
+    survey_json,
+)
 from tests.orchestrator.plan.examples import make_device, make_survey, make_tensor_time
+from workers.budget import MIB, Budget, MemoryCap
 
 SURVEY = make_survey(
     [make_device("a/cpu", 700), make_device("b/cpu", 0, native_gib_per_s=0)],
@@ -45,6 +55,8 @@ ONE = PassTime(1, 0.0, (10, 20), (0.1, 0.2))
         ((replace(ONE, layers_s=(0.1,)),), "that of 1 tokens needs ascending layers_bytes and as many layers_s"),
         ((ONE, PassTime(64, 0.0, (10, 20), (0.0, 0.2))), "that of 64 tokens has a time that is none"),
         ((replace(ONE, fixed_s=-1.0),), "that of 1 tokens has a time that is none"),
+        ((replace(ONE, layers_s=(1e299, 1e300)),), "that of 1 tokens has a time that is none"),
+        ((replace(ONE, spread=-0.1),), "that of 1 tokens has a spread that is none"),
     ],
 )
 def test_times_that_no_plan_can_be_made_from_are_refused(
@@ -100,6 +112,11 @@ def with_device(**changes: object) -> Survey:
     return replace(SURVEY, hosts=(replace(host, devices=(changed,)), *others))
 
 
+def with_twice() -> HostSurvey:
+    host = SURVEY.hosts[0]
+    return replace(host, devices=host.devices * 2)
+
+
 DEVICE = SURVEY.devices[0]
 TIME = TensorTime((DEVICE.name,), (1,), DEVICE.speed.passes, 0.001)
 
@@ -114,8 +131,16 @@ TIME = TensorTime((DEVICE.name,), (1,), DEVICE.speed.passes, 0.001)
         ),
         (with_device(speed=replace(DEVICE.speed, context_s=-1.0)), f"{DEVICE.name} speed: output_s, output_bytes and"),
         (with_device(link=replace(DEVICE.link, round_trip_s=-1.0)), f"{DEVICE.name} link: times and rates must be"),
+        (with_device(host="other"), f"{DEVICE.name}: it is listed under a"),
+        (with_device(name="other/cpu"), "other/cpu: it is listed under a"),
+        (with_device(kind="abacus"), f"{DEVICE.name} kind: abacus is none of cpu, cuda, metal, vulkan"),
+        (with_device(budget=Budget(10**400, 1, 0)), f"{DEVICE.name} budget: bytes are numbers from 0 to"),
         (with_device(threads=-3), f"{DEVICE.name} threads: -3 is no number of threads"),
-        (with_device(name=SURVEY.devices[-1].name), f"{SURVEY.devices[-1].name}: it is there twice"),
+        (replace(SURVEY, hosts=(with_twice(), *SURVEY.hosts[1:])), f"{DEVICE.name}: it is there twice"),
+        (
+            replace(SURVEY, tensor=(replace(TIME, devices=(DEVICE.name,) * 2, parts=(1, 1)),)),
+            "tensor.0.devices: one of them is there twice",
+        ),
         (replace(SURVEY, tensor=(replace(TIME, devices=("nope",)),)), "tensor.0.devices: there is no device nope"),
         (replace(SURVEY, tensor=(replace(TIME, parts=(0,)),)), "tensor.0.parts: one of 1 or more for each device"),
         (replace(SURVEY, tensor=(replace(TIME, output_s=-1.0),)), "tensor.0.output_s: must be a number of 0 or more"),
@@ -135,6 +160,15 @@ def test_other_hosts_and_more_conversations_than_were_measured_are_doubted() -> 
     assert list(doubts(*about, hosts=["x"], parallel=3)) == [  # type: ignore[arg-type]
         f"s.json was measured on {', '.join(sorted(names))}: these are planned for, not x",
         "s.json was not measured with 3 conversations at once: their speed is worked out between others",
+    ]
+
+
+def test_memory_that_the_inventory_gives_otherwise_is_told_and_the_files_counts() -> None:
+    about = (SURVEY, "s.json", ("f16",), "auto", SURVEY.engine)
+    cap = MemoryCap(limit_bytes=300 * MIB)
+    assert list(doubts(*about, caps={"a": cap, "x": cap})) == [  # type: ignore[arg-type]
+        "s.json has a budget of 700 MiB for a/cpu, "
+        "by the inventory's `memory: 300 MiB` it would be 300 MiB: the file counts"
     ]
 
 
