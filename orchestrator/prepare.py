@@ -14,7 +14,7 @@ from orchestrator.engine.install import Installed, ensure_on_host, prove_here
 from orchestrator.engine.lock import exclusive
 from orchestrator.engine.stock import Stock
 from orchestrator.engine.store import Engine
-from orchestrator.errors import EngineError, MeshctlError, PlanError
+from orchestrator.errors import EngineError, MeshctlError, PlanError, UsageError
 from orchestrator.experience_store import Circumstances, circumstances_of, left_aside, load_experience
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.folders import Folders
@@ -52,7 +52,7 @@ from orchestrator.wishes import Wishes
 from quant.catalogue import CATALOGUE, CatalogueModel, WheelSource
 from quant.fetch import fetch_model
 from quant.gguf_file import read_model
-from quant.model import Model
+from quant.model import Model, layer_bytes
 from quant.remote_header import is_header
 from quant.source import display_name, read_source
 from quant.wheel import wheel_model_path
@@ -248,6 +248,7 @@ async def make_ready(
     inventory = as_wished(inventory, wishes)
     report.step("Reading the model", "preparing")
     model = await prepare_model(inventory.model, inventory.path.parent, folders, report)
+    _check_split(wishes, display_name(inventory.model), len(layer_bytes(model)))
     engine, installed = await prepare_engine(hosts, folders, report, hurry=wishes.hurry)
     there = all_or_raise(installed)
     engine_folders = {name: one.folder for name, one in there.items()}
@@ -273,6 +274,16 @@ async def make_ready(
         flash_attention=inventory.flash_attention,
     )
     return Ready(inventory, engine, engine_folders, model, memories, measuring)
+
+
+def _check_split(wishes: Wishes, model: str, layers: int) -> None:
+    """UsageError where a split that is asked for is not of so many layers, before a host is sent anything."""
+    if wishes.split is not None and (asked := sum(wishes.split.values())) != layers:
+        words = ",".join(f"{device}={count}" for device, count in wishes.split.items())
+        raise UsageError(
+            f"--split {words}: it has {asked} layers, {model} has {layers}",
+            hint=f"give numbers that add up to {layers}, or name the devices alone with --devices",
+        )
 
 
 async def take_survey(ready: Ready, report: Report, wishes: Wishes) -> Survey:

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator import prepare
+from orchestrator.errors import UsageError
 from orchestrator.folders import Folders
 from orchestrator.models_quota import write_quota
+from orchestrator.prepare import Wishes
 from orchestrator.report import Event, Remark, Report, silent
 from quant.catalogue import SMOLLM2_135M, WheelSource
 from quant.download import MakeRoom
@@ -65,3 +67,11 @@ async def test_what_a_command_fetches_by_itself_keeps_to_the_quota(tmp_path: Pat
         web.files["new.gguf"] = new.read_bytes()
         model = await prepare.prepare_model(f"{web.url}/files/new.gguf", tmp_path, folders, silent())
     assert (model.path.exists(), old.exists()) == (True, False)
+
+
+def test_a_split_of_other_layers_than_the_models_is_refused_once_the_model_is_read() -> None:
+    prepare._check_split(Wishes(), "tiny", 30)
+    prepare._check_split(Wishes(split={"a/cpu": 10, "b/cpu": 20}), "tiny", 30)
+    with pytest.raises(UsageError, match=r"--split a/cpu=10,b/cpu=21: it has 31 layers, tiny has 30") as refused:
+        prepare._check_split(Wishes(split={"a/cpu": 10, "b/cpu": 21}), "tiny", 30)
+    assert refused.value.hint == "give numbers that add up to 30, or name the devices alone with --devices"
