@@ -66,7 +66,9 @@ class HostView:
         self.heads = () if plan is None else head_states(plan, self._counters, names)
         budgets = {} if plan is None else budgets_of(plan)
         loads = loads_of(processes)
-        every = (*([CONTROLLER] if CONTROLLER in {*budgets, *loads, *cycle.last_faults} else []), *self._names)
+        head_here = plan is not None and any(not group.head for group in plan.groups)
+        here = head_here or CONTROLLER in {*loads, *cycle.last_faults}
+        every = (*([CONTROLLER] if here else []), *self._names)
         self.hosts = tuple(
             self._host(name, cycle, now_s, budgets.get(name, 0), loads.get(name, Load())) for name in every
         )
@@ -103,10 +105,12 @@ def cores_of(host: OpenHost) -> float:
 
 def budgets_of(plan: Plan) -> dict[str, int]:
     """The plan's budget of main memory on each host, with what a head there takes: what processes are seen to take is
-    of that memory, too, nothing of a card's. A head that computes the first layers is within its device's budget."""
+    of that memory, too, nothing of a card's. A head that computes the first layers is within its device's budget; one
+    on the controller has none, what is available there stands in its place."""
     budgets = Counter[str]()
     for group in plan.groups:
-        budgets[group.head or CONTROLLER] += 0 if group.head_layers else group.head_bytes
+        if group.head and not group.head_layers:
+            budgets[group.head] += group.head_bytes
         for share in group.shares:
             budgets[share.device.partition("/")[0]] += 0 if share.own_memory else share.budget_bytes
     return {host: size for host, size in budgets.items() if size}

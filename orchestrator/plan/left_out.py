@@ -13,7 +13,7 @@ from orchestrator.plan.costs import (
     share_bytes,
     stage_link_s,
 )
-from orchestrator.plan.cut import part_bytes, whole_parts
+from orchestrator.plan.cut import cut_bytes, part_bytes, whole_parts
 from orchestrator.plan.experience import uncorrected
 from orchestrator.plan.layers import LayerSearch, Rules
 from orchestrator.plan.pools import Candidate, find_candidates, pool_budgets, why_unusable
@@ -21,7 +21,6 @@ from orchestrator.plan.single import run_alone, why_not_alone
 from orchestrator.plan.split import ENGINE_DEVICES, placed_within, pool_for, variant_of
 from orchestrator.plan.stage_tables import StageTables
 from orchestrator.plan.stages import Stage, stages_s
-from orchestrator.plan.tensor import most_parts
 from orchestrator.plan.values import Group, Known, LeftOut, ModelMemory, Plan
 from orchestrator.survey.values import Device, Survey
 from orchestrator.view.sizes import bytes_text, duration_text, parts_text, tokens_text
@@ -154,9 +153,9 @@ def _crowded(survey: Survey, for_one: ModelMemory, plan: Plan, one: Candidate) -
 def _against_tensor(tables: StageTables, plan: Plan, others: Sequence[Plan], one: Candidate) -> str:
     group, memory, tokens = plan.fastest, tables.memory, tables.tokens
     whole = whole_parts(memory, len(group.shares) + 1) or memory.kv_heads
-    if not most_parts(memory, one, whole):
-        needed = bytes_text(needed_bytes(part_bytes(memory, 1, whole).total_bytes))
-        return f"budget {bytes_text(one.budget_bytes)} holds no part: one of {whole} needs {needed}"
+    least = needed_bytes(_least_part(memory, whole))
+    if one.budget_bytes < least:
+        return f"budget {bytes_text(one.budget_bytes)} holds no part: one of {whole} needs {bytes_text(least)}"
     best_with = _best_with(plan, others, one.device.name)
     if len(group.shares) >= memory.kv_heads:
         return f"each of the {len(group.shares)} others has one of the {memory.kv_heads} KV heads{best_with}"
@@ -166,6 +165,13 @@ def _against_tensor(tables: StageTables, plan: Plan, others: Sequence[Plan], one
         f"it would take part in {exchanges} exchanges per {_unit(tokens)}, {duration_text(cost_s)} through its link"
         f"{best_with}"
     )
+
+
+def _least_part(memory: ModelMemory, whole: int) -> int:
+    """Bytes of the smallest part of a cut: of so many equal ones, or beside one device with all others, as the engine
+    cuts that."""
+    beside = [cut_bytes(memory, (whole - 1, 1))[-1]] if whole > 1 else []
+    return min(one.total_bytes for one in (part_bytes(memory, 1, whole), *beside))
 
 
 def _best_with(plan: Plan, others: Sequence[Plan], name: str) -> str:

@@ -61,7 +61,7 @@ def test_every_host_has_its_budget_and_what_its_processes_take(tmp_path: Path) -
     budget = group.shares[0].budget_bytes
     assert view.heads == (HeadState("head", "controller", ("controller", "a", "b"), 1, 4.0),)
     assert view.hosts == (
-        HostState("controller", group.head_bytes, 9, None, 0.12, None, 1, 4.0),
+        HostState("controller", 0, 9, None, 0.12, None, 1, 4.0),
         HostState("a", budget, 12, 800, 0.75, None, 1, 4.0),
         HostState("b", budget, 0, None, None, None, 1, 4.0),
         HostState("c"),

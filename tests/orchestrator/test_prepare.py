@@ -12,8 +12,8 @@ from orchestrator import prepare
 from orchestrator.errors import UsageError
 from orchestrator.folders import Folders
 from orchestrator.models_quota import write_quota
-from orchestrator.prepare import Wishes
 from orchestrator.report import Event, Remark, Report, silent
+from orchestrator.wishes import Wishes
 from quant.catalogue import SMOLLM2_135M, WheelSource
 from quant.download import MakeRoom
 from quant.synthetic import Shape, write_random_model

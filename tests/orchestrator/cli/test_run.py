@@ -13,6 +13,13 @@ from orchestrator.cli.run import print_whole, show_error
 from orchestrator.errors import MeshctlError
 from tests.program import processes_with
 
+HEEDING = """
+import signal
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""
+"""Begins a program that shall heed these also where the tests themselves run under nohup or in the background."""
+
 PROGRAM = """
 import asyncio, sys
 from pathlib import Path
@@ -28,18 +35,18 @@ run(work())
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_whatever_ends_a_command_ends_what_it_started(tmp_path: Path, number: signal.Signals) -> None:
-    ended_by(number, tmp_path, ())
+    ended_by(number, tmp_path, (), HEEDING + PROGRAM)
 
 
 def test_a_command_that_a_script_put_in_the_background_can_be_ended(tmp_path: Path) -> None:
     # A shell without job control has such a command ignore SIGINT.
     script = 'trap "" INT; exec "$@"'
-    ended_by(signal.SIGTERM, tmp_path, ("sh", "-c", script, "sh"))
+    ended_by(signal.SIGTERM, tmp_path, ("sh", "-c", script, "sh"), PROGRAM)
 
 
-def ended_by(number: signal.Signals, folder: Path, under: tuple[str, ...]) -> None:
+def ended_by(number: signal.Signals, folder: Path, under: tuple[str, ...], program: str) -> None:
     mark = f"{3600 + number}.{folder.stat().st_ino}"
-    words = (*under, sys.executable, "-c", PROGRAM, mark, str(folder / "log"))
+    words = (*under, sys.executable, "-c", program, mark, str(folder / "log"))
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
         while not any(line.startswith("sleep") for line in commands(mark)):
@@ -99,7 +106,7 @@ async def work():
 
 run(work())
 """
-        words = (sys.executable, "-c", program)
+        words = (sys.executable, "-c", HEEDING + program)
         with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "begun\n"
