@@ -1,12 +1,13 @@
 """Contiguous layer ranges over devices that minimise the predicted time under the budgets: of a token, or of a stage.
 
 A dynamic programme: the best way to have placed the first j blocks follows from the best ways to have placed fewer of
-them on one device less. Speeds that differ by no more than noise are one speed here (`noise.even_speeds`). For those
-speeds the answer is exact (to one part in a million, see `stage_tables.BALANCE`) where all blocks are of one size, when
-the order plays no part but for the last device, and for up to `EVERY_ORDER` devices otherwise. More devices with
-uneven blocks are tried in one order for each that may be the last one: the half of them that it is not in first, then
-what is left of its own half in the same way; so an order shares most of its steps with others. Of six random devices
-with hardly enough memory 4 % had no placement so, the others took 4.5 % longer than in the best order. Pure.
+them on one device less. Speeds that differ by no more than noise are one speed in the tables (`noise.even_speeds`),
+unless these are of what was measured. For those speeds the answer is exact (to one part in a million, see
+`stage_tables.BALANCE`) where all blocks are of one size, when the order plays no part but for the last device, and for
+up to `EVERY_ORDER` devices otherwise. More devices with uneven blocks are tried in one order for each that may be the
+last one: the half of them that it is not in first, then what is left of its own half in the same way; so an order
+shares most of its steps with others. Of six random devices with hardly enough memory 4 % had no placement so, the
+others took 4.5 % longer than in the best order. Pure.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

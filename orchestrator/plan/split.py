@@ -15,6 +15,7 @@ from math import inf
 
 from orchestrator.plan.costs import fastest_reading, head_share_bytes, needed_bytes, output_seconds
 from orchestrator.plan.layers import LayerSearch, Rules
+from orchestrator.plan.noise import LEAST_NOISE, even_speeds
 from orchestrator.plan.pools import CONTROLLER, Candidate, Pooled, fastest_first, pool_budgets
 from orchestrator.plan.stage_tables import StageTables
 from orchestrator.plan.stages import (
@@ -30,6 +31,9 @@ from orchestrator.survey.values import Device, Link, Speed, Survey
 
 ENGINE_DEVICES = 15
 """At most this many devices take part in one split: the pinned engine's own limit."""
+
+TRIED_AS_MEASURED = 8
+"""Up to so many devices are placed by their measured speeds, too, where some of these count as one."""
 
 IN_THE_HEAD = Link("", round_trip_s=0.0, up_bytes_per_s=inf, down_bytes_per_s=inf)
 """The way from a head to a GPU of its own: copies to and from the card were timed with the GPU's native speed."""
@@ -69,16 +73,20 @@ Place = Callable[[Sequence[Candidate]], tuple[Stage, ...] | None]
 class SplitSearch:
     """Searches over any of these candidates for steps of so many tokens; what they have in common is worked out once.
 
-    There is one for each host whose GPUs the head may compute on itself, since devices differ by that.
+    There is one for each host whose GPUs the head may compute on itself, since devices differ by that. `as_measured`:
+    speeds that differ by no more than noise are not one speed.
     """
 
-    def __init__(self, memory: ModelMemory, candidates: Sequence[Candidate], tokens: int) -> None:
-        self.memory, self._candidates, self._tokens = memory, candidates, tokens
+    def __init__(
+        self, memory: ModelMemory, candidates: Sequence[Candidate], tokens: int, *, as_measured: bool = False
+    ) -> None:
+        self.memory, self._candidates, self._tokens, self._as_measured = memory, candidates, tokens, as_measured
         self._made: dict[str, LayerSearch] = {}
 
     def of(self, variant: Variant) -> LayerSearch:
         if variant.gpus_of not in self._made:
-            tables = StageTables(self.memory, variant.seen(self._candidates), self._tokens)
+            seen = variant.seen(self._candidates)
+            tables = StageTables(self.memory, seen, self._tokens, as_measured=self._as_measured)
             self._made[variant.gpus_of] = LayerSearch(tables)
         return self._made[variant.gpus_of]
 
@@ -101,17 +109,32 @@ def find_splits(
 
     Goal "latency" places and ranks by the time of a token of one conversation, "throughput" by that of a step of all
     conversations. `split` gives devices in pipeline order with their numbers of layers; empty, too, when it names a
-    device that is no candidate or its layers are not the model's.
+    device that is no candidate or its layers are not the model's. Where speeds that count as one hide a placement that
+    is faster by more than noise, as measured, that is there, too.
     """
+
+    def seconds(group: Group) -> float:
+        return group.token_s if goal == "latency" else group.step_s
+
     if split is not None:
-        placements = _forced(survey, memories[0], candidates, split)
+        found = _groups(survey, memories, candidates, _forced(survey, memories[0], candidates, split))
     else:
-        search = SplitSearch(memories[0], candidates, 1 if goal == "latency" else memories[0].parallel)
-        placements = _placements(survey, search, candidates, even_too=True)
-    by_key = {group_key(group): group for group in _groups(survey, memories, candidates, placements)}
-    return tuple(
-        sorted(by_key.values(), key=lambda one: (one.token_s if goal == "latency" else one.step_s, group_key(one)))
-    )
+        tokens = 1 if goal == "latency" else memories[0].parallel
+        search = SplitSearch(memories[0], candidates, tokens)
+        found = _groups(survey, memories, candidates, _placements(survey, search, candidates, even_too=True))
+        if found and len(candidates) <= TRIED_AS_MEASURED and not _differ_by_more_than_noise(candidates):
+            best_s = min(map(seconds, found)) / (1 + LEAST_NOISE)
+            search = SplitSearch(memories[0], candidates, tokens, as_measured=True)
+            others = _groups(survey, memories, candidates, _placements(survey, search, candidates, even_too=False))
+            found += [one for one in others if seconds(one) < best_s]
+    by_key = {group_key(group): group for group in found}
+    return tuple(sorted(by_key.values(), key=lambda one: (seconds(one), group_key(one))))
+
+
+def _differ_by_more_than_noise(candidates: Sequence[Candidate]) -> bool:
+    """Whether each is placed by its own speed anyway."""
+    speeds = {one.device.name: one.device.speed for one in candidates}
+    return even_speeds(speeds) == speeds
 
 
 def fastest_split(

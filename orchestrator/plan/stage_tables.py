@@ -2,7 +2,7 @@
 
 A matrix is (blocks + 1) square: row j and column i mean blocks i to j - 1 as a stage that is not the last. A vector of
 a last stage has an entry i for the blocks from i to the end. Times are those of `noise.even_speeds`, so that equal
-machines cost the same. Pure.
+machines cost the same, or those that were measured. Pure.
 """
 
 from collections.abc import Sequence
@@ -62,15 +62,19 @@ class Ranges:
 
 
 class StageTables:
-    """The tables of one model over these devices, for decode passes of `tokens` conversations; made when asked for."""
+    """The tables of one model over these devices, for decode passes of `tokens` conversations; made when asked for.
+    `as_measured`: by each device's own speed."""
 
-    def __init__(self, memory: ModelMemory, candidates: Sequence[Candidate], tokens: int = 1) -> None:
+    def __init__(
+        self, memory: ModelMemory, candidates: Sequence[Candidate], tokens: int = 1, *, as_measured: bool = False
+    ) -> None:
         self.memory = memory
         self.tokens = tokens
         self._weights = _running_sum(memory.layer_weights_bytes)
         self._held = self._weights + _running_sum(memory.layer_kv_bytes)
         self._ends, self._begins = np.tril_indices(memory.blocks + 1, -1)
-        self._even = even_speeds({one.device.name: one.device.speed for one in candidates})
+        measured = {one.device.name: one.device.speed for one in candidates}
+        self._even = measured if as_measured else even_speeds(measured)
         self._total_s = {name: self._all_s(speed, tokens) for name, speed in self._even.items()}
         self._least_s = min(self._total_s.values(), default=0.0)
         self._longest_read_s = max(

@@ -1,16 +1,18 @@
 """Layer splits as groups: what is tried, what it is predicted to take, and what is forced."""
 
 from dataclasses import replace
+from itertools import permutations, product
 from random import Random
 from time import process_time
 
 import pytest
 
 from orchestrator.plan.costs import needed_bytes
+from orchestrator.plan.noise import LEAST_NOISE
 from orchestrator.plan.pools import find_candidates
-from orchestrator.plan.split import ENGINE_DEVICES, find_splits
+from orchestrator.plan.split import ENGINE_DEVICES, SplitSearch, fastest_split, find_splits
 from orchestrator.plan.values import Group, ModelMemory, Traffic
-from orchestrator.survey.values import NOT_MEASURED, Link, Survey
+from orchestrator.survey.values import NOT_MEASURED, Link, Speed, Survey
 from tests.orchestrator.plan.examples import (
     LOOPBACK,
     make_device,
@@ -264,6 +266,41 @@ def test_a_controller_that_was_not_measured_is_predicted_as_a_device_and_says_so
     assert noted[True] == ("the controller was not measured: its output layer is predicted as on a/cpu",)
     assert noted[False] == ()
     assert survey.controller_speed == NOT_MEASURED
+
+
+def test_speeds_that_count_as_one_cost_no_more_than_noise_also_where_few_layers_stay_in_a_cache() -> None:
+    """Against every split over two or three; nearly alike for many layers, few of them up to ten times as fast."""
+    hidden = 0
+    for seed in range(40):
+        random = Random(seed)
+        devices = [
+            replace(make_device(f"{name}/cpu", 3000, link=FREE), speed=cached(random.uniform(1.0, 1.09), random))
+            for name in "abc"[: random.randint(2, 3)]
+        ]
+        survey, memory = make_survey(devices), make_memory(8, layer_mib=256, output_mib=64)
+        forced = [
+            splits(survey, memory, split=dict(zip(order, counts, strict=True)))
+            for number in range(1, len(devices) + 1)
+            for order in permutations([one.name for one in devices], number)
+            for counts in product(range(1, 9), repeat=number)
+            if sum(counts) == 8
+        ]
+        least_s = min(groups[0].token_s for groups in forced if groups)
+        search = SplitSearch(memory, find_candidates(survey, None), 1)
+        even = fastest_split(survey, (memory,), search, find_candidates(survey, None))
+        assert even is not None
+        hidden += even.token_s > least_s * (1 + LEAST_NOISE)
+        assert splits(survey, memory)[0].token_s <= least_s * (1 + LEAST_NOISE), seed
+    assert hidden > 5
+
+
+def cached(gib_s: float, random: Random) -> Speed:
+    """So many seconds per GiB of weights beyond the first, which takes less."""
+    few_s = gib_s * random.uniform(0.1, 1.0)
+    passes = [
+        replace(one, layers_s=(few_s * one.tokens, 2 * gib_s * one.tokens)) for one in make_speed(1 / gib_s).passes
+    ]
+    return replace(make_speed(1 / gib_s), passes=tuple(passes))
 
 
 def test_no_split_takes_more_devices_than_the_engine_does() -> None:
