@@ -279,9 +279,8 @@ async def make_ready(
 def _check_split(wishes: Wishes, model: str, layers: int) -> None:
     """UsageError where a split that is asked for is not of so many layers, before a host is sent anything."""
     if wishes.split is not None and (asked := sum(wishes.split.values())) != layers:
-        words = ",".join(f"{device}={count}" for device, count in wishes.split.items())
         raise UsageError(
-            f"--split {words}: it has {asked} layers, {model} has {layers}",
+            f"--split {wishes.split_text}: it has {asked} layers, {model} has {layers}",
             hint=f"give numbers that add up to {layers}, or name the devices alone with --devices",
         )
 

@@ -29,3 +29,8 @@ class Wishes:
     busy: frozenset[str] = frozenset()
     parallel: int | None = None
     cache_type: CacheType | None = None
+
+    @property
+    def split_text(self) -> str:
+        """The split as it is written behind `--split`; "" where none is asked for."""
+        return ",".join(f"{device}={layers}" for device, layers in (self.split or {}).items())

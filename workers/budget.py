@@ -16,6 +16,11 @@ GPU_RESERVE_BYTES = 300 * MIB
 top of what the engine counts. Hundreds of MiB with CUDA by public accounts; not measured here."""
 
 
+def reserve_of(*, in_main_memory: bool) -> int:
+    """What is kept free where a device works, by whether that is its machine's main memory."""
+    return RESERVE_BYTES if in_main_memory else GPU_RESERVE_BYTES
+
+
 @dataclass(frozen=True)
 class MemoryCap:
     """The user's limit on one device: a part of what is free (0 < share <= 1), or bytes; exactly one is set."""

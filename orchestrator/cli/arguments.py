@@ -102,7 +102,7 @@ def wish_options(wishes: "Wishes") -> tuple[str, ...]:
     """The words that `read_wishes` makes these wishes of again."""
     words: list[str] = []
     if wishes.split is not None:
-        words += ["--split", ",".join(f"{device}={layers}" for device, layers in wishes.split.items())]
+        words += ["--split", wishes.split_text]
     elif wishes.devices is not None:
         words += ["--devices", ",".join(sorted(wishes.devices))]
     if wishes.mode is not None:

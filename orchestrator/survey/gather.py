@@ -41,7 +41,7 @@ from orchestrator.survey.speeds import (
 from orchestrator.survey.timing import Measuring, Placed, Timing, always, on_host, stopping, time_passes
 from orchestrator.survey.values import NOT_MEASURED, Device, DeviceSpec, HostSurvey, Link, Speed, Survey
 from orchestrator.view.sizes import bytes_text
-from workers.budget import GPU_RESERVE_BYTES, MIB, RESERVE_BYTES, Budget, budget
+from workers.budget import MIB, Budget, budget, reserve_of
 from workers.devices import EngineGpu
 from workers.engine_commands import OnGpu, Placement, Where
 from workers.facts import HostFacts
@@ -148,7 +148,7 @@ def _gpu_target(host: OpenHost, gpu: EngineGpu, threads: int) -> Target:
         spec=DeviceSpec(f"{host.name}/{gpu.kind}{gpu.number}", threads, gpu.name, gpu.environment),
         kind=gpu.kind,
         description=gpu.description,
-        budget=budget(host.host.memory, free, RESERVE_BYTES if shares else GPU_RESERVE_BYTES),
+        budget=budget(host.host.memory, free, reserve_of(in_main_memory=shares)),
         available_bytes=free,
         where=OnGpu(gpu.name),
         shares_memory=shares,

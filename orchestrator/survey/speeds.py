@@ -37,7 +37,6 @@ VERY_SLOW_S = 1.0
 taken to grow with their tokens, and what a context costs to be as much slower than on the controller as a short prompt
 is. A tenth of a core, 1.2 B, took four minutes through RPC, most of them for longer ones."""
 
-
 HURRIED_REPETITIONS = 2
 """Of which the first warms up."""
 

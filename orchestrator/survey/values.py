@@ -10,7 +10,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.errors import UsageError
 from orchestrator.view.sizes import bytes_text
-from workers.budget import GPU_RESERVE_BYTES, RESERVE_BYTES, Budget, MemoryCap, budget
+from workers.budget import Budget, MemoryCap, budget, reserve_of
+from workers.devices import KINDS
 from workers.engine_commands import CacheType, FlashAttention
 from workers.facts import HostFacts
 
@@ -100,7 +101,7 @@ class Speed:
 
 NOT_MEASURED = Speed()
 
-DEVICE_KINDS = ("cpu", "cuda", "metal", "vulkan")
+DEVICE_KINDS = ("cpu", *KINDS.values())
 MOST_BYTES, MOST_S = 1e18, 1e9
 """More than any device has, and longer than any pass takes: beyond these nothing can be worked out."""
 
@@ -255,7 +256,7 @@ def doubts(
         yield f"{path} was measured on {', '.join(measured)}: these are planned for, not {', '.join(asked)}"
     for device in survey.devices:
         cap = caps.get(device.host)
-        reserve = RESERVE_BYTES if device.in_main_memory else GPU_RESERVE_BYTES
+        reserve = reserve_of(in_main_memory=device.in_main_memory)
         now = None if cap is None else budget(cap, device.budget.free_bytes, reserve).usable_bytes
         if now is not None and now != device.budget.usable_bytes:
             there = bytes_text(device.budget.usable_bytes)
