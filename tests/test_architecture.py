@@ -166,6 +166,7 @@ READING_ORDER = (
     "orchestrator.survey.plausible",
     "orchestrator.survey.kept",
     "orchestrator.survey.speeds",
+    "orchestrator.survey.depths",
     "orchestrator.survey.gather_links",
     "orchestrator.survey.gather",
     "orchestrator.survey.tensor_times",

@@ -139,7 +139,7 @@ def _every_plan(
     """All modes, also where one was asked for: the others are what it is compared with."""
     splits = find_splits(survey, memories, candidates, goal=asked.goal, split=asked.split)
     singles, tensors = find_singles(survey, memories, candidates), find_tensors(survey, memories, candidates)
-    replicas = find_replicas(survey, memories, splits, tensors, candidates)
+    replicas = find_replicas(survey, memories, splits, tensors, candidates, goal=asked.goal)
     alone: list[tuple[PlanMode, tuple[Group, ...]]] = [(one.mode, (one,)) for one in (*singles, *splits, *tensors)]
     found = [*alone, *(("replicas", groups) for groups in replicas)]
     return [

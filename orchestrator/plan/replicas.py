@@ -5,9 +5,12 @@ conversations keeps the KV cache of p only and gives each of them a token per st
 sum of p / step_s(p) tokens per second, and `parallel` conversations are distributed so that it is greatest: exactly, by
 a dynamic programme over heads and conversations. Among the heads that this takes they are then moved as long as the
 slowest conversation gets faster and the aggregate loses next to nothing. Each plan has two heads or more.
+
+For goal "latency" the same heads are also shared out another way: the one that is fastest for a single conversation
+serves as many as it may be that fast with, and only the others are distributed by their aggregate.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +30,9 @@ EVEN_COST = 0.03
 """So much of the aggregate is given up for a slowest conversation that is faster: it is less than a prediction is off,
 and where one conversation has a device to itself, seven others wait for the other device."""
 
+SAME = 1e-9
+"""Times of one conversation that differ by no more than this part are the same ones, but for how they were added up."""
+
 MOST_TRIED = 8
 """Up to so many heads on one machine are each left out to see whether the others gain by it; of more, half at once."""
 
@@ -37,6 +43,8 @@ def find_replicas(
     splits: Sequence[Group],
     tensors: Sequence[Group],
     candidates: Sequence[Candidate],
+    *,
+    goal: str = "throughput",
 ) -> tuple[tuple[Group, ...], ...]:
     """The heads of each plan worth considering, the greatest aggregate first; heads fastest first.
 
@@ -47,30 +55,57 @@ def find_replicas(
     if parallel < LEAST_HEADS or len(candidates) < LEAST_HEADS:
         return ()
     by_count = {count: for_conversations(memories, count) for count in range(1, parallel + 1)}
-    ways = pools_with(survey, by_count, candidates, 0)
-    plans = [_beside_each_other(survey, heads_alone(by_count, devices), parallel) for devices in ways]
     several = [group for group in (*splits, *tensors) if len(group.shares) > 1]
-    errors = formula_errors(survey, memories)
-    for room in rooms_for(survey, by_count, errors, candidates):
-        alone = heads_alone(by_count, room.devices)
-        for groups in choices_of_groups(room, alone, several):
-            used = frozenset().union(*(head.devices for head in groups))
-            free = [one for one in alone if not one.devices & used]
-            plans.append(_beside_each_other(survey, [*groups, *free], parallel, first_used=True))
+    plans = []
+    for heads, first in _heads(survey, by_count, candidates, several):
+        plans.append(_beside_each_other(survey, heads, parallel, first))
+        if goal == "latency":
+            plans.append(_around_the_fastest(survey, heads, parallel))
     found = {_plan_key(plan): plan for plan in plans if plan}
     return tuple(sorted(found.values(), key=lambda plan: (-_aggregate(plan), _plan_key(plan))))
 
 
+def _heads(
+    survey: Survey,
+    by_count: Mapping[int, Sequence[ModelMemory]],
+    candidates: Sequence[Candidate],
+    several: Sequence[Group],
+) -> Iterator[tuple[list[Head], Collection[int]]]:
+    """Sets of heads without a device in common, and what the first of each gets: a group one conversation at least."""
+    for devices in pools_with(survey, by_count, candidates, 0):
+        yield heads_alone(by_count, devices), ()
+    errors = formula_errors(survey, by_count[max(by_count)])
+    for room in rooms_for(survey, by_count, errors, candidates):
+        alone = heads_alone(by_count, room.devices)
+        for groups in choices_of_groups(room, alone, several):
+            used = frozenset().union(*(head.devices for head in groups))
+            yield [*groups, *(one for one in alone if not one.devices & used)], by_count.keys()
+
+
+def _around_the_fastest(survey: Survey, heads: Sequence[Head], conversations: int) -> tuple[Group, ...]:
+    """The plan whose fastest head is the fastest for one conversation of all that leave the others what they serve."""
+    found = []
+    for number, head in enumerate(heads):
+        least_s = min(group.token_s for group in head.groups.values())
+        counts = [count for count, group in head.groups.items() if group.token_s <= least_s * (1 + SAME)]
+        found.append((least_s, number, counts))
+    for _, number, counts in sorted(found):
+        others = (*heads[:number], *heads[number + 1 :])
+        if plan := _beside_each_other(survey, (heads[number], *others), conversations, counts):
+            return plan
+    return ()
+
+
 def _beside_each_other(
-    survey: Survey, heads: Sequence[Head], conversations: int, *, first_used: bool = False
+    survey: Survey, heads: Sequence[Head], conversations: int, first: Collection[int] = ()
 ) -> tuple[Group, ...]:
     """As `distribute`, with what heads on one machine take from each other; without those that cost more than they
     bring, one after the other."""
-    alone = distribute(heads, conversations, first_used=first_used)
+    alone = distribute(heads, conversations, first)
     plan = contended(survey, alone)
     while slower := [one for one, before in zip(plan, alone, strict=True) if one is not before]:
-        for ways in _without_some(heads, plan, slower, first_used=first_used):
-            shared_out = [(way, distribute(way, conversations, first_used=first_used)) for way in ways]
+        for ways in _without_some(heads, plan, slower, keep_first=bool(first)):
+            shared_out = [(way, distribute(way, conversations, first)) for way in ways]
             found = [(way, groups, contended(survey, groups)) for way, groups in shared_out]
             best = max(found, key=lambda one: _aggregate(one[2]), default=(heads, (), ()))
             if _aggregate(best[2]) > _aggregate(plan):
@@ -82,7 +117,7 @@ def _beside_each_other(
 
 
 def _without_some(
-    heads: Sequence[Head], plan: Sequence[Group], slower: Sequence[Group], *, first_used: bool
+    heads: Sequence[Head], plan: Sequence[Group], slower: Sequence[Group], *, keep_first: bool
 ) -> tuple[list[list[Head]], ...]:
     """Ways to try, the later ones where none of the first is better: without one of the heads that others slow down, of
     many one of those that bring least; and without half of them, and what the plan does not use, which would take their
@@ -92,7 +127,7 @@ def _without_some(
     least_first = sorted(
         (min(brings[name] for name in head.devices & brings.keys()), number)
         for number, head in enumerate(heads)
-        if head.devices & brings.keys() and not (first_used and number == 0)
+        if head.devices & brings.keys() and not (keep_first and number == 0)
     )
     numbers = [number for _, number in least_first]
     one_less = [[*heads[:number], *heads[number + 1 :]] for number in numbers[:MOST_TRIED]]
@@ -101,16 +136,17 @@ def _without_some(
     return ([*one_less, without_half],) if len(numbers) > MOST_TRIED else (one_less, [without_half])
 
 
-def distribute(heads: Sequence[Head], conversations: int, *, first_used: bool = False) -> tuple[Group, ...]:
+def distribute(heads: Sequence[Head], conversations: int, first: Collection[int] = ()) -> tuple[Group, ...]:
     """The groups that serve all conversations with the greatest aggregate, fastest first; at least two heads.
 
-    `first_used`: the first head gets a conversation at least. Empty where memory is too small.
+    `first`: one of these numbers is what the first head gets (without any: as many as it may be, or none). Empty where
+    memory is too small.
     """
     if len(heads) < LEAST_HEADS:
         return ()
     rates = np.stack([head.rates(conversations) for head in heads])
-    if first_used:
-        rates[0, 0] = -np.inf
+    if first:
+        rates[0, [count not in first for count in range(conversations + 1)]] = -np.inf
     counts = evened(rates, best_counts(rates)) or (0,) * len(heads)
     groups = [head.groups[count] for head, count in zip(heads, counts, strict=True) if count]
     return tuple(sorted(groups, key=lambda group: (group.token_s, group_key(group))))

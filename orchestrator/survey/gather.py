@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -13,30 +13,21 @@ from orchestrator.hosts import OpenHost
 from orchestrator.plan.company import machine_by
 from orchestrator.processes import ended_by_itself, start_worker
 from orchestrator.report import Report
+from orchestrator.survey.depths import Timings, keep_timings, kept_timings, time_both, time_in_context, time_more
 from orchestrator.survey.gather_links import gather_links
 from orchestrator.survey.plausible import DECODE
-from orchestrator.survey.slices import Slice, Slices
+from orchestrator.survey.slices import Slices
 from orchestrator.survey.speeds import (
-    CONTEXT_TOKENS,
-    FEW_REPETITIONS,
     HURRIED_REPETITIONS,
     SHORT_PROMPT,
-    calmer,
     context_cost,
-    is_noisy,
-    is_very_slow,
-    keep_speed,
-    kept_speed,
     likely_context_cost,
     native_speed,
     passes_for,
-    repetitions_for,
     rpc_speed,
     rpc_speed_without_output,
     short_passes,
     speed_key,
-    turns_for,
-    with_guessed_passes,
 )
 from orchestrator.survey.timing import Measuring, Placed, Timing, always, on_host, stopping, time_passes
 from orchestrator.survey.values import NOT_MEASURED, Device, DeviceSpec, HostSurvey, Link, Speed, Survey
@@ -45,9 +36,8 @@ from workers.budget import MIB, Budget, budget, reserve_of
 from workers.devices import EngineGpu
 from workers.engine_commands import OnGpu, Placement, Where
 from workers.facts import HostFacts
-from workers.pass_bench import REPETITIONS, Timed
+from workers.pass_bench import REPETITIONS
 
-PROBE_OF_GPU = 2
 LONGEST_PASS = 512
 """The largest micro-batch that is planned with."""
 
@@ -250,51 +240,82 @@ def may_be_of_head(target: Target, model_bytes: int, *, local: bool) -> bool:
 async def _native(
     measuring: Measuring, host: OpenHost, target: Target, slices: Slices, head: Speed, report: Report
 ) -> Speed:
-    passes = _passes(measuring, target)
-    key = _key(measuring, host, target, "native", slices, passes)
-    if not measuring.recalibrate and (kept := kept_speed(measuring.kept, key)):
-        return kept
-    if not host.is_local:
-        async with measuring.line:
-            for one in (slices.shallow, slices.deep):
-                await on_host(host, one.path)
-    report.say(f"{target.name}: timing {slices.shallow.layers} and {slices.deep.layers} layers natively")
-    at = Timing(measuring, host, target.spec.threads, always(target.where), target.name, target.spec.environment)
-    timed = await _at_both_depths(at, slices, passes, processor=target.kind == "cpu")
-    speed = native_speed(slices, timed.shallow, timed.deep, processor=target.kind == "cpu")
-    speed = await _with_context(at, slices, timed, speed, head)
-    keep_speed(measuring.kept, key, speed)
-    return speed
+    passes, cpu = _passes(measuring, target), target.kind == "cpu"
+    key = _key(measuring, host, target, "native", slices)
+    known = _known(measuring, key)
+    if known is None or known.missing(passes):
+        if not host.is_local:
+            async with measuring.line:
+                for one in (slices.shallow, slices.deep):
+                    await on_host(host, one.path)
+        report.say(f"{target.name}: timing {_what(slices, known, passes)} natively")
+        at = Timing(measuring, host, target.spec.threads, always(target.where), target.name, target.spec.environment)
+        known = await _timed(at, slices, known, passes, head, processor=cpu)
+        keep_timings(measuring.kept, key, known)
+    timings = known.of(passes)
+    speed = native_speed(slices, timings.shallow, timings.deep, processor=cpu)
+    return _with_context(speed, slices, timings, head)
 
 
 async def _through_rpc(
     measuring: Measuring, host: OpenHost, target: Target, slices: Slices, head: Speed, link: Link, report: Report
 ) -> Speed:
-    passes = _passes(measuring, target)
+    passes, cpu = _passes(measuring, target), target.kind == "cpu"
     if not slices.output_fits:
         passes = short_passes(passes)
-    key = _key(measuring, host, target, f"rpc {link.kind}", slices, passes)
-    if not measuring.recalibrate and (kept := kept_speed(measuring.kept, key)):
+    key = _key(measuring, host, target, f"rpc {link.kind}", slices)
+    known = _known(measuring, key)
+    if known is not None and not known.missing(passes):
         report.say(f"{target.name}: speed known from an earlier calibration")
-        return kept
-    controller, cpu = measuring.hosts.controller, target.kind == "cpu"
-    async with measuring.of_the_line(link), workers_of(measuring, host, target) as worker:
-        report.say(f"{target.name}: timing {slices.shallow.layers} and {slices.deep.layers} layers through RPC")
-        own = default_threads(controller.facts)
-        placed = on_worker(worker, slices.output_tied, output_on_head=not slices.output_fits)
-        at = Timing(measuring, controller, own, placed, target.name, one_by_one=not cpu)
-        timed = await _at_both_depths(at, slices, passes, processor=cpu)
-        if slices.output_fits:
-            repetitions = HURRIED_REPETITIONS if timed.hurried else REPETITIONS
-            on_head = replace(at, placed=on_worker(worker, slices.output_tied, output_on_head=True))
-            apart = await time_passes(on_head, slices.shallow, (DECODE,), repetitions)
-            speed = rpc_speed(slices, timed.shallow, timed.deep, apart[DECODE], head, link, processor=cpu)
-            speed = await _with_context(at, slices, timed, speed, head)
-        else:
-            speed = rpc_speed_without_output(slices, timed.shallow, timed.deep, head, link)
-            speed = replace(speed, context_s=likely_context_cost(speed, head))
-    keep_speed(measuring.kept, key, speed)
-    return speed
+    else:
+        async with measuring.of_the_line(link), workers_of(measuring, host, target) as worker:
+            report.say(f"{target.name}: timing {_what(slices, known, passes)} through RPC")
+            controller, output_on_head = measuring.hosts.controller, not slices.output_fits
+            own = default_threads(controller.facts)
+            placed = on_worker(worker, slices.output_tied, output_on_head=output_on_head)
+            at = Timing(measuring, controller, own, placed, target.name, one_by_one=not cpu)
+            timed = await _timed(at, slices, known, passes, head, processor=cpu)
+            if slices.output_fits and timed.output_on_head is None:
+                on_head = replace(at, placed=on_worker(worker, slices.output_tied, output_on_head=True))
+                repetitions = HURRIED_REPETITIONS if timed.hurried else REPETITIONS
+                apart = await time_passes(on_head, slices.shallow, (DECODE,), repetitions)
+                timed = replace(timed, output_on_head=apart[DECODE])
+        known = replace(timed, link=timed.link or link)
+        keep_timings(measuring.kept, key, known)
+    timings, went_over = known.of(passes), known.link or link
+    both = (slices, timings.shallow, timings.deep)
+    if timings.output_on_head is None:
+        speed = rpc_speed_without_output(*both, head, went_over)
+    else:
+        speed = rpc_speed(*both, timings.output_on_head, head, went_over, processor=cpu)
+    return _with_context(speed, slices, timings, head)
+
+
+def _known(measuring: Measuring, key: str) -> Timings | None:
+    """What was timed before, unless it is to be timed again."""
+    return None if measuring.recalibrate else kept_timings(measuring.kept, key)
+
+
+def _what(slices: Slices, known: Timings | None, passes: Sequence[int]) -> str:
+    """What is about to be timed, in words."""
+    depths = f"{slices.shallow.layers} and {slices.deep.layers} layers"
+    if known is None:
+        return depths
+    counts = " and ".join(map(str, known.missing(passes)))
+    return f"steps of {counts} conversations through {depths}"
+
+
+async def _timed(
+    at: Timing, slices: Slices, known: Timings | None, passes: Sequence[int], head: Speed, *, processor: bool
+) -> Timings:
+    """All passes, or those that are not known yet; with a short prompt in a context, unless that would take too long or
+    memory is short, and it is known what a context costs the controller, which is timed however long it takes."""
+    if known is not None:
+        return await time_more(at, slices, known, known.missing(passes), processor=processor)
+    timings = await time_both(at, slices, passes, processor=processor)
+    if head.measured and (timings.hurried or not slices.output_fits):
+        return timings
+    return replace(timings, in_context=await time_in_context(at, slices, timings))
 
 
 Workers = Callable[[], AbstractAsyncContextManager[str]]
@@ -343,11 +364,11 @@ def on_worker(worker: Workers, output_tied: bool, *, output_on_head: bool) -> Pl
     return placed
 
 
-def _key(measuring: Measuring, host: OpenHost, target: Target, path: str, slices: Slices, passes: Sequence[int]) -> str:
+def _key(measuring: Measuring, host: OpenHost, target: Target, path: str, slices: Slices) -> str:
     gpu = () if target.where is None else (target.where.name, target.description)
     engine = measuring.engine_name(host)
     return speed_key(
-        *(host, target.spec.threads, path, engine, slices, passes, gpu),
+        *(host, target.spec.threads, path, engine, slices, gpu),
         cache_type=measuring.cache_type,
         flash_attention=measuring.flash_attention,
     )
@@ -359,59 +380,9 @@ def _passes(measuring: Measuring, target: Target) -> tuple[int, ...]:
     return passes if target.kind == "cpu" else (*passes, LONGEST_PASS)
 
 
-@dataclass(frozen=True)
-class _Depths:
-    """The times of both slices; `hurried`: as briefly as can be, the long passes are worked out."""
-
-    shallow: Mapping[int, Timed]
-    deep: Mapping[int, Timed]
-    hurried: bool = False
-
-
-async def _at_both_depths(at: Timing, slices: Slices, passes: Sequence[int], *, processor: bool) -> _Depths:
-    """The shallow and the deep slice, the latter without the long passes, but decoding in more turns where that is a
-    `processor`.
-
-    Only a device with room to spare is timed again, and asked for long passes apart: each load leaves less of a small
-    host's memory to the next, a worker does not give back all that it has freed. A GPU is asked by one short prompt,
-    after another, whether it is very slow: it first compiles what it runs.
-    """
-    short, long = short_passes(passes), [tokens for tokens in passes if tokens > SHORT_PROMPT]
-    if not processor and is_very_slow(await time_passes(at, slices.shallow, (SHORT_PROMPT,), PROBE_OF_GPU)):
-        shallow, deep = [
-            await time_passes(at, one, short, HURRIED_REPETITIONS) for one in (slices.shallow, slices.deep)
-        ]
-        return _Depths(with_guessed_passes(shallow, passes), with_guessed_passes(deep, passes), hurried=True)
-    if not slices.output_fits:
-        shallow = await time_passes(at, slices.shallow, passes)
-        return _Depths(shallow, await time_passes(at, slices.deep, short, repetitions_for(shallow)))
-    if not processor:
-        shallow = await _calmly(at, slices.shallow, passes)
-        return _Depths(shallow, await _calmly(at, slices.deep, short, repetitions_for(shallow)))
-    shallow = await _calmly(at, slices.shallow, short)
-    if is_very_slow(shallow):
-        deep = await _calmly(at, slices.deep, short, FEW_REPETITIONS)
-        return _Depths(with_guessed_passes(shallow, passes), deep, hurried=True)
-    shallow = {**shallow, **await time_passes(at, slices.shallow, long)}
-    repetitions = repetitions_for(shallow)
-    return _Depths(shallow, await _calmly(at, slices.deep, short, repetitions, turns_for(slices, shallow, repetitions)))
-
-
-async def _calmly(
-    at: Timing, one: Slice, passes: Sequence[int], repetitions: int = REPETITIONS, turns: int = 1
-) -> Mapping[int, Timed]:
-    """Once more where the repetitions are far apart."""
-    timed = await time_passes(at, one, passes, repetitions, turns=turns)
-    if not is_noisy(timed):
-        return timed
-    return calmer(timed, await time_passes(at, one, passes, repetitions, turns=turns))
-
-
-async def _with_context(at: Timing, slices: Slices, timed: _Depths, speed: Speed, head: Speed) -> Speed:
-    """With what a context costs: timed, or where that would take too long, by what it costs the controller, which is
-    timed however long it takes."""
-    if timed.hurried and head.measured:
+def _with_context(speed: Speed, slices: Slices, timings: Timings, head: Speed) -> Speed:
+    """With what a context costs: as timed, else by what it costs the controller."""
+    if timings.in_context is None:
         return replace(speed, context_s=likely_context_cost(speed, head))
-    repetitions = HURRIED_REPETITIONS if timed.hurried else repetitions_for(timed.shallow)
-    in_context = await time_passes(at, slices.shallow, (SHORT_PROMPT,), repetitions, context=CONTEXT_TOKENS)
-    return replace(speed, context_s=context_cost(slices, timed.shallow, in_context))
+    in_context = {SHORT_PROMPT: timings.in_context}
+    return replace(speed, context_s=context_cost(slices, timings.shallow, in_context))

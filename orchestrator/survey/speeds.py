@@ -8,13 +8,9 @@ exceed the processor's last-level cache.
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-
-from pydantic import TypeAdapter
 
 from orchestrator.hosts import OpenHost
 from orchestrator.plan.costs import transfer_s
-from orchestrator.survey.kept import read_kept, write_kept
 from orchestrator.survey.plausible import DECODE, last_block, plausible_shallow
 from orchestrator.survey.slices import Slice, Slices
 from orchestrator.survey.values import LONG_PROMPT, Link, PassTime, Speed, kept_as
@@ -50,8 +46,7 @@ NOISY = 0.15
 LEAST_OUTPUT, MOST_OUTPUT = 0.3, 3.0
 """The output layer per byte against the layers per byte: beyond these limits a measured difference is noise."""
 
-_SPEED = TypeAdapter(Speed)
-FORMAT = "passes 10"
+FORMAT = "passes 11"
 """Part of what measurements are kept under: raised when they are worked out in another way."""
 
 
@@ -97,8 +92,10 @@ def with_guessed_passes(timed: Mapping[int, Timed], passes: Sequence[int]) -> di
 
 
 def is_noisy(timed: Mapping[int, Timed]) -> bool:
-    """Whether something else was going on: then it is timed once more."""
-    return timed[DECODE].spread > NOISY or timed[SHORT_PROMPT].spread > NOISY
+    """Whether something else was going on, by decoding and a short prompt where they are there: then it is timed once
+    more."""
+    told_by = [timed[tokens] for tokens in (DECODE, SHORT_PROMPT) if tokens in timed] or timed.values()
+    return any(one.spread > NOISY for one in told_by)
 
 
 def calmer(one: Mapping[int, Timed], other: Mapping[int, Timed]) -> dict[int, Timed]:
@@ -276,14 +273,13 @@ def speed_key(
     path: str,
     engine_id: str,
     slices: Slices,
-    passes: Sequence[int],
     gpu: Sequence[str] = (),
     *,
     cache_type: CacheType = "f16",
     flash_attention: FlashAttention = "auto",
 ) -> str:
-    """What a kept speed is good for: this processor and its limits or that GPU, engine, tensor types and shapes, path,
-    passes, what keys and values are kept as, and how they are read."""
+    """What kept timings are good for: this processor and its limits or that GPU, engine, tensor types and shapes, path,
+    whether the device holds the output layer, what keys and values are kept as, and how they are read."""
     facts = host.facts
     depths: tuple[Slice, ...] = (slices.shallow, slices.deep)
     parts = (
@@ -291,18 +287,8 @@ def speed_key(
         *host.host.own_words,
         *("|", path, str(threads), engine_id, slices.digest),
         *(f"{one.layers} {one.source}" for one in depths),
-        str(tuple(passes)),
+        *(() if slices.output_fits else ("output on the head",)),
         *gpu,
         *kept_as(cache_type, flash_attention),
     )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
-
-
-def kept_speed(folder: Path, key: str) -> Speed | None:
-    """A speed measured before, if it is there."""
-    return read_kept(folder / f"{key}.json", _SPEED)
-
-
-def keep_speed(folder: Path, key: str, speed: Speed) -> None:
-    """Keep a speed for later surveys."""
-    write_kept(folder / f"{key}.json", _SPEED, speed)

