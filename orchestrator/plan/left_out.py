@@ -168,9 +168,10 @@ def _against_tensor(tables: StageTables, plan: Plan, others: Sequence[Plan], one
 
 
 def _least_part(memory: ModelMemory, whole: int) -> int:
-    """Bytes of the smallest part of a cut: of so many equal ones, or beside one device with all others, as the engine
-    cuts that."""
-    beside = [cut_bytes(memory, (whole - 1, 1))[-1]] if whole > 1 else []
+    """Bytes of the smallest part of a cut: of so many equal ones, or as the engine cuts among any number of devices of
+    which one has all that the others leave."""
+    counts = range(1, min(whole, ENGINE_DEVICES))
+    beside = [one for count in counts for one in cut_bytes(memory, (whole - count, *[1] * count))]
     return min(one.total_bytes for one in (part_bytes(memory, 1, whole), *beside))
 
 

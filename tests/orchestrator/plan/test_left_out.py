@@ -6,8 +6,9 @@ import pytest
 
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.choose import rank_plans
+from orchestrator.plan.cut import cut_bytes, whole_parts
 from orchestrator.plan.experience import Experience, Measured, Record, record_of
-from orchestrator.plan.left_out import left_out_of
+from orchestrator.plan.left_out import _least_part, left_out_of
 from orchestrator.plan.values import Plan
 from orchestrator.survey.values import Link, Survey
 from tests.orchestrator.plan.examples import LOOPBACK, make_device, make_gpu, make_memory, make_survey
@@ -127,6 +128,20 @@ def test_in_mode_tensor_a_device_that_holds_no_part_says_so() -> None:
     assert reason(survey, Asked("latency", mode="tensor"), "tiny/cpu") == (
         "budget 150 MiB holds no part: one of 8 needs 215 MiB"
     )
+
+
+@pytest.mark.parametrize("kv_heads", [2, 3, 5, 8])
+@pytest.mark.parametrize("group", [(128, 32), (64, 256), (96, 256)])
+def test_in_mode_tensor_no_device_gets_less_than_the_least_part(kv_heads: int, group: tuple[int, int]) -> None:
+    """Also where the engine cannot cut layers into equal parts, and one device has nothing of some of them."""
+    memory = replace(make_memory(kv_heads=kv_heads, kv_mib=40), head_groups=(group,))
+    whole = whole_parts(memory, 2) or kv_heads
+    of_two = [(whole - part, part) for part in range(1, whole)]
+    of_three = [(whole - part - 1, part, 1) for part in range(1, whole - 1)]
+    taken = [size.total_bytes for parts in (*of_two, *of_three) for size in cut_bytes(memory, parts)]
+    assert _least_part(memory, whole) <= min(taken)
+    if whole_parts(memory, 2):
+        assert _least_part(memory, whole) == pytest.approx(min(taken), rel=0.01)
 
 
 def test_in_mode_tensor_its_exchanges_are_told() -> None:
