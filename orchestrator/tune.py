@@ -8,6 +8,7 @@ trial that fails is noted, and the next one is tried.
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from orchestrator.errors import REPORTED, EngineError
 from orchestrator.folders import Folders
@@ -17,6 +18,7 @@ from orchestrator.inventory import Inventory
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.choose import in_order
 from orchestrator.plan.experience import Experience, record_of, uncorrected
+from orchestrator.plan.mirrored import without_mirrored
 from orchestrator.plan.values import PROMPT_TOKENS, Group, Plan, Ranking, alike_key, plan_key
 from orchestrator.prepare import Prepared, prepare_ranking
 from orchestrator.processes import Started
@@ -76,9 +78,9 @@ class TuneResult:
 
 
 async def tune(inventory: Inventory, folders: Folders, report: Report, wishes: Wishes, *, top: int = 3) -> TuneResult:
-    """Run the `top` best plans and variants of the winner. EngineError when no plan could be run at all.
+    """Run the `top` best plans that differ in more than which of two like devices they use, and variants of the winner.
 
-    ClusterStateError while another one, or a bench, measures this cluster.
+    EngineError when no plan could be run at all; ClusterStateError while another one, or a bench, measures it.
     """
     folder = folders.cluster(inventory.cluster)
     with measuring(folder):
@@ -132,7 +134,8 @@ class _Tuning:
         self._former = load_tuned(folders.cluster(prepared.inventory.cluster), self._valid)
 
     async def run(self, ranking: Ranking, top: int) -> TuneResult:
-        best = await self._best_plan(ranking.plans[:top])
+        unlike = islice(without_mirrored(self._prepared.survey, ranking.plans), top)
+        best = await self._best_plan(tuple(unlike))
         best = await self._best_threads(best)
         best = await self._best_micro_batch(best)
         return TuneResult(best.plan.model, self._goal, tuple(self._trials), best, self._keep(best))

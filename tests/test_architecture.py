@@ -111,6 +111,7 @@ READING_ORDER = (
     "orchestrator.plan.experience",
     "orchestrator.plan.costs",
     "orchestrator.plan.company",
+    "orchestrator.plan.mirrored",
     "orchestrator.plan.contention",
     "orchestrator.plan.stage_tables",
     "orchestrator.plan.stages",

@@ -302,7 +302,7 @@ def _what(slices: Slices, known: Timings | None, passes: Sequence[int]) -> str:
     if known is None:
         return depths
     counts = " and ".join(map(str, known.missing(passes)))
-    return f"steps of {counts} conversations through {depths}"
+    return f"steps of {counts} conversations in {depths}"
 
 
 async def _timed(
