@@ -106,12 +106,12 @@ class _Ranked:
     copies: bool
     seconds: float
     prefill_s: float
-    rest: tuple[int, int, float, str]
+    rest: tuple[int, int, float, float, str]
 
     @classmethod
     def of(cls, plan: Plan, goal: str) -> "_Ranked":
         seconds = plan.token_s if goal == "latency" else 1 / plan.aggregate_tokens_per_s
-        rest = (MODES.index(plan.mode), len(plan.shares), seconds, plan_key(plan))
+        rest = (MODES.index(plan.mode), len(plan.shares), seconds, 1 / plan.aggregate_tokens_per_s, plan_key(plan))
         return cls(plan, goal == "latency" and plan.mode == "replicas", seconds, 1 / plan.prefill_tokens_per_s, rest)
 
 

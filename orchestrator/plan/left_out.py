@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 
 from orchestrator.plan.contention import contended
 from orchestrator.plan.conversations import with_kv
@@ -167,11 +167,16 @@ def _against_tensor(tables: StageTables, plan: Plan, others: Sequence[Plan], one
     )
 
 
+@lru_cache(maxsize=64)
 def _least_part(memory: ModelMemory, whole: int) -> int:
     """Bytes of the smallest part of a cut: of so many equal ones, or as the engine cuts among any number of devices of
-    which one has all that the others leave."""
-    counts = range(1, min(whole, ENGINE_DEVICES))
-    beside = [one for count in counts for one in cut_bytes(memory, (whole - count, *[1] * count))]
+    which one, in whichever place, has all that the others leave."""
+    cuts = (
+        (*[1] * before, whole - others, *[1] * (others - before))
+        for others in range(1, min(whole, ENGINE_DEVICES))
+        for before in range(others + 1)
+    )
+    beside = (one for parts in cuts for one in cut_bytes(memory, parts))
     return min(one.total_bytes for one in (part_bytes(memory, 1, whole), *beside))
 
 

@@ -32,9 +32,27 @@ WORTH_MEETING = 0.05
 slices, while nothing disturbs the devices, which meet twice per layer."""
 
 
+STARVED, WORTH_STARVING = 2.0, 0.5
+"""Where the slowest conversation of several heads is this many times as slow as in another plan, the fastest one must
+gain at least this part: who asks for several conversations wants each of them answered."""
+
+
 def gains_too_little(plan: Plan, other: Plan, ratio: float) -> bool:
     """Whether a plan of `ratio` times the time of another one is not worth it beside that one."""
-    return _is_a_lone_worker(plan, other, ratio) or _meets_for_little(plan, other, ratio)
+    rules = (_is_a_lone_worker, _meets_for_little, _starves_for_little)
+    return any(rule(plan, other, ratio) for rule in rules)
+
+
+def _starves_for_little(plan: Plan, other: Plan, ratio: float) -> bool:
+    """One conversation alone is what goal "latency" goes by, but not at any price."""
+    if plan.goal != "latency" or plan.mode != "replicas":
+        return False
+    return _slowest_s(plan) > STARVED * _slowest_s(other) and 1 / ratio < 1 + WORTH_STARVING
+
+
+def _slowest_s(plan: Plan) -> float:
+    """Per token of the slowest conversation while all are served."""
+    return max(group.step_s for group in plan.groups)
 
 
 def _meets_for_little(plan: Plan, other: Plan, ratio: float) -> bool:
@@ -132,6 +150,9 @@ def _compared(plan: Plan, other: Plan) -> str:
         return f"{faster}, which two timings may differ by; without a worker is simpler"
     if _meets_for_little(other, plan, theirs / ours):
         return f"{faster}: too little, since the aggregate of mode tensor is mostly predicted too high"
+    if _starves_for_little(other, plan, theirs / ours):
+        slower = _slowest_s(other) / _slowest_s(plan)
+        return f"{faster} for one conversation alone: too little, since its slowest is {slower:.1f} times as slow"
     return faster
 
 

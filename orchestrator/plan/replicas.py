@@ -46,7 +46,8 @@ def find_replicas(
     *,
     goal: str = "throughput",
 ) -> tuple[tuple[Group, ...], ...]:
-    """The heads of each plan worth considering, the greatest aggregate first; heads fastest first.
+    """The heads of each plan worth considering, the greatest aggregate first; heads fastest first. For goal "latency"
+    there may be two for the same heads.
 
     One plan of single devices alone, and one for each choice of groups, beside the single devices that it leaves.
     `splits` and `tensors` are the best groups of all devices.
@@ -57,21 +58,23 @@ def find_replicas(
     by_count = {count: for_conversations(memories, count) for count in range(1, parallel + 1)}
     several = [group for group in (*splits, *tensors) if len(group.shares) > 1]
     plans = []
-    for heads, first in _heads(survey, by_count, candidates, several):
-        plans.append(_beside_each_other(survey, heads, parallel, first))
-        if goal == "latency":
-            plans.append(_around_the_fastest(survey, heads, parallel))
+    for heads, first in _sets_of_heads(survey, by_count, candidates, several):
+        plan = _beside_each_other(survey, heads, parallel, first)
+        plans.append(plan)
+        if goal == "latency" and plan:
+            plans.append(_around_a_faster_head(survey, heads, parallel, plan[0].token_s))
     found = {_plan_key(plan): plan for plan in plans if plan}
     return tuple(sorted(found.values(), key=lambda plan: (-_aggregate(plan), _plan_key(plan))))
 
 
-def _heads(
+def _sets_of_heads(
     survey: Survey,
     by_count: Mapping[int, Sequence[ModelMemory]],
     candidates: Sequence[Candidate],
     several: Sequence[Group],
 ) -> Iterator[tuple[list[Head], Collection[int]]]:
-    """Sets of heads without a device in common, and what the first of each gets: a group one conversation at least."""
+    """Heads that have no device in common, and of how many conversations the first one has to get one: a group at least
+    one, a device alone may get none."""
     for devices in pools_with(survey, by_count, candidates, 0):
         yield heads_alone(by_count, devices), ()
     errors = formula_errors(survey, by_count[max(by_count)])
@@ -82,13 +85,17 @@ def _heads(
             yield [*groups, *(one for one in alone if not one.devices & used)], by_count.keys()
 
 
-def _around_the_fastest(survey: Survey, heads: Sequence[Head], conversations: int) -> tuple[Group, ...]:
-    """The plan whose fastest head is the fastest for one conversation of all that leave the others what they serve."""
+def _around_a_faster_head(
+    survey: Survey, heads: Sequence[Head], conversations: int, token_s: float
+) -> tuple[Group, ...]:
+    """The plan around the head that is fastest for a conversation alone, or the next one, where the others do not serve
+    what it leaves; empty where none takes less than `token_s`."""
     found = []
     for number, head in enumerate(heads):
         least_s = min(group.token_s for group in head.groups.values())
-        counts = [count for count, group in head.groups.items() if group.token_s <= least_s * (1 + SAME)]
-        found.append((least_s, number, counts))
+        if least_s < token_s * (1 - SAME):
+            counts = [count for count, group in head.groups.items() if group.token_s <= least_s * (1 + SAME)]
+            found.append((least_s, number, counts))
     for _, number, counts in sorted(found):
         others = (*heads[:number], *heads[number + 1 :])
         if plan := _beside_each_other(survey, (heads[number], *others), conversations, counts):

@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from orchestrator.survey.kept import read_kept, write_kept
+from orchestrator.survey.plausible import DECODE
 from orchestrator.survey.slices import Slice, Slices
 from orchestrator.survey.speeds import (
     CONTEXT_TOKENS,
@@ -26,10 +27,12 @@ from orchestrator.survey.speeds import (
     with_guessed_passes,
 )
 from orchestrator.survey.timing import Timing, time_passes
-from orchestrator.survey.values import Link
+from orchestrator.survey.values import NOT_MEASURED, Link, Speed
 from workers.pass_bench import REPETITIONS, Timed
 
 PROBE_OF_GPU = 2
+BASE = {DECODE, SHORT_PROMPT}
+"""Passes that everything is worked out from."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Timings:
     the long passes are worked out.
 
     `in_context`: a short prompt through the shallow slice after a context; None where that was not timed. Through RPC,
-    `output_on_head` is decoding with the output layer on the head, and `link` the one that all of it went over.
+    `output_on_head` is decoding with the output layer on the head, and `link` the one that all of it went over. `head`:
+    the controller's own speed as it was then.
     """
 
     shallow: Mapping[int, Timed]
@@ -47,6 +51,7 @@ class Timings:
     in_context: Timed | None = None
     output_on_head: Timed | None = None
     link: Link | None = None
+    head: Speed = NOT_MEASURED
 
     def of(self, passes: Sequence[int]) -> "Timings":
         """These passes only, all of which were timed."""
@@ -62,8 +67,10 @@ _TIMINGS = TypeAdapter(Timings)
 
 
 def kept_timings(folder: Path, key: str) -> Timings | None:
-    """Timings of before, if they are there."""
-    return read_kept(folder / f"{key}.json", _TIMINGS)
+    """Timings of before, if they are there and whole."""
+    timings = read_kept(folder / f"{key}.json", _TIMINGS)
+    whole = timings is not None and all(timed.keys() >= BASE for timed in (timings.shallow, timings.deep))
+    return timings if whole else None
 
 
 def keep_timings(folder: Path, key: str, timings: Timings) -> None:
@@ -102,14 +109,18 @@ async def time_both(at: Timing, slices: Slices, passes: Sequence[int], *, proces
 
 
 async def time_more(at: Timing, slices: Slices, known: Timings, passes: Sequence[int], *, processor: bool) -> Timings:
-    """What is known with these passes too, steps of several conversations, timed as they are with all others."""
-    short, briefly = short_passes(passes), known.hurried and not processor
+    """What is known with these passes too, steps of several conversations, timed as `time_both` does it."""
+    short, long = short_passes(passes), tuple(tokens for tokens in passes if tokens > SHORT_PROMPT)
+    briefly = known.hurried and not processor
     time = time_passes if briefly or not slices.output_fits else _calmly
-    some, many = short if known.hurried else passes, HURRIED_REPETITIONS if briefly else REPETITIONS
-    shallow = {**known.shallow, **(await time(at, slices.shallow, some, many) if some else {})}
-    few = HURRIED_REPETITIONS if briefly else repetitions_for(known.shallow)
-    deep = {**known.deep, **(await time(at, slices.deep, short, few) if short else {})}
-    return replace(known, shallow=with_guessed_passes(shallow, (*shallow, *passes)), deep=deep)
+    repetitions = HURRIED_REPETITIONS if briefly else repetitions_for(known.shallow)
+    shallow, deep = {**known.shallow}, {**known.deep}
+    if short:
+        shallow |= await time(at, slices.shallow, short, HURRIED_REPETITIONS if briefly else REPETITIONS)
+        deep |= await time(at, slices.deep, short, repetitions)
+    if long and not known.hurried:
+        shallow |= await time_passes(at, slices.shallow, long)
+    return replace(known, shallow=with_guessed_passes(shallow, (*shallow, *long)), deep=deep)
 
 
 async def time_in_context(at: Timing, slices: Slices, timings: Timings) -> Timed:

@@ -11,10 +11,12 @@ from orchestrator.errors import BringUpError, DeadlineError, EngineError, Meshct
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.hosts import OpenHost
 from orchestrator.plan.company import machine_by
+from orchestrator.plan.costs import transfer_s
 from orchestrator.processes import ended_by_itself, start_worker
 from orchestrator.report import Report
 from orchestrator.survey.depths import Timings, keep_timings, kept_timings, time_both, time_in_context, time_more
 from orchestrator.survey.gather_links import gather_links
+from orchestrator.survey.links import is_alike
 from orchestrator.survey.plausible import DECODE
 from orchestrator.survey.slices import Slices
 from orchestrator.survey.speeds import (
@@ -250,11 +252,11 @@ async def _native(
                     await on_host(host, one.path)
         report.say(f"{target.name}: timing {_what(slices, known, passes)} natively")
         at = Timing(measuring, host, target.spec.threads, always(target.where), target.name, target.spec.environment)
-        known = await _timed(at, slices, known, passes, head, processor=cpu)
+        known = await _timed(at, slices, known, passes, head, processor=cpu, has_room=True)
         keep_timings(measuring.kept, key, known)
     timings = known.of(passes)
     speed = native_speed(slices, timings.shallow, timings.deep, processor=cpu)
-    return _with_context(speed, slices, timings, head)
+    return _with_context(speed, slices, timings)
 
 
 async def _through_rpc(
@@ -265,7 +267,9 @@ async def _through_rpc(
         passes = short_passes(passes)
     key = _key(measuring, host, target, f"rpc {link.kind}", slices)
     known = _known(measuring, key)
-    if known is not None and not known.missing(passes):
+    if known and known.missing(passes) and not _went_over(known, slices, link):
+        known = None
+    if known and not known.missing(passes):
         report.say(f"{target.name}: speed known from an earlier calibration")
     else:
         async with measuring.of_the_line(link), workers_of(measuring, host, target) as worker:
@@ -274,7 +278,7 @@ async def _through_rpc(
             own = default_threads(controller.facts)
             placed = on_worker(worker, slices.output_tied, output_on_head=output_on_head)
             at = Timing(measuring, controller, own, placed, target.name, one_by_one=not cpu)
-            timed = await _timed(at, slices, known, passes, head, processor=cpu)
+            timed = await _timed(at, slices, known, passes, head, processor=cpu, has_room=slices.output_fits)
             if slices.output_fits and timed.output_on_head is None:
                 on_head = replace(at, placed=on_worker(worker, slices.output_tied, output_on_head=True))
                 repetitions = HURRIED_REPETITIONS if timed.hurried else REPETITIONS
@@ -282,13 +286,19 @@ async def _through_rpc(
                 timed = replace(timed, output_on_head=apart[DECODE])
         known = replace(timed, link=timed.link or link)
         keep_timings(measuring.kept, key, known)
-    timings, went_over = known.of(passes), known.link or link
-    both = (slices, timings.shallow, timings.deep)
+    timings = known.of(passes)
+    both, went_over = (slices, timings.shallow, timings.deep), timings.link or link
     if timings.output_on_head is None:
-        speed = rpc_speed_without_output(*both, head, went_over)
+        speed = rpc_speed_without_output(*both, timings.head, went_over)
     else:
-        speed = rpc_speed(*both, timings.output_on_head, head, went_over, processor=cpu)
-    return _with_context(speed, slices, timings, head)
+        speed = rpc_speed(*both, timings.output_on_head, timings.head, went_over, processor=cpu)
+    return _with_context(speed, slices, timings)
+
+
+def _went_over(known: Timings, slices: Slices, link: Link) -> bool:
+    """Whether it was a link like this one: a pass over another one cannot be told apart from the rest with it."""
+    exchange = (slices.hidden_bytes, slices.logits_bytes)
+    return known.link is not None and is_alike(transfer_s(known.link, *exchange), transfer_s(link, *exchange))
 
 
 def _known(measuring: Measuring, key: str) -> Timings | None:
@@ -306,14 +316,21 @@ def _what(slices: Slices, known: Timings | None, passes: Sequence[int]) -> str:
 
 
 async def _timed(
-    at: Timing, slices: Slices, known: Timings | None, passes: Sequence[int], head: Speed, *, processor: bool
+    at: Timing,
+    slices: Slices,
+    known: Timings | None,
+    passes: Sequence[int],
+    head: Speed,
+    *,
+    processor: bool,
+    has_room: bool,
 ) -> Timings:
-    """All passes, or those that are not known yet; with a short prompt in a context, unless that would take too long or
-    memory is short, and it is known what a context costs the controller, which is timed however long it takes."""
+    """All passes, or those that are not known yet; with a short prompt in a context, if there `has_room` and, but for
+    the controller itself, it does not take too long."""
     if known is not None:
         return await time_more(at, slices, known, known.missing(passes), processor=processor)
-    timings = await time_both(at, slices, passes, processor=processor)
-    if head.measured and (timings.hurried or not slices.output_fits):
+    timings = replace(await time_both(at, slices, passes, processor=processor), head=head)
+    if not has_room or (timings.hurried and head.measured):
         return timings
     return replace(timings, in_context=await time_in_context(at, slices, timings))
 
@@ -380,9 +397,9 @@ def _passes(measuring: Measuring, target: Target) -> tuple[int, ...]:
     return passes if target.kind == "cpu" else (*passes, LONGEST_PASS)
 
 
-def _with_context(speed: Speed, slices: Slices, timings: Timings, head: Speed) -> Speed:
+def _with_context(speed: Speed, slices: Slices, timings: Timings) -> Speed:
     """With what a context costs: as timed, else by what it costs the controller."""
     if timings.in_context is None:
-        return replace(speed, context_s=likely_context_cost(speed, head))
+        return replace(speed, context_s=likely_context_cost(speed, timings.head))
     in_context = {SHORT_PROMPT: timings.in_context}
     return replace(speed, context_s=context_cost(slices, timings.shallow, in_context))

@@ -222,6 +222,26 @@ def test_for_latency_comes_first(name: str, plans: tuple[Plan, ...], order: tupl
     assert in_order(plans, "latency") == tuple(plans[k] for k in order)
 
 
+@pytest.mark.parametrize(
+    ("fastest_s", "slowest_s", "replicas_first"),
+    [(0.08, 0.19, True), (0.08, 0.21, False), (0.06, 0.9, True)],
+)
+def test_for_latency_a_fast_conversation_is_not_worth_slow_ones(
+    fastest_s: float, slowest_s: float, replicas_first: bool
+) -> None:
+    """Beside a plan of 100 ms for each: twice as slow, unless the fastest one gains half."""
+    fast, slow = a_plan("replicas", fastest_s).groups
+    replicas = replace(a_plan("replicas", 0.1), groups=(fast, replace(slow, token_s=slowest_s, step_s=slowest_s)))
+    layers = a_plan("layers", 0.1)
+    assert in_order((layers, replicas), "latency") == ((replicas, layers) if replicas_first else (layers, replicas))
+
+
+def test_of_copies_with_the_same_fastest_head_the_greater_aggregate_comes_first() -> None:
+    plans = (a_plan("replicas", 0.1), a_plan("replicas", 0.1))
+    slower = replace(plans[0], groups=(plans[0].groups[0], replace(plans[0].groups[1], step_s=0.12, mode="layers")))
+    assert in_order((slower, plans[1]), "latency") == (plans[1], slower)
+
+
 def test_for_throughput_comes_first_what_serves_all_fastest() -> None:
     plans = (a_plan("single", 0.1, goal="throughput"), a_plan("replicas", 0.15, goal="throughput"))
     assert in_order(plans, "throughput") == plans[::-1]
@@ -244,9 +264,16 @@ def test_a_gain_that_is_not_worth_it_is_told_with_its_own_reason() -> None:
         plan = a_plan(mode, 0.1, goal=goal)
         return replace(plan, groups=tuple(replace(group, mode=mode) for group in plan.groups))
 
+    copies = a_plan("replicas", 0.1)
+    starving = replace(copies, groups=(copies.groups[0], replace(copies.groups[1], step_s=0.3)))
     cases = (
         (faster("tensor", "throughput"), a_plan("layers", 0.104, goal="throughput"), "mostly predicted too high"),
         (faster("layers", "latency"), a_plan("single", 0.104), "without a worker is simpler"),
+        (
+            starving,
+            a_plan("single", 0.104),
+            "too little, since its slowest is 2.9 times as slow",
+        ),
     )
     survey = make_survey([make_device("a/cpu", 2000)])
     candidates = find_candidates(survey, None)

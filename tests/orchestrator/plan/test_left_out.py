@@ -1,6 +1,7 @@
 """Why a device is not used: the numbers are those of the goal, and compare what was predicted alike."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 
@@ -131,14 +132,17 @@ def test_in_mode_tensor_a_device_that_holds_no_part_says_so() -> None:
 
 
 @pytest.mark.parametrize("kv_heads", [2, 3, 5, 8])
-@pytest.mark.parametrize("group", [(128, 32), (64, 256), (96, 256)])
-def test_in_mode_tensor_no_device_gets_less_than_the_least_part(kv_heads: int, group: tuple[int, int]) -> None:
+@pytest.mark.parametrize("group", [(128, 32), (64, 256), (96, 256), (192, 32)])
+@pytest.mark.parametrize("layers", [5, 10])
+def test_in_mode_tensor_no_device_gets_less_than_the_least_part(
+    kv_heads: int, group: tuple[int, int], layers: int
+) -> None:
     """Also where the engine cannot cut layers into equal parts, and one device has nothing of some of them."""
-    memory = replace(make_memory(kv_heads=kv_heads, kv_mib=40), head_groups=(group,))
+    memory = make_memory(layers, kv_heads=kv_heads, kv_mib=40)
+    memory = replace(memory, head_groups=(group,), attention_bytes=sum(memory.layer_weights_bytes) // 3)
     whole = whole_parts(memory, 2) or kv_heads
-    of_two = [(whole - part, part) for part in range(1, whole)]
-    of_three = [(whole - part - 1, part, 1) for part in range(1, whole - 1)]
-    taken = [size.total_bytes for parts in (*of_two, *of_three) for size in cut_bytes(memory, parts)]
+    cuts = [parts for count in (2, 3) for parts in product(range(1, whole), repeat=count) if sum(parts) == whole]
+    taken = [size.total_bytes for parts in cuts for size in cut_bytes(memory, parts)]
     assert _least_part(memory, whole) <= min(taken)
     if whole_parts(memory, 2):
         assert _least_part(memory, whole) == pytest.approx(min(taken), rel=0.01)

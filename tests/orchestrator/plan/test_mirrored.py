@@ -53,12 +53,23 @@ def test_of_splits_those_are_alike_whose_like_devices_have_as_many_layers() -> N
         replace(B, threads=4),
         replace(B, kind="vulkan"),
         replace(B, description="another"),
-        replace(B, native=replace(B.native, passes=SLOW.native.passes)),
     ],
 )
 def test_devices_that_differ_are_not_alike(other: Device) -> None:
     plans = [single("a/cpu"), single("b/cpu")]
     assert len(left(on_one_machine(A, other), *plans)) == 2
+
+
+@pytest.mark.parametrize("what", ["token_s", "step_s", "prefill_s"])
+def test_plans_that_are_not_as_fast_are_not_alike(what: str) -> None:
+    """Such as over links that differ."""
+    one, other = single("a/cpu"), single("b/cpu")
+    (group,) = other.groups
+    for by, count in ((1.05, 1), (1.3, 2)):
+        slower = replace(
+            other, groups=(replace(one.groups[0], shares=group.shares, **{what: by * getattr(one.groups[0], what)}),)
+        )
+        assert len(left(on_one_machine(A, B), one, slower)) == count
 
 
 def test_devices_of_machines_of_their_own_are_never_alike() -> None:

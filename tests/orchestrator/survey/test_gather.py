@@ -1,7 +1,9 @@
 """Which devices a host has, how much of their memory may be used, and what they are timed on; the bench is replaced."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ from orchestrator.engine.store import Engine
 from orchestrator.errors import EngineError
 from orchestrator.hosts import OpenHost, OpenHosts
 from orchestrator.inventory import Host
+from orchestrator.plan.costs import transfer_s
 from orchestrator.report import Event, Remark, Report
 from orchestrator.shell.local import LocalShell
 from orchestrator.survey import depths, gather, slices
@@ -20,7 +23,7 @@ from orchestrator.survey.gather import BESIDE_MODEL_BYTES, MachineLocks, may_be_
 from orchestrator.survey.slices import Slice, SliceStore
 from orchestrator.survey.speeds import CONTEXT_TOKENS, FEW_REPETITIONS, HURRIED_REPETITIONS, passes_for
 from orchestrator.survey.timing import Measuring, Timing
-from orchestrator.survey.values import Speed
+from orchestrator.survey.values import NOT_MEASURED, Link, Speed
 from quant.errors import SliceError
 from quant.gguf_file import read_model
 from quant.model import Model
@@ -71,12 +74,13 @@ def test_what_has_no_memory_of_its_own_has_no_more_than_its_host_has_free(
 @dataclass
 class Benches:
     """Stands for the engine's bench: the sources of what it was given, and how it fails with those it cannot load;
-    `asked` are layers, passes and repetitions, `token_s` a token through a layer."""
+    `asked` are layers, passes and repetitions, `token_s` a token through a layer, `link` what each pass goes over."""
 
     fails: EngineError | None = None
     sources: list[str] = field(default_factory=list)
     asked: list[tuple[int, tuple[int, ...], int]] = field(default_factory=list)
     token_s: float = 1e-3
+    link: Link | None = None
 
     async def time(
         self,
@@ -92,13 +96,33 @@ class Benches:
         self.asked.append((one.layers, (*passes, *([-context] if context else [])), repetitions))
         if self.fails is not None and one.source != "synthetic":
             raise self.fails
-        return {tokens: Timed((tokens + context / 100) * self.token_s * one.layers, 0.01) for tokens in passes}
+        sizes = at.measuring.slices.slices()
+        assert sizes is not None
+        link_s = {
+            tokens: transfer_s(self.link, tokens * sizes.hidden_bytes, sizes.logits_bytes) if self.link else 0.0
+            for tokens in passes
+        }
+        return {
+            tokens: Timed((tokens + context / 100) * self.token_s * one.layers + link_s[tokens], 0.01)
+            for tokens in passes
+        }
 
 
 @pytest.fixture
 def benches(monkeypatch: pytest.MonkeyPatch) -> Benches:
     made = Benches()
-    monkeypatch.setattr(depths, "time_passes", made.time)
+    for module in (depths, gather):
+        monkeypatch.setattr(module, "time_passes", made.time)
+
+    @asynccontextmanager
+    async def workers_of(*others: object) -> AsyncIterator[gather.Workers]:
+        @asynccontextmanager
+        async def worker() -> AsyncIterator[str]:
+            yield "endpoint"
+
+        yield worker
+
+    monkeypatch.setattr(gather, "workers_of", workers_of)
     return made
 
 
@@ -214,6 +238,62 @@ async def test_more_steps_of_a_very_slow_processor_are_timed_briefly_and_long_on
     assert [one.tokens for one in speed.passes] == [1, 64, 128, 256]
     await controller_speed(measuring(tmp_path, parallel=32))
     assert benches.asked == [(2, (16, 32), REPETITIONS), (6, (16, 32), FEW_REPETITIONS)]
+
+
+WIRED, WIRELESS = (Link("tunnel", s, rate, rate) for s, rate in ((0.0005, 100e6), (0.01, 4e6)))
+
+
+async def rpc_speed(one: Measuring, link: Link = WIRED, head: Speed = NOT_MEASURED, *, room: bool = True) -> Speed:
+    """Of a worker on another machine, which has room for the output layer or not."""
+    host = replace(desk(one.kept.parent), host=Host("box", "ssh"))
+    both = one.slices.slices()
+    assert both is not None
+    there = replace(both, output_fits=room)
+    return await gather._through_rpc(one, host, targets_of(host, ())[0], there, head, link, Report(lambda event: None))
+
+
+async def test_steps_of_more_conversations_join_what_was_timed_through_rpc_over_such_a_link(
+    tmp_path: Path, benches: Benches
+) -> None:
+    head, _ = await controller_speed(measuring(tmp_path))
+    for number, (before, now) in enumerate(((WIRED, WIRED), (WIRED, WIRELESS), (WIRELESS, WIRED))):
+        folder = tmp_path / str(number)
+        (folder / "fresh").mkdir(parents=True)
+        benches.link = before
+        await rpc_speed(measuring(folder), before, head)
+        benches.asked, benches.link = [], now
+        speed = await rpc_speed(measuring(folder, parallel=8), now, head)
+        assert (benches.asked == [(2, (4, 8), REPETITIONS), (6, (4, 8), REPETITIONS)]) is (before is now)
+        assert speed == await rpc_speed(measuring(folder / "fresh", parallel=8), now, head)
+
+
+async def test_what_was_timed_through_rpc_stays_what_it_was_with_another_link_or_controller(
+    tmp_path: Path, benches: Benches
+) -> None:
+    head, _ = await controller_speed(measuring(tmp_path))
+    benches.link = WIRED
+    first = await rpc_speed(measuring(tmp_path), WIRED, head)
+    assert await rpc_speed(measuring(tmp_path), WIRELESS, replace(head, output_s=3 * head.output_s)) == first
+    assert await rpc_speed(measuring(tmp_path), WIRED, NOT_MEASURED) == first
+
+
+async def test_a_worker_without_room_for_the_output_layer_is_never_timed_in_a_context(
+    tmp_path: Path, benches: Benches
+) -> None:
+    speed = await rpc_speed(measuring(tmp_path), room=False)
+    assert benches.asked == [(2, (1, 64), REPETITIONS), (6, (1, 64), REPETITIONS)]
+    assert speed.context_s == 0.0
+
+
+async def test_timings_that_lack_what_all_is_worked_out_from_count_as_none(tmp_path: Path, benches: Benches) -> None:
+    speed, _ = await controller_speed(measuring(tmp_path))
+    (file,) = (tmp_path / "calibration").glob("*.json")
+    whole = json.loads(file.read_text())
+    short = {"1": whole["shallow"]["1"]}
+    for damaged in ("{", json.dumps({**whole, "deep": {}}), json.dumps({**whole, "shallow": short})):
+        file.write_text(damaged)
+        assert (await controller_speed(measuring(tmp_path)))[0] == speed
+        assert json.loads(file.read_text()) == whole
 
 
 async def test_a_very_slow_processor_is_asked_for_short_passes_only_and_its_long_ones_are_worked_out(
