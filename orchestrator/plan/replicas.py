@@ -11,6 +11,7 @@ serves as many as it may be that fast with, and only the others are distributed 
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,7 +93,7 @@ def _around_a_faster_head(
     what it leaves; empty where none takes less than `token_s`."""
     found = []
     for number, head in enumerate(heads):
-        least_s = min(group.token_s for group in head.groups.values())
+        least_s = min((group.token_s for group in head.groups.values()), default=inf)
         if least_s < token_s * (1 - SAME):
             counts = [count for count, group in head.groups.items() if group.token_s <= least_s * (1 + SAME)]
             found.append((least_s, number, counts))
