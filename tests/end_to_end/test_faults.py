@@ -31,7 +31,10 @@ ROOMY = "400MiB"
 
 HALVES = "{0}/cpu=15,{1}/cpu=15"
 HOST_BYTES = 420 * MIB
-HOG_STEP_BYTES = 6 * MIB
+HOG_STEPS, HOG_STEP_BYTES, LAST_STEP_BYTES = 35, 6 * MIB, 2 * MIB
+"""What somebody else's program takes every half second: so many steps of the larger size, then small ones, since a host
+that is busy with other tests speaks late, and its kernel would end that program before."""
+
 DISK_BYTES = 700 * MIB
 SLOW = "20mbit"
 RETRANSMITTED_S = 130.0
@@ -200,7 +203,8 @@ def hog(lab: Lab, host: RunningHost) -> Iterator[Callable[[], None]]:
     """A program of somebody else there that takes more and more memory, from the call of the function on."""
     code = (
         "import sys, time; sys.stdin.readline(); held = []\n"
-        f"while True: held.append(bytearray(b'x') * {HOG_STEP_BYTES}); time.sleep(0.5)"
+        f"while len(held) < {HOG_STEPS}: held.append(bytearray(b'x') * {HOG_STEP_BYTES}); time.sleep(0.5)\n"
+        f"while True: held.append(bytearray(b'x') * {LAST_STEP_BYTES}); time.sleep(0.5)"
     )
     words = ssh_words(lab, host, f'python3 -c "{code}"')
     with subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as program:
