@@ -23,9 +23,10 @@ def last_state(folders: Folders, name: str | None) -> ClusterState:
     """
     state = read_state(folders.cluster(name)) if name else _only_running(folders) or _changed_last(folders)
     if state is None:
-        known = ", ".join(known_clusters(folders)) or "none"
+        were_up = [one for one in known_clusters(folders) if folders.cluster(one).state.exists()]
+        known = f"no cluster {name} is known, or it was never up (known: {', '.join(were_up) or 'none'})"
         raise ClusterStateError(
-            f"no cluster {name} is known (known: {known})" if name else "no cluster to show: none was ever up",
+            known if name else "no cluster to show: none was ever up",
             hint="start one with `meshctl up inventory.yaml`" + (", or name a known one" if name else ""),
         )
     if state.phase not in ("stopped", "failed") and not is_held(folders.cluster(state.cluster)):

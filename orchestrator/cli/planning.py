@@ -116,7 +116,8 @@ def _hosts_of(survey: "Survey", path: Path | None) -> KnownHosts:
 def _planned_for(hosts: KnownHosts, without: Sequence[str], adds: "Sequence[Addition]") -> KnownHosts:
     """The hosts that there are when all that was supposed is so."""
     kept = [name for name in hosts.names if name not in without]
-    return replace(hosts, names=(*kept, *(one.name for one in adds)))
+    place = f"{hosts.place} without {', '.join(without)}" if without else hosts.place
+    return replace(hosts, names=(*kept, *(one.name for one in adds)), place=place)
 
 
 def _ranked_live(

@@ -163,7 +163,12 @@ def _tie(plan: Plan, other: Plan) -> str:
         return f"; {faster.mode} ({_names(faster.fastest)}) reads prompts {apart:.0%} faster"
     if plan.mode == other.mode:
         return ""
-    return f"; {min(plan, other, key=lambda one: MODES.index(one.mode)).mode} is simpler"
+    simpler = f"; {min(plan, other, key=lambda one: MODES.index(one.mode)).mode} is simpler"
+    more = other.aggregate_tokens_per_s / plan.aggregate_tokens_per_s
+    if plan.goal != "latency" or more < 1 + LEAST_NOISE:
+        return simpler
+    together = _count(plan.parallel, "conversation")
+    return f"{simpler}; for {together} at once the other is {more:.1f} times as fast: `--goal throughput`"
 
 
 def _speeds(plan: Plan) -> str:

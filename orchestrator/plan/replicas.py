@@ -27,8 +27,8 @@ from orchestrator.survey.values import Survey
 
 LEAST_HEADS = 2
 
-EVEN_COST = 0.03
-"""So much of the aggregate is given up for a slowest conversation that is faster: it is less than a prediction is off,
+EVEN_COST = 0.05
+"""So much of the aggregate is given up for a slowest conversation that is faster: most predictions are off by as much,
 and where one conversation has a device to itself, seven others wait for the other device."""
 
 SAME = 1e-9

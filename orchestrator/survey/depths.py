@@ -109,18 +109,29 @@ async def time_both(at: Timing, slices: Slices, passes: Sequence[int], *, proces
 
 
 async def time_more(at: Timing, slices: Slices, known: Timings, passes: Sequence[int], *, processor: bool) -> Timings:
-    """What is known with these passes too, steps of several conversations, timed as `time_both` does it."""
+    """What is known with these passes too, steps of several conversations, timed as `time_both` does it.
+
+    Decoding is timed beside the shorter ones: on another day the device may be slower or faster, and they count by how
+    much longer they take than that.
+    """
     short, long = short_passes(passes), tuple(tokens for tokens in passes if tokens > SHORT_PROMPT)
     briefly = known.hurried and not processor
     time = time_passes if briefly or not slices.output_fits else _calmly
-    repetitions = HURRIED_REPETITIONS if briefly else repetitions_for(known.shallow)
+    few = HURRIED_REPETITIONS if briefly else repetitions_for(known.shallow)
+    many = HURRIED_REPETITIONS if briefly else REPETITIONS
     shallow, deep = {**known.shallow}, {**known.deep}
     if short:
-        shallow |= await time(at, slices.shallow, short, HURRIED_REPETITIONS if briefly else REPETITIONS)
-        deep |= await time(at, slices.deep, short, repetitions)
+        shallow |= _as_then(known.shallow, await time(at, slices.shallow, (DECODE, *short), many))
+        deep |= _as_then(known.deep, await time(at, slices.deep, (DECODE, *short), few))
     if long and not known.hurried:
         shallow |= await time_passes(at, slices.shallow, long)
     return replace(known, shallow=with_guessed_passes(shallow, (*shallow, *long)), deep=deep)
+
+
+def _as_then(known: Mapping[int, Timed], timed: Mapping[int, Timed]) -> dict[int, Timed]:
+    """All that was timed, as long as it would have taken when decoding took what is known."""
+    by = known[DECODE].seconds / timed[DECODE].seconds
+    return {**{tokens: replace(one, seconds=by * one.seconds) for tokens, one in timed.items()}, DECODE: known[DECODE]}
 
 
 async def time_in_context(at: Timing, slices: Slices, timings: Timings) -> Timed:

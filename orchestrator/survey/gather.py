@@ -253,7 +253,7 @@ async def _native(
         report.say(f"{target.name}: timing {_what(slices, known, passes)} natively")
         at = Timing(measuring, host, target.spec.threads, always(target.where), target.name, target.spec.environment)
         known = await _timed(at, slices, known, passes, head, processor=cpu, has_room=True)
-        keep_timings(measuring.kept, key, known)
+        _keep(measuring, key, known)
     timings = known.of(passes)
     speed = native_speed(slices, timings.shallow, timings.deep, processor=cpu)
     return _with_context(speed, slices, timings)
@@ -285,7 +285,7 @@ async def _through_rpc(
                 apart = await time_passes(on_head, slices.shallow, (DECODE,), repetitions)
                 timed = replace(timed, output_on_head=apart[DECODE])
         known = replace(timed, link=timed.link or link)
-        keep_timings(measuring.kept, key, known)
+        _keep(measuring, key, known)
     timings = known.of(passes)
     both, went_over = (slices, timings.shallow, timings.deep), timings.link or link
     if timings.output_on_head is None:
@@ -302,8 +302,14 @@ def _went_over(known: Timings, slices: Slices, link: Link) -> bool:
 
 
 def _known(measuring: Measuring, key: str) -> Timings | None:
-    """What was timed before, unless it is to be timed again."""
-    return None if measuring.recalibrate else kept_timings(measuring.kept, key)
+    """What was timed before, unless it is to be timed again and was not yet."""
+    again = measuring.recalibrate and key not in measuring.renewed
+    return None if again else kept_timings(measuring.kept, key)
+
+
+def _keep(measuring: Measuring, key: str, timings: Timings) -> None:
+    keep_timings(measuring.kept, key, timings)
+    measuring.renewed.add(key)
 
 
 def _what(slices: Slices, known: Timings | None, passes: Sequence[int]) -> str:

@@ -25,8 +25,9 @@ DEADLINE_S = 600.0
 class Measuring:
     """What measuring needs: the open hosts, the engine here and on each host, its GPUs there, the model's slices, and
     the folder where speeds are kept. `model_bytes` are all weights of the model, `parallel` the conversations whose
-    steps are timed, with keys and values kept as `cache_type`. `line` is held by whoever sends slices over the
-    controller's network, or times what goes over it: each would slow the other down."""
+    steps are timed, with keys and values kept as `cache_type`. `recalibrate`: what is kept is timed again, devices that
+    are alike once; `renewed` has the keys of what was. `line` is held by whoever sends slices over the controller's
+    network, or times what goes over it: each would slow the other down."""
 
     cluster: str
     hosts: OpenHosts
@@ -42,6 +43,7 @@ class Measuring:
     cache_type: CacheType = "f16"
     flash_attention: FlashAttention = "auto"
     line: asyncio.Lock = field(default_factory=asyncio.Lock)
+    renewed: set[str] = field(default_factory=set)
 
     def of_the_line(self, link: Link | None) -> AbstractAsyncContextManager[object]:
         """The line, for what goes over this link: nothing where that stays on this machine, or there is none."""

@@ -116,6 +116,14 @@ def test_when_none_runs_the_one_that_changed_last_is_shown(folders: Folders) -> 
             last_state(folders, None)
 
 
+def test_a_cluster_that_was_measured_and_never_up_is_not_told_as_known(folders: Folders) -> None:
+    for name in ("tuned", "home"):
+        folders.cluster(name).prepare()
+    write_state(folders.cluster("home"), state_of("home"))
+    with pytest.raises(ClusterStateError, match=r"tuned is known, or it was never up \(known: home\)"):
+        last_state(folders, "tuned")
+
+
 def test_which_cluster_is_meant_must_be_clear(folders: Folders) -> None:
     with pytest.raises(ClusterStateError, match="no cluster runs"):
         serving_cluster(folders, None)

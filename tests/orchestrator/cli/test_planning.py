@@ -140,7 +140,10 @@ def test_a_wrong_split_reaches_no_host(tmp_path: Path, command: str, words: tupl
         (("--add", "new=0GiB,left,wifi"), 'error: --add "new=0GiB,left,wifi": "0GiB" is too little to hold anything'),
         (("--add", "=1GiB,left,wifi"), 'error: --add "=1GiB,left,wifi": needs a name, a memory, a speed and a link'),
         (("--devices", "left/cpu,left/cpu"), "error: --devices: left/cpu is there twice\nhint: name each device once"),
-        (("--without", "left", "--devices", "left/cpu"), "error: --devices left/cpu: no such host in inventory.yaml"),
+        (
+            ("--without", "left", "--devices", "left/cpu"),
+            "error: --devices left/cpu: no such host in inventory.yaml without left\n",
+        ),
         (("--survey", "here.json"), "error: here.json: No such file or directory\nhint: write one with"),
         (("--survey", "here.json", "--recalibrate"), "error: --survey and --recalibrate exclude each other\nhint: "),
     ],

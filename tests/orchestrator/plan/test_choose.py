@@ -283,6 +283,16 @@ def test_a_gain_that_is_not_worth_it_is_told_with_its_own_reason() -> None:
         assert reason.endswith(why)
 
 
+def test_of_copies_that_are_as_fast_for_one_it_is_told_what_they_gain_for_all() -> None:
+    survey = make_survey([make_device(f"{name}/cpu", 3000, native_gib_per_s=12) for name in "ab"], tensor_refused="no")
+    plan = chosen(survey, (make_memory(parallel=4),), LATENCY)
+    assert plan.mode == "single"
+    (reason,) = (one for one in plan.reasons if one.startswith("replicas"))
+    assert reason.endswith(
+        "single is simpler; for 4 conversations at once the other is 1.2 times as fast: `--goal throughput`"
+    )
+
+
 def test_what_was_measured_before_corrects_the_ranking() -> None:
     survey, memories = make_survey(TWO_NEAR), (make_memory(),)
     (group,) = chosen(survey, memories, LATENCY).groups

@@ -215,7 +215,7 @@ async def test_for_other_conversations_only_their_own_steps_are_timed_and_all_el
     for parallel, its_own in ((8, (4, 8)), (4, (2,)), (2, ())):
         benches.asked = []
         speed, _ = await controller_speed(measuring(tmp_path, parallel=parallel))
-        assert benches.asked == [(layers, its_own, REPETITIONS) for layers in (2, 6) if its_own]
+        assert benches.asked == [(layers, (1, *its_own), REPETITIONS) for layers in (2, 6) if its_own]
         wanted = passes_for(parallel)
         assert tuple(one.tokens for one in speed.passes) == wanted
         assert replace(speed, passes=tuple(one for one in speed.passes if one.tokens in (1, 64, 256))) == alone
@@ -224,6 +224,27 @@ async def test_for_other_conversations_only_their_own_steps_are_timed_and_all_el
     at_once, _ = await controller_speed(measuring(tmp_path / "elsewhere", parallel=8))
     later, _ = await controller_speed(measuring(tmp_path, parallel=8))
     assert later == at_once
+
+
+async def test_steps_that_are_timed_on_a_slower_day_count_by_how_much_longer_they_take_than_decoding(
+    tmp_path: Path, benches: Benches
+) -> None:
+    (tmp_path / "at once").mkdir()
+    at_once, _ = await controller_speed(measuring(tmp_path / "at once", parallel=8))
+    await controller_speed(measuring(tmp_path))
+    benches.token_s *= 1.3
+    later, _ = await controller_speed(measuring(tmp_path, parallel=8))
+    for one, other in zip(later.passes, at_once.passes, strict=True):
+        assert one.layers_s == pytest.approx(other.layers_s)
+
+
+async def test_what_is_alike_is_timed_again_once(tmp_path: Path, benches: Benches) -> None:
+    one = measuring(tmp_path, recalibrate=True)
+    first, _ = await controller_speed(one)
+    benched, benches.token_s = len(benches.asked), 2e-3
+    assert (await controller_speed(one))[0] == first
+    assert len(benches.asked) == benched
+    assert (await controller_speed(measuring(tmp_path, recalibrate=True)))[0] != first
 
 
 async def test_more_steps_of_a_very_slow_processor_are_timed_briefly_and_long_ones_worked_out(
@@ -237,7 +258,7 @@ async def test_more_steps_of_a_very_slow_processor_are_timed_briefly_and_long_on
     assert benches.asked == []
     assert [one.tokens for one in speed.passes] == [1, 64, 128, 256]
     await controller_speed(measuring(tmp_path, parallel=32))
-    assert benches.asked == [(2, (16, 32), REPETITIONS), (6, (16, 32), FEW_REPETITIONS)]
+    assert benches.asked == [(2, (1, 16, 32), REPETITIONS), (6, (1, 16, 32), FEW_REPETITIONS)]
 
 
 WIRED, WIRELESS = (Link("tunnel", s, rate, rate) for s, rate in ((0.0005, 100e6), (0.01, 4e6)))
@@ -263,7 +284,7 @@ async def test_steps_of_more_conversations_join_what_was_timed_through_rpc_over_
         await rpc_speed(measuring(folder), before, head)
         benches.asked, benches.link = [], now
         speed = await rpc_speed(measuring(folder, parallel=8), now, head)
-        assert (benches.asked == [(2, (4, 8), REPETITIONS), (6, (4, 8), REPETITIONS)]) is (before is now)
+        assert (benches.asked == [(2, (1, 4, 8), REPETITIONS), (6, (1, 4, 8), REPETITIONS)]) is (before is now)
         assert speed == await rpc_speed(measuring(folder / "fresh", parallel=8), now, head)
 
 
