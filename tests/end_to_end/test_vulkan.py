@@ -16,6 +16,7 @@ import yaml
 
 from orchestrator.engine.build import lacking_here, local_platform
 from orchestrator.engine.store import Engine, find_engine
+from orchestrator.survey.gather import LONGEST_PASS
 from quant.gguf_file import read_model
 from quant.slice import write_slice
 from tests.conftest import USER_CACHE
