@@ -307,9 +307,12 @@ def test_of_few_devices_the_heads_are_the_best_of_all_ways() -> None:
 
 
 @pytest.mark.parametrize("goal", ["latency", "throughput"])
-@pytest.mark.parametrize(("count", "budget_mib", "limit_s"), [(4, 14_000, 0.2), (16, 4000, 0.2), (64, 6000, 2.0)])
+@pytest.mark.parametrize(("count", "budget_mib", "limit_s"), [(4, 14_000, 1.0), (16, 4000, 1.0), (64, 6000, 10.0)])
 def test_many_groups_are_planned_in_time(count: int, budget_mib: int, limit_s: float, goal: str) -> None:
-    """200 layers over devices of which several together hold a copy; in time of the processor, which others use too."""
+    """200 layers over devices of which several together hold a copy; in time of the processor, which others use too.
+
+    Five times what is wanted, so that only what grows out of bounds fails: `scripts/bench-planner` has the figures.
+    """
     random = Random(count)
     devices = [
         make_device(f"h{k}/cpu", int(budget_mib * random.uniform(0.7, 1.3)), gib_per_s=random.uniform(2, 20))
