@@ -322,7 +322,7 @@ def test_the_order_of_hosts_changes_nothing() -> None:
 
 @pytest.mark.parametrize(("count", "limit_s"), [(16, 1.0), (64, 10.0)])
 def test_many_devices_are_placed_in_time(count: int, limit_s: float) -> None:
-    """Five times what is wanted, so that only what grows out of bounds fails: `scripts/bench-planner` has the figures."""
+    """Five times what is wanted: only what grows out of bounds fails. `scripts/bench-planner` has the figures."""
     random = Random(count)
     devices = [
         make_device(f"h{k}/cpu", random.randint(1500, 4000), gib_per_s=random.uniform(2, 20)) for k in range(count)
