@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from orchestrator.plan.company import machine_of
-from orchestrator.plan.noise import LEAST_NOISE
+from orchestrator.plan.noise import LEAST_NOISE, difference
 from orchestrator.plan.values import Group, Plan, alike_key, group_key
 from orchestrator.survey.values import Survey
 
@@ -25,14 +25,12 @@ def without_mirrored(survey: Survey, plans: Iterable[Plan]) -> Iterator[Plan]:
 
 
 def _as_fast(one: Plan, other: Plan) -> bool:
-    def differ(mine: float, theirs: float) -> bool:
-        return max(mine, theirs) > (1 + LEAST_NOISE) * min(mine, theirs)
+    pairs = zip(_speeds(one), _speeds(other), strict=True)
+    return all(difference(max(pair), min(pair)) <= LEAST_NOISE for pair in pairs)
 
-    return not (
-        differ(one.decode_tokens_per_s, other.decode_tokens_per_s)
-        or differ(one.prefill_tokens_per_s, other.prefill_tokens_per_s)
-        or differ(one.aggregate_tokens_per_s, other.aggregate_tokens_per_s)
-    )
+
+def _speeds(plan: Plan) -> tuple[float, float, float]:
+    return plan.decode_tokens_per_s, plan.prefill_tokens_per_s, plan.aggregate_tokens_per_s
 
 
 def _kinds(survey: Survey) -> dict[str, str]:

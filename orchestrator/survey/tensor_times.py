@@ -22,11 +22,7 @@ from orchestrator.survey.gather import default_threads
 from orchestrator.survey.kept import read_kept, write_kept
 from orchestrator.survey.plausible import DECODE, last_block, plausible_shallow
 from orchestrator.survey.slices import BESIDE_LAYERS_BYTES, Slice, Slices
-from orchestrator.survey.speeds import (
-    passes_for,
-    repetitions_for,
-    rising,
-)
+from orchestrator.survey.speeds import passes_for, repetitions_for, rising
 from orchestrator.survey.timing import Measuring, Timing, always, stopping, time_passes
 from orchestrator.survey.values import Device, DeviceSpec, Link, PassTime, Survey, TensorTime, kept_as
 from workers.engine_commands import Placement
