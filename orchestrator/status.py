@@ -27,7 +27,7 @@ def last_state(folders: Folders, name: str | None) -> ClusterState:
         known = f"no cluster {name} is known, or it was never up (known: {', '.join(were_up) or 'none'})"
         raise ClusterStateError(
             known if name else "no cluster to show: none was ever up",
-            hint="start one with `meshctl up inventory.yaml`" + (", or name a known one" if name else ""),
+            hint="start one with `meshctl up inventory.yaml`" + (", or name a known one" if were_up else ""),
         )
     if state.phase not in ("stopped", "failed") and not is_held(folders.cluster(state.cluster)):
         return replace(at_rest(state), phase="failed", message=WITHOUT_A_WORD)
