@@ -243,15 +243,20 @@ async def compare_memory(
 
 
 def compare_speed(running: RunningGroup, report: Report) -> None:
-    """Set the measured speeds beside the predicted ones; a warning with the likely causes when one is far below."""
-    predicted = as_predicted(running.group)
-    pairs = {
-        "decode": (running.decode_tokens_per_s, predicted.decode_tokens_per_s),
-        "prefill": (running.prefill_tokens_per_s, predicted.prefill_tokens_per_s),
+    """Set the measured speeds beside the predicted ones and those of earlier starts; a warning with the likely causes
+    when one is far below what the plan has, which is the latter where there are any."""
+    planned, predicted = running.group, as_predicted(running.group)
+    speeds = {
+        "decode": (running.decode_tokens_per_s, planned.decode_tokens_per_s, predicted.decode_tokens_per_s),
+        "prefill": (running.prefill_tokens_per_s, planned.prefill_tokens_per_s, predicted.prefill_tokens_per_s),
     }
-    texts = [f"{what} {real:.1f} tokens/s measured, {hoped:.1f} predicted" for what, (real, hoped) in pairs.items()]
+    texts = [
+        f"{what} {real:.1f} tokens/s measured, {f'{before:.1f} before, ' if planned.known == 'measured' else ''}"
+        f"{hoped:.1f} predicted"
+        for what, (real, before, hoped) in speeds.items()
+    ]
     text = f"{running.name} on {running.head.host}: {'; '.join(texts)}"
-    if all(real >= SLOW_PART * hoped for real, hoped in pairs.values()):
+    if all(real >= SLOW_PART * expected for real, expected, _ in speeds.values()):
         report.say(text)
         return
     report.warn(

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from orchestrator.folders import Folders
 from orchestrator.inventory import Inventory
 from orchestrator.plan.experience import Experience, Measured, Record, record_of
+from orchestrator.plan.mirrored import device_kinds
 from orchestrator.plan.values import Group, GroupMode
 from orchestrator.state import write_private
 from orchestrator.survey.values import Device, HostSurvey, Speed, Survey, kept_as
@@ -34,7 +35,7 @@ _FORMAT = "3"
 class Circumstances:
     """What measurements are of: a model, an engine, the machine behind each device's name ("": the controller), and
     what keys and values are kept as and read by. `timed` has what each device is predicted by, natively and through
-    RPC."""
+    RPC, `kinds` what each is (`plan.mirrored.device_kinds`)."""
 
     shape: str
     engine_id: str
@@ -42,6 +43,7 @@ class Circumstances:
     cache_type: CacheType = "f16"
     flash_attention: FlashAttention = "auto"
     timed: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, group: Group) -> tuple[str, ...]:
         """The machines that a group runs on: its devices' in order, and that of its head."""
@@ -90,13 +92,15 @@ def circumstances_of(model: Model, engine_id: str, survey: Survey, inventory: In
         cache_type=inventory.cache_type,
         flash_attention=inventory.flash_attention,
         timed=timed,
+        kinds=device_kinds(survey),
     )
 
 
 def load_experience(folders: Folders, circumstances: Circumstances) -> Experience:
     """What was measured in these circumstances, oldest first."""
     kept = _read(_path(folders, circumstances))
-    return Experience(tuple(_as_of_now(one, circumstances) for one in kept if _is_of(one, circumstances)))
+    records = tuple(_as_of_now(one, circumstances) for one in kept if _is_of(one, circumstances))
+    return Experience(records, kinds=circumstances.kinds)
 
 
 def left_aside(folders: Folders, circumstances: Circumstances) -> Experience:

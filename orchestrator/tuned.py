@@ -70,6 +70,7 @@ LEAST_CONTEXT = 0.75
 memory is never twice the same."""
 
 BEST_MEASURED = "`meshctl tune` measured it to be the best of those it ran"
+ANEW = "; its figures are predictions here: speeds or links have changed since, or were timed anew"
 
 _FILE = TypeAdapter(tuple[Tuned, ...])
 
@@ -188,7 +189,8 @@ def prefer(ranking: Ranking, plan: Plan, survey: Survey, memory: ModelMemory, as
     """The ranking with this plan first, compared with the others anew. `asked` is what the user asked for."""
     others = [one for one in ranking.plans if alike_key(plan_key(one)) != alike_key(plan_key(plan))]
     chosen, *rest = explained(survey, memory, asked, plan, others, others).plans
-    return Ranking((replace(chosen, reasons=(BEST_MEASURED, *chosen.reasons)), *rest))
+    since = "" if all(group.known == "measured" for group in chosen.groups) else ANEW
+    return Ranking((replace(chosen, reasons=(f"{BEST_MEASURED}{since}", *chosen.reasons)), *rest))
 
 
 async def memory_at(micro_batch: int, memory: ModelMemory, engine: Path, model: Model, folders: Folders) -> ModelMemory:

@@ -31,8 +31,9 @@ def rank_plans(
 
     Goal "latency": the least predicted time per token of one conversation; "throughput": the most tokens per second of
     all conversations together. Of plans within `ORDER_NOISE` of the best the one that reads prompts faster comes first,
-    then the simpler mode, then the one of fewer devices; for latency, copies of a plan come after it. One worker for
-    all layers comes after a head at the same device that is slower by less than the noise between two timings.
+    then the simpler mode, then the one of fewer devices, then what was measured; for latency, copies of a plan come
+    after it. One worker for all layers comes after a head at the same device that is slower by less than the noise
+    between two timings.
     `memories`: the model at one context and parallel, by ascending micro-batch; layers are placed at the first.
     PlanError: an unknown device, goal or mode, no usable device, or nothing that fits, with every shortfall.
     """
@@ -106,12 +107,14 @@ class _Ranked:
     copies: bool
     seconds: float
     prefill_s: float
-    rest: tuple[int, int, float, float, str]
+    rest: tuple[int, int, bool, float, float, str]
 
     @classmethod
     def of(cls, plan: Plan, goal: str) -> "_Ranked":
         seconds = plan.token_s if goal == "latency" else 1 / plan.aggregate_tokens_per_s
-        rest = (MODES.index(plan.mode), len(plan.shares), seconds, 1 / plan.aggregate_tokens_per_s, plan_key(plan))
+        simpler = (MODES.index(plan.mode), len(plan.shares))
+        untried = any(group.known != "measured" for group in plan.groups)
+        rest = (*simpler, untried, seconds, 1 / plan.aggregate_tokens_per_s, plan_key(plan))
         return cls(plan, goal == "latency" and plan.mode == "replicas", seconds, 1 / plan.prefill_tokens_per_s, rest)
 
 

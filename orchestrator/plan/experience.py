@@ -1,14 +1,14 @@
 """What groups really took when they ran before, and what that says of the predictions for others.
 
 Pure. A group that has run keeps its own figures; of others, those of the same mode on the same devices are taken to be
-off by as much as those that ran. What several devices together were off by says nothing of one of them alone: there is
-more between them than in them. Predictions in records are always the uncorrected ones: otherwise a correction would be
-learnt away by the next measurement.
+off by as much as those that ran, and where none ran on these, as much as those on devices that are alike. What several
+devices together were off by says nothing of one of them alone: there is more between them than in them. Predictions in
+records are always the uncorrected ones: otherwise a correction would be learnt away by the next measurement.
 """
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from orchestrator.plan.values import Group, GroupMode, alike_key, group_key
 
@@ -54,11 +54,14 @@ class Record:
 class Experience:
     """All that is known of these devices with this model, oldest first.
 
-    What is `outdated` is left aside, until something that is measured now takes its place.
+    What is `outdated` is left aside, until something that is measured now takes its place. `kinds`: what each device
+    is, by its name, the same for those of one machine that are alike (`plan.mirrored`); one that is not in it is like
+    no other.
     """
 
     records: tuple[Record, ...] = ()
     outdated: tuple[Record, ...] = ()
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     def correct(self, group: Group) -> Group:
         """The group as it is to be expected; one that has been corrected already is left as it is."""
@@ -80,7 +83,7 @@ class Experience:
 
     def of_another(self) -> "Experience":
         """What it says of another quantisation: how far predictions were off, and no group's own figures."""
-        return Experience(tuple(replace(record, key="") for record in self.records))
+        return Experience(tuple(replace(record, key="") for record in self.records), kinds=self.kinds)
 
     def _of(self, group: Group) -> list[Record]:
         """Measurements of this very group, or of one that differs in the order of its devices only."""
@@ -88,10 +91,15 @@ class Experience:
         return [one for one in self.records if (alike_key(one.key), one.prompt_tokens) == (key, tokens)]
 
     def _ratio(self, group: Group) -> Measured | None:
-        """How far predictions of this mode were off on the same devices; None: not known."""
-        devices = {share.device for share in group.shares}
-        same = [record for record in self.records if record.mode == group.mode and devices == set(record.devices)]
+        """How far predictions of this mode were off on the same devices, else on such as are alike; None: not known."""
+        of_mode = [record for record in self.records if record.mode == group.mode]
+        devices = [share.device for share in group.shares]
+        same = [record for record in of_mode if sorted(record.devices) == sorted(devices)]
+        same = same or [record for record in of_mode if self._kinds(record.devices) == self._kinds(devices)]
         return _limited(_median([record.ratio for record in same])) if same else None
+
+    def _kinds(self, devices: Sequence[str]) -> list[str]:
+        return sorted(self.kinds.get(device, device) for device in devices)
 
 
 NO_EXPERIENCE = Experience()

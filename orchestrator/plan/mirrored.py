@@ -16,12 +16,23 @@ from orchestrator.survey.values import Survey
 
 def without_mirrored(survey: Survey, plans: Iterable[Plan]) -> Iterator[Plan]:
     """Of plans that do the same on devices that are alike, and are predicted to be as fast but for noise, the first."""
-    kinds, kept = _kinds(survey), defaultdict[str, list[Plan]](list)
+    kinds, kept = device_kinds(survey), defaultdict[str, list[Plan]](list)
     for plan in plans:
         alike = kept[" + ".join(sorted(alike_key(group_key(_of_kinds(group, kinds))) for group in plan.groups))]
         if not any(_as_fast(plan, one) for one in alike):
             alike.append(plan)
             yield plan
+
+
+def device_kinds(survey: Survey) -> dict[str, str]:
+    """What each device is, by its name: the same for those of one machine with the same limits."""
+    found = {}
+    for host in survey.hosts:
+        limits = (machine_of(host), host.local, host.facts.cpu_quota, host.facts.processors)
+        for device in host.devices:
+            what = (*limits, device.kind, device.description, device.threads, device.link.kind)
+            found[device.name] = repr(what).replace(" ", "_")
+    return found
 
 
 def _as_fast(one: Plan, other: Plan) -> bool:
@@ -33,16 +44,7 @@ def _speeds(plan: Plan) -> tuple[float, float, float]:
     return plan.decode_tokens_per_s, plan.prefill_tokens_per_s, plan.aggregate_tokens_per_s
 
 
-def _kinds(survey: Survey) -> dict[str, str]:
-    """What each device is, by its name: the same for those of one machine with the same limits."""
-    found = {}
-    for host in survey.hosts:
-        limits = (machine_of(host), host.local, host.facts.cpu_quota, host.facts.processors)
-        for device in host.devices:
-            what = (*limits, device.kind, device.description, device.threads, device.link.kind)
-            found[device.name] = repr(what).replace(" ", "_")
-    return found
-
-
 def _of_kinds(group: Group, kinds: Mapping[str, str]) -> Group:
-    return replace(group, shares=tuple(replace(share, device=kinds[share.device]) for share in group.shares))
+    return replace(
+        group, shares=tuple(replace(share, device=kinds.get(share.device, share.device)) for share in group.shares)
+    )

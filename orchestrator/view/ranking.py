@@ -1,6 +1,7 @@
 """How a ranking looks: the chosen plan's picture, and the others beside it as a small table. Pure; prints nothing."""
 
 from collections.abc import Sequence
+from itertools import islice
 
 from rich import box
 from rich.console import Group as Lines
@@ -8,6 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.plan.mirrored import without_mirrored
 from orchestrator.plan.values import Group, Plan, Ranking
 from orchestrator.survey.values import Survey
 from orchestrator.view.plan import count_text, picture, why
@@ -20,7 +22,7 @@ EQUAL_WITHIN = 0.005
 
 def ranking_view(ranking: Ranking, survey: Survey) -> RenderableType:
     """The chosen plan's picture, the best of the others, each unused device's reason, and why this plan."""
-    others = _runners_up(ranking) if len(ranking.plans) > 1 else Text()
+    others = _runners_up(ranking, survey) if len(ranking.plans) > 1 else Text()
     return Lines(picture(ranking.chosen, survey), others, why(ranking.chosen))
 
 
@@ -36,9 +38,10 @@ def worse_by(plan: Plan, chosen: Plan) -> float:
     return plan.token_s / chosen.token_s - 1
 
 
-def _runners_up(ranking: Ranking) -> RenderableType:
+def _runners_up(ranking: Ranking, survey: Survey) -> RenderableType:
+    """Of plans that do the same on devices that are alike, only the best."""
     others = ranking.plans[1:]
-    shown = others[:RUNNERS_UP_SHOWN]
+    shown = list(islice(without_mirrored(survey, ranking.plans), 1, 1 + RUNNERS_UP_SHOWN))
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("runners-up", overflow="fold")
     for title in ("decode", "prefill", "first token", "aggregate", "worse"):

@@ -63,15 +63,19 @@ def test_a_measured_speed_far_below_the_prediction_is_a_warning_with_the_causes(
     assert ("--recalibrate" in remark.text) == (level == "warning")
 
 
-def test_what_is_measured_again_is_compared_with_the_prediction_not_with_the_last_time() -> None:
+@pytest.mark.parametrize(("before_s", "level"), [(0.25, "info"), (0.1, "warning")])
+def test_what_is_measured_again_is_compared_with_the_last_time_and_the_prediction(before_s: float, level: str) -> None:
+    """Who knows that it is slow is not warned of it each time."""
     told: list[Event] = []
-    before = Experience((record_of(GROUP, Measured(0.2, 0.2, 2.0)),)).correct(GROUP)
-    speed = HeadSpeed(token_s=0.125, step_s=0.125, prefill_s=1.0)
+    before = Experience((record_of(GROUP, Measured(before_s, before_s, 1.0)),)).correct(GROUP)
+    speed = HeadSpeed(token_s=0.25, step_s=0.25, prefill_s=1.0)
     compare_speed(RunningGroup(before, "head", make_head(), (), Answer("text", 16, 8.0), speed), Report(told.append))
     (remark,) = told
     assert isinstance(remark, Remark)
-    assert remark.text == (
-        "head on desk: decode 8.0 tokens/s measured, 10.0 predicted; prefill 1024.0 tokens/s measured, 1024.0 predicted"
+    assert remark.level == level
+    assert remark.text.startswith(
+        f"head on desk: decode 4.0 tokens/s measured, {1 / before_s:.1f} before, 10.0 predicted; "
+        "prefill 1024.0 tokens/s measured, 1024.0 before, 1024.0 predicted"
     )
 
 

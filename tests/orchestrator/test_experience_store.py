@@ -154,6 +154,12 @@ def test_what_is_measured_anew_takes_the_place_of_what_was_left_aside(folders: F
     assert len(load_experience(folders, other_machine).records) == 1
 
 
+def test_what_devices_are_alike_comes_with_what_was_measured(folders: Folders) -> None:
+    twins = replace(HERE, kinds={"a/cpu": "x", "b/cpu": "x"})
+    remember(folders, twins, make_group(make_share("a/cpu")), REAL)
+    assert load_experience(folders, twins).correct(make_group(make_share("b/cpu"))).known == "corrected"
+
+
 def test_devices_of_one_kind_on_one_machine_are_told_apart(folders: Folders) -> None:
     twins = replace(HERE, machines={"": "c", "a/cpu": "1", "b/cpu": "1"})
     alone = make_group(make_share("b/cpu"))

@@ -9,8 +9,9 @@ from orchestrator.folders import ClusterFolder
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.choose import rank_plans
 from orchestrator.plan.experience import NO_EXPERIENCE
-from orchestrator.plan.values import Ranking, plan_key
+from orchestrator.plan.values import Known, Ranking, plan_key
 from orchestrator.tuned import (
+    ANEW,
     BEST_MEASURED,
     Valid,
     forget_tuned,
@@ -134,11 +135,13 @@ def test_a_winner_whose_devices_stand_in_another_order_is_found() -> None:
     assert found.groups == (group,)
 
 
-def test_the_preferred_plan_comes_first_once_and_says_why() -> None:
+@pytest.mark.parametrize(("known", "since"), [("measured", ""), ("corrected", ANEW), ("predicted", ANEW)])
+def test_the_preferred_plan_comes_first_once_and_says_why(known: Known, since: str) -> None:
     last = RANKING.plans[-1]
+    last = replace(last, groups=tuple(replace(group, known=known) for group in last.groups))
     preferred = prefer(RANKING, last, SURVEY, MEMORIES[0], Asked("latency"))
     assert preferred.chosen.groups == last.groups
-    assert preferred.chosen.reasons[0] == BEST_MEASURED
+    assert preferred.chosen.reasons[0] == f"{BEST_MEASURED}{since}"
     assert len(preferred.plans) == len(RANKING.plans)
 
 

@@ -10,6 +10,7 @@ from orchestrator.plan.asked import Asked
 from orchestrator.plan.choose import in_order, rank_plans
 from orchestrator.plan.conversations import with_kv
 from orchestrator.plan.experience import NO_EXPERIENCE, Experience, Measured, record_of
+from orchestrator.plan.mirrored import device_kinds
 from orchestrator.plan.pools import find_candidates
 from orchestrator.plan.reasons import reasons_for
 from orchestrator.plan.values import Group, GroupMode, Known, LeftOut, ModelMemory, Plan, PlanMode
@@ -300,6 +301,20 @@ def test_what_was_measured_before_corrects_the_ranking() -> None:
     ranking = rank_plans(survey, memories, LATENCY, Experience((slow,)))
     assert (group.mode, ranking.chosen.mode) == ("tensor", "layers")
     assert next(plan.token_s for plan in ranking.plans if plan.mode == "tensor") == pytest.approx(1.0)
+
+
+def test_a_slow_run_does_not_send_a_plan_to_a_like_device_of_the_same_machine() -> None:
+    """It would be as slow there, and its weights would have to go there first."""
+    twins = [make_device(f"{name}/cpu", 3000) for name in "ab"]
+    survey, memories = make_survey(twins, local=["a", "b"]), (make_memory(),)
+    asked = Asked("latency", mode="single")
+    first = chosen(survey, memories, asked)
+    slow = record_of(first.groups[0], Measured(*(1.3 * one for one in (first.token_s, first.token_s, 2.0))))
+    again, other = rank_plans(survey, memories, asked, Experience((slow,), kinds=device_kinds(survey))).plans[:2]
+    assert (again.shares[0].device, again.groups[0].known) == (first.shares[0].device, "measured")
+    assert (other.shares[0].device, other.groups[0].known) == ("b/cpu", "corrected")
+    elsewhere = rank_plans(survey, memories, asked, Experience((slow,))).chosen
+    assert elsewhere.shares[0].device == "b/cpu"
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,38 @@ def test_devices_that_only_overlap_say_nothing() -> None:
     assert Experience((measured(three, 0.5),)).correct(other) == other
 
 
+TWINS = {"a/cpu": "x", "b/cpu": "x", "c/cpu": "x", "d/cpu": "y"}
+
+
+def test_what_ran_on_one_device_corrects_those_that_are_like_it() -> None:
+    """Else a plan that ran slower than predicted gives way to the same one on the device beside, which is as slow."""
+    ran, beside, unlike = (make_group(make_share(f"{name}/cpu")) for name in ("a", "b", "d"))
+    learnt = Experience((measured(ran, 1.5, 1.4, 1.3),), kinds=TWINS)
+    known = learnt.correct(beside)
+    assert known.known == "corrected"
+    assert [known.token_s, known.prefill_s] == pytest.approx([0.15, 2.6])
+    assert learnt.correct(ran).known == "measured"
+    assert learnt.correct(unlike) == unlike
+    assert Experience((measured(ran, 1.5),)).correct(beside) == beside
+
+
+def test_what_ran_on_several_devices_corrects_as_many_that_are_like_them() -> None:
+    learnt = Experience((measured(TWO, 1.5),), kinds=TWINS)
+    three = [make_group(*(make_share(f"{name}/cpu") for name in names)) for names in ("ac", "cb", "ad", "abc", "a")]
+    assert [learnt.correct(group).known for group in three] == [*["corrected"] * 2, *["predicted"] * 3]
+
+
+def test_a_devices_own_runs_count_before_those_of_like_devices() -> None:
+    ran, beside = (make_group(make_share(f"{name}/cpu")) for name in "ab")
+    learnt = Experience((measured(ran, 1.5), measured(replace(beside, micro_batch=64), 1.1)), kinds=TWINS)
+    assert learnt.correct(beside).token_s == pytest.approx(0.11)
+
+
+def test_another_quantisation_is_corrected_on_like_devices_too() -> None:
+    ran, beside = (make_group(make_share(f"{name}/cpu")) for name in "ab")
+    assert Experience((measured(ran, 1.5),), kinds=TWINS).of_another().correct(beside).known == "corrected"
+
+
 @pytest.mark.parametrize(
     ("mode", "on_head", "known"),
     [("layers", True, "measured"), ("layers", False, "corrected"), ("tensor", False, "measured")],

@@ -1,5 +1,6 @@
 """The whole picture of a plan and what stands beside it, as a terminal of 80 columns shows it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from rich.console import RenderableType
@@ -7,6 +8,7 @@ from rich.console import RenderableType
 from orchestrator.plan.values import Ranking
 from orchestrator.view.plan import plan_view
 from orchestrator.view.ranking import ranking_view
+from tests.orchestrator.plan.examples import make_device, make_survey
 from tests.orchestrator.view.plans import LAYERS, RANKING, SURVEY, TENSOR, plan, share, single
 from tests.orchestrator.view.rendering import rendered
 
@@ -123,6 +125,20 @@ def test_every_device_has_at_least_one_cell_of_the_bar() -> None:
     shown = narrow(plan_view(plan(replace(LAYERS, shares=shares)), SURVEY))
     assert "███████████████" + "█" in shown
     assert "░" * 15 + "█" in shown
+
+
+def test_of_runners_up_on_like_devices_of_one_machine_one_is_shown() -> None:
+    devices = [make_device(f"{name}/cpu", 3000) for name in ("left", "right", "other")]
+    plans = tuple(plan(single(device.name, 4, 0.1)) for device in devices)
+
+    def shown(local: Sequence[str]) -> str:
+        return narrow(ranking_view(Ranking(plans), make_survey(devices, local=local)))
+
+    on_one_machine = shown(["left", "right"])
+    assert "single right/cpu" not in on_one_machine
+    assert "single other/cpu" in on_one_machine
+    assert "1 more plan in --json" in on_one_machine
+    assert "single right/cpu" in shown([])
 
 
 def test_runners_up_beyond_the_first_six_are_counted() -> None:
