@@ -5,8 +5,9 @@ sheet says nothing about the model at hand, a scaled measurement of it does.
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from orchestrator.errors import UsageError
 from orchestrator.inventory_fields import host_name
@@ -18,6 +19,8 @@ from orchestrator.survey.values import Device, FormulaOff, HostSurvey, Link, Pas
 from workers.budget import Budget
 from workers.facts import HostFacts
 
+T = TypeVar("T")
+
 ADD_EXAMPLE = "new=16GiB,desktop*0.5,1Gbit/s@0.5ms"
 
 LINKS = {
@@ -28,6 +31,9 @@ LINKS = {
 """Links by a word, to and from the host alike. "gigabit" is what TCP leaves of 1 Gbit/s (94 %); "wifi" is 200 Mbit/s in
 the same room; "10gigabit" is held back by what one processor core enciphers for SSH. Assumed, not measured: the plan
 that comes out is as good as they are."""
+
+SPEED_FORM = "a speed is HOST*FACTOR, or the tokens per second at which this model decodes there (12t/s)"
+LINK_FORM = f"a link is RATE@ROUND-TRIP, or one of {', '.join(LINKS)}"
 
 _BYTES_PER_S = {"kbit/s": 1e3 / 8, "mbit/s": 1e6 / 8, "gbit/s": 1e9 / 8, "mb/s": 1e6, "gb/s": 1e9, "mib/s": 2.0**20}
 _SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
@@ -60,13 +66,10 @@ def parse_addition(text: str) -> Addition:
     parts = [part.strip() for part in described.split(",")]
     if len(parts) != 3 or not name.strip():
         raise _refusal(text, "needs a name, a memory, a speed and a link")
-    try:
-        like, factor, decode = _parse_speed(parts[1])
-        return Addition(
-            host_name(name.strip()), parse_memory(parts[0]), _parse_link(parts[2]), like, factor, decode, parts[1]
-        )
-    except ValueError as error:
-        raise _refusal(text, str(error).replace("; ", ": ")) from error
+    called = _part(text, "", host_name, name.strip())
+    memory_bytes = _part(text, "", parse_memory, parts[0])
+    like, factor, decode = _part(text, SPEED_FORM, _parse_speed, parts[1])
+    return Addition(called, memory_bytes, _part(text, LINK_FORM, _parse_link, parts[2]), like, factor, decode, parts[1])
 
 
 def what_if(survey: Survey, memory: ModelMemory, without: Collection[str], adds: Sequence[Addition]) -> Survey:
@@ -98,7 +101,7 @@ def check_names(hosts: Collection[str], without: Collection[str], adds: Sequence
     there = ", ".join(hosts) or "none at all"
     for name in without:
         if name not in hosts:
-            raise UsageError(f"--without {name}: no such host", hint=f"the hosts are {there}")
+            raise UsageError(f"--without {name}: no such host", hint=f"hosts: {there}")
     names = [name for name in hosts if name not in without]
     if not names and not adds:
         raise UsageError("--without leaves no host at all", hint=f"keep one of {there}, or --add one")
@@ -113,17 +116,21 @@ def check_names(hosts: Collection[str], without: Collection[str], adds: Sequence
         if one.like and one.like.split("/")[0] not in hosts:
             raise UsageError(
                 f"--add {one.name}: its speed is that of {one.like}, and there is no such host",
-                hint=f"the hosts are {there}; or say how fast it decodes this model, such as 12t/s",
+                hint=f"hosts: {there}; or say how fast it decodes this model, such as 12t/s",
             )
 
 
-def _refusal(text: str, problem: str) -> UsageError:
-    presets = ", ".join(LINKS)
-    return UsageError(
-        f"--add {shown(text, 80)}: {problem}",
-        hint=f"write NAME=memory,speed,link, such as {ADD_EXAMPLE}; a speed is HOST*FACTOR or the tokens per second at "
-        f"which this model decodes there (12t/s), a link RATE@ROUND-TRIP or one of {presets}",
-    )
+def _refusal(text: str, problem: str, form: str = "") -> UsageError:
+    whole = f"write NAME=memory,speed,link, such as {ADD_EXAMPLE}"
+    return UsageError(f"--add {shown(text, 80)}: {problem}", hint=f"{form}; {whole}" if form else whole)
+
+
+def _part(text: str, form: str, parse: Callable[[str], T], part: str) -> T:
+    """What this part of an addition says; UsageError with the form that it should have."""
+    try:
+        return parse(part)
+    except ValueError as error:
+        raise _refusal(text, str(error).replace("; ", ": "), form) from error
 
 
 def _parse_speed(text: str) -> tuple[str, float, float]:
@@ -191,7 +198,7 @@ def _device_like(survey: Survey, one: Addition) -> Device:
     measured = ", ".join(device.name for device in survey.devices if device.speed.measured)
     raise UsageError(
         f"--add {one.name}: its speed is that of {name}, which was not measured",
-        hint=f"the devices with a measured speed are {measured or 'none at all'}",
+        hint=f"devices with a measured speed: {measured or 'none at all'}",
     )
 
 

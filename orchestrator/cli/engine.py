@@ -113,9 +113,7 @@ def _only(inventory: "Inventory", names: Sequence[str]) -> "Inventory":
 
     known = [host.name for host in inventory.hosts]
     if unknown := sorted(set(names) - set(known)):
-        raise UsageError(
-            f"{', '.join(unknown)}: no such host in {inventory.path}", hint=f"the hosts are {', '.join(known)}"
-        )
+        raise UsageError(f"{', '.join(unknown)}: no such host in {inventory.path}", hint=f"hosts: {', '.join(known)}")
     return replace(inventory, hosts=tuple(host for host in inventory.hosts if not names or host.name in names))
 
 

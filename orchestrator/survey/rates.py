@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from orchestrator.engine.lock import exclusive
 from orchestrator.errors import BringUpError, EngineError, HostError
@@ -22,8 +22,8 @@ from orchestrator.hosts import OpenHost
 from orchestrator.plan.costs import transfer_s
 from orchestrator.plan.retyped import Work
 from orchestrator.report import Report
-from orchestrator.state import write_private
 from orchestrator.survey.gather import MachineLocks, Target, default_threads, on_worker, targets_of, workers_of
+from orchestrator.survey.kept import read_kept, write_kept
 from orchestrator.survey.slices import KernelModel, SliceStore
 from orchestrator.survey.speeds import (
     FEW_REPETITIONS,
@@ -204,7 +204,7 @@ async def _with_rates(path: _Path, speed: Speed, wanted: Wanted, report: Report)
     """With the rates that are kept, and the others measured; also those whose turns were cut short."""
     measuring = path.measuring
     models = wanted.models(measuring.slices, path.target.available_bytes)
-    kept = {key: _kept(path.kept_file(one), measuring.recalibrate) for key, one in models.items()}
+    kept = {key: _kept(measuring, path.kept_file(one)) for key, one in models.items()}
     known = {key: timings for key, timings in kept.items() if timings is not None}
     missing = {key: one for key, one in models.items() if key not in known or known[key].turns < path.turns}
     if missing:
@@ -222,16 +222,15 @@ def faster(one: KernelRate, other: KernelRate) -> KernelRate:
     return replace(one, weight_s=tuple(map(min, one.weight_s, other.weight_s)))
 
 
-def _keep(file: Path, timings: Timings) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_private(file, _TIMINGS.dump_json(timings).decode())
+def _keep(measuring: Measuring, file: Path, timings: Timings) -> None:
+    write_kept(file, _TIMINGS, timings)
+    measuring.renewed.add(file.name)
 
 
-def _kept(file: Path, recalibrate: bool) -> Timings | None:
-    try:
-        return None if recalibrate else _TIMINGS.validate_json(file.read_bytes())
-    except (OSError, ValidationError):
-        return None
+def _kept(measuring: Measuring, file: Path) -> Timings | None:
+    """What was timed before, unless it is to be timed again and was not yet."""
+    again = measuring.recalibrate and file.name not in measuring.renewed
+    return None if again else read_kept(file, _TIMINGS)
 
 
 def _repetitions(speed: Speed) -> int:
@@ -269,7 +268,7 @@ async def _measure(
                     break
                 continue
             found[key] = found[key].and_one(rate) if key in found else Timings(rate, 1, rate.weight_s[0])
-            _keep(path.kept_file(missing[key]), found[key])
+            _keep(path.measuring, path.kept_file(missing[key]), found[key])
     return found
 
 

@@ -1,4 +1,7 @@
-"""Time layers cut across several devices, on slices over the links that will be used: mode `tensor` is all exchange."""
+"""Time layers cut across several devices, on slices over the links that will be used: mode `tensor` is all exchange.
+
+For another number of conversations only their steps are timed and join what is kept, as of devices (`survey.depths`).
+"""
 
 import asyncio
 import hashlib
@@ -18,6 +21,7 @@ from orchestrator.plan.pools import CONTROLLER
 from orchestrator.plan.tensor import TensorSet
 from orchestrator.processes import Worker, start_worker
 from orchestrator.report import Report
+from orchestrator.survey.depths import BASE
 from orchestrator.survey.gather import default_threads
 from orchestrator.survey.kept import read_kept, write_kept
 from orchestrator.survey.plausible import DECODE, last_block, plausible_shallow
@@ -29,7 +33,7 @@ from workers.engine_commands import Placement
 from workers.pass_bench import REPETITIONS, Timed
 
 _TIME = TypeAdapter(TensorTime)
-FORMAT = "tensor 1"
+FORMAT = "tensor 2"
 """Part of what times are kept under: raised when they are worked out in another way."""
 
 DOUBTFUL = 1.2
@@ -75,7 +79,7 @@ async def _again(measuring: Measuring, survey: Survey, one: TensorSet, report: R
     """With the time of the set measured once more, if that is off by less."""
     report.say(f"timing layers cut across {', '.join(one.devices)} again: the first time does not agree with others")
     try:
-        time = await _measure_set(measuring, _devices(survey, one), one)
+        time = await _measure_set(measuring, _devices(survey, one), one, passes_for(measuring.parallel))
     except MeshctlError as error:
         report.say(f"that failed: {error}")
         return survey
@@ -85,7 +89,9 @@ async def _again(measuring: Measuring, survey: Survey, one: TensorSet, report: R
     other = replace(survey, tensor=times)
     if off(other)[one] >= off(survey)[one]:
         return survey
-    write_kept(_kept_file(measuring, survey, one), _TIME, time)
+    file = _kept_file(measuring, survey, one)
+    known = read_kept(file, _TIME)
+    write_kept(file, _TIME, _joined(time, known) if known else time)
     return other
 
 
@@ -121,19 +127,51 @@ async def _refusal(measuring: Measuring) -> str:
 
 
 async def _kept_or_measured(measuring: Measuring, survey: Survey, one: TensorSet, report: Report) -> TensorTime | None:
-    """As it was timed before, if nothing that counts has changed since; None where memory is too small for that."""
-    if (known := _kept(measuring, survey, one)) is not None:
-        return known
-    report.say(f"timing layers cut across {', '.join(one.devices)}")
-    time = await _measure_set(measuring, _devices(survey, one), one)
-    if time is None:
-        return None
-    write_kept(_kept_file(measuring, survey, one), _TIME, time)
-    return time
+    """As it was timed before, if nothing that counts has changed since, with the steps that were not timed then; None
+    where memory is too small for that."""
+    passes, known = passes_for(measuring.parallel), _known(measuring, survey, one)
+    missing = passes if known is None else _missing(known, passes)
+    if missing:
+        steps = "" if known is None else f"steps of {' and '.join(map(str, missing))} conversations in "
+        report.say(f"timing {steps}layers cut across {', '.join(one.devices)}")
+        time = await _measure_set(measuring, _devices(survey, one), one, tuple(sorted({*BASE, *missing})))
+        if time is None:
+            return None
+        known = time if known is None else _joined(known, time)
+        write_kept(_kept_file(measuring, survey, one), _TIME, known)
+    return None if known is None else _of(known, passes)
 
 
 def _kept(measuring: Measuring, survey: Survey, one: TensorSet) -> TensorTime | None:
+    """What is known of all passes of this number of conversations."""
+    passes, known = passes_for(measuring.parallel), _known(measuring, survey, one)
+    return None if known is None or _missing(known, passes) else _of(known, passes)
+
+
+def _known(measuring: Measuring, survey: Survey, one: TensorSet) -> TensorTime | None:
+    """With the steps of whatever numbers of conversations were timed."""
     return None if measuring.recalibrate else read_kept(_kept_file(measuring, survey, one), _TIME)
+
+
+def _missing(known: TensorTime, passes: Sequence[int]) -> tuple[int, ...]:
+    there = {timed.tokens for timed in known.passes}
+    return tuple(tokens for tokens in passes if tokens not in there)
+
+
+def _of(known: TensorTime, passes: Collection[int]) -> TensorTime:
+    return replace(known, passes=tuple(timed for timed in known.passes if timed.tokens in passes))
+
+
+def _joined(known: TensorTime, more: TensorTime) -> TensorTime:
+    """What is known with the passes that only the other has, as long as they would have taken when decoding took what
+    is known: on another day all may be slower or faster."""
+    by = known.passes[0].layers_s[-1] / more.passes[0].layers_s[-1]
+    others = [_slower(timed, by) for timed in more.passes if timed.tokens in _missing(known, (timed.tokens,))]
+    return replace(known, passes=tuple(sorted((*known.passes, *others), key=lambda timed: timed.tokens)))
+
+
+def _slower(timed: PassTime, by: float) -> PassTime:
+    return replace(timed, fixed_s=by * timed.fixed_s, layers_s=tuple(by * seconds for seconds in timed.layers_s))
 
 
 def _kept_file(measuring: Measuring, survey: Survey, one: TensorSet) -> Path:
@@ -146,16 +184,15 @@ def _devices(survey: Survey, one: TensorSet) -> list[Device]:
 
 
 def _key(measuring: Measuring, devices: Sequence[Device], parts: tuple[int, ...]) -> str:
-    """What a time is good for: these processors, their parts and threads, links, engine, model, passes and cache type;
-    those of weights that are made up are told apart.
+    """What a time is good for: these processors, their parts and threads, links, engine, model and cache type; those of
+    weights that are made up are told apart.
 
     Links count to a factor of about four, and not at all within this machine, where all are alike;
     devices in any order.
     """
-    engine_id, passes = measuring.engine.manifest.engine, passes_for(measuring.parallel)
-    slices = measuring.slices
+    slices, engine_id = measuring.slices, measuring.engine.manifest.engine
     kept = kept_as(measuring.cache_type, measuring.flash_attention)
-    facts = [FORMAT, engine_id, slices.digest, str(passes), *kept]
+    facts = [FORMAT, engine_id, slices.digest, *kept]
     facts += ["made up"] if slices.made_up else []
     for device, part in sorted(zip(devices, parts, strict=True), key=lambda one: one[0].name):
         host = measuring.hosts.by_name[device.host]
@@ -182,12 +219,14 @@ def _link_facts(link: Link) -> tuple[str, ...]:
     return tuple(str(round(math.log2(max(1.0, value)) / 2)) for value in about)
 
 
-async def _measure_set(measuring: Measuring, devices: Sequence[Device], one: TensorSet) -> TensorTime | None:
+async def _measure_set(
+    measuring: Measuring, devices: Sequence[Device], one: TensorSet, passes: Sequence[int]
+) -> TensorTime | None:
+    """`passes`: decoding and a short prompt (`BASE`) among them. None where memory is too small for slices."""
     here = {device.host for device in devices if measuring.hosts.by_name[device.host].is_local}
     slices = await asyncio.to_thread(measuring.slices.slices, room_bytes(devices, one.parts, here))
     if slices is None or not slices.output_fits:
         return None
-    passes = passes_for(measuring.parallel)
     hosts = [(device.spec, measuring.hosts.by_name[device.host]) for device in devices]
     shallow = await _time_over(measuring, hosts, one.parts, slices.shallow, passes)
     repetitions = repetitions_for(shallow)

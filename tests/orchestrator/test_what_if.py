@@ -107,27 +107,32 @@ def test_names_that_do_not_fit_the_survey_are_refused(without: list[str], adds: 
 
 
 @pytest.mark.parametrize(
-    ("text", "problem"),
+    ("text", "problem", "form"),
     [
-        ("new", "needs a name, a memory, a speed and a link"),
-        ("new=16GiB,desk", "needs a name, a memory, a speed and a link"),
-        ("a b=16GiB,desk,wifi", '"a b" is not a possible name'),
-        ("new=16,desk,wifi", '"16" has no unit: write "16GiB" or "16MiB"'),
-        ("new=16GiB,fast * x,wifi", '"fast * x" is not a speed'),
-        ("new=16GiB,12,wifi", '"12" is not a speed'),
-        ("new=16GiB,desk*0,wifi", '"desk*0" is not more than 0'),
-        ("new=16GiB,0t/s,wifi", '"0t/s" is not more than 0'),
-        ("new=16GiB,desk,dsl", '"dsl" is not a link'),
-        ("new=16GiB,desk,1Gbit/s", '"1Gbit/s" is not a link'),
-        ("new=16GiB,desk,1Gbit/s@1h", '"1Gbit/s@1h" is not a link'),
-        ("new=16GiB,desk,0Gbit/s@1ms", '"0Gbit/s@1ms" is not more than 0'),
+        ("new", "needs a name, a memory, a speed and a link", ""),
+        ("new=16GiB,desk", "needs a name, a memory, a speed and a link", ""),
+        ("a b=16GiB,desk,wifi", '"a b" is not a possible name', ""),
+        ("new=16,desk,wifi", '"16" has no unit: write "16GiB" or "16MiB"', ""),
+        ("new=16GiB,fast * x,wifi", '"fast * x" is not a speed', "a speed is HOST*FACTOR"),
+        ("new=16GiB,12,wifi", '"12" is not a speed', "a speed is HOST*FACTOR"),
+        ("new=16GiB,desk*0,wifi", '"desk*0" is not more than 0', "a speed is HOST*FACTOR"),
+        ("new=16GiB,0t/s,wifi", '"0t/s" is not more than 0', "a speed is HOST*FACTOR"),
+        ("new=16GiB,desk,dsl", '"dsl" is not a link', "a link is RATE@ROUND-TRIP"),
+        ("new=16GiB,desk,1Gbit/s", '"1Gbit/s" is not a link', "a link is RATE@ROUND-TRIP"),
+        ("new=16GiB,desk,1Gbit/s@1h", '"1Gbit/s@1h" is not a link', "a link is RATE@ROUND-TRIP"),
+        ("new=16GiB,desk,0Gbit/s@1ms", '"0Gbit/s@1ms" is not more than 0', "a link is RATE@ROUND-TRIP"),
     ],
 )
-def test_an_addition_that_cannot_be_read_is_refused_with_an_example(text: str, problem: str) -> None:
+def test_an_addition_that_cannot_be_read_is_refused_with_its_form_and_an_example(
+    text: str, problem: str, form: str
+) -> None:
     with pytest.raises(UsageError) as refused:
         parse_addition(text)
     assert problem in str(refused.value)
-    assert "new=16GiB,desktop*0.5,1Gbit/s@0.5ms" in refused.value.hint
+    hint = refused.value.hint
+    assert hint.startswith(form or "write NAME=")
+    assert "new=16GiB,desktop*0.5,1Gbit/s@0.5ms" in hint
+    assert hint.count(" is ") == bool(form)
 
 
 def test_without_any_measured_speed_nothing_can_be_scaled() -> None:

@@ -601,7 +601,7 @@ REFUSALS = (
     Refusal(
         "an unknown device",
         "the survey has no device c/cpu, x",
-        "its devices are a/cpu, b/cpu",
+        "its devices: a/cpu, b/cpu",
         NEAR,
         Asked("latency", devices=frozenset({"x", "c/cpu", "b/cpu"})),
     ),

@@ -17,6 +17,7 @@ from orchestrator.plan.retyped import Work
 from orchestrator.report import Event, Remark, Report
 from orchestrator.survey import rates
 from orchestrator.survey.gather import Target
+from orchestrator.survey.kept import read_kept
 from orchestrator.survey.rates import Wanted, faster, times_slower
 from orchestrator.survey.slices import KernelModel, Slice
 from orchestrator.survey.timing import Measuring, Timing
@@ -49,9 +50,10 @@ class Machine:
         self.told: list[str] = []
         self.times: list[float] = []
         host = SimpleNamespace(facts=FACTS, host=Host("a", "local"), name="a")
-        measuring = SimpleNamespace(
-            kept=kept, engine_name=lambda host: "engine", hosts=SimpleNamespace(controller=host), recalibrate=False
+        self.measuring = measuring = SimpleNamespace(
+            kept=kept, engine_name=lambda host: "engine", hosts=SimpleNamespace(controller=host)
         )
+        self.begin(recalibrate=False)
         measuring.slices = None
         measuring.of_the_line = lambda link: nullcontext()
         self.path = rates._Path(cast(Measuring, measuring), host, TARGET, LOOPBACK)  # type: ignore[arg-type]
@@ -62,6 +64,10 @@ class Machine:
         monkeypatch.setattr(rates, "workers_of", self.workers_of)
         monkeypatch.setattr(rates, "_rate", self.rate)
         monkeypatch.setattr(Wanted, "models", lambda wanted, slices, available_bytes: self.models)
+
+    def begin(self, *, recalibrate: bool) -> None:
+        """As another command does."""
+        self.measuring.recalibrate, self.measuring.renewed = recalibrate, set()
 
     @asynccontextmanager
     async def workers_of(self, *_: object) -> AsyncIterator[str]:
@@ -85,7 +91,7 @@ class Machine:
     @property
     def kept(self) -> list[str]:
         """The types whose rates the next run will find."""
-        return [kind for kind, one in self.models.items() if rates._kept(self.path.kept_file(one), False)]
+        return [kind for kind, one in self.models.items() if read_kept(self.path.kept_file(one), rates._TIMINGS)]
 
 
 @pytest.fixture
@@ -160,6 +166,17 @@ async def test_turns_that_were_cut_short_are_made_up_for_the_next_time(machine: 
     machine.asked = []
     assert await machine.measure() == ["F16", "Q4_0", "Q8_0"]
     assert machine.asked == []
+
+
+async def test_what_is_timed_again_is_timed_once_for_all_devices_that_are_alike(machine: Machine) -> None:
+    await machine.measure()
+    machine.begin(recalibrate=True)
+    asked = []
+    for _ in range(2):
+        machine.asked = []
+        assert await machine.measure() == ["F16", "Q4_0", "Q8_0"]
+        asked.append(Counter(machine.asked))
+    assert asked == [Counter(dict.fromkeys(machine.models, rates.TURNS)), Counter()]
 
 
 async def test_what_was_disturbed_is_told_now_and_later(machine: Machine) -> None:

@@ -17,8 +17,8 @@ from orchestrator.survey import tensor_times
 from orchestrator.survey.slices import Slice
 from orchestrator.survey.tensor_times import measure_tensor, room_bytes, tensor_time, with_kept
 from orchestrator.survey.timing import Measuring
-from orchestrator.survey.values import Device, Link, Survey, TensorTime
-from tests.orchestrator.plan.examples import FACTS, make_device, make_gpu, make_memory, make_survey, make_tensor_time
+from orchestrator.survey.values import Device, Link, PassTime, Survey, TensorTime
+from tests.orchestrator.plan.examples import FACTS, make_device, make_gpu, make_memory, make_survey
 from tests.orchestrator.survey.test_speeds import SLICES
 from workers.budget import MIB
 from workers.engine_commands import CACHE_TYPES, CacheType, FlashAttention
@@ -57,7 +57,7 @@ async def measured() -> tuple[Survey, list[str]]:
         if isinstance(event, Remark):
             warnings.append(event.text)
 
-    nothing_known = cast(Measuring, SimpleNamespace(recalibrate=True))
+    nothing_known = cast(Measuring, SimpleNamespace(recalibrate=True, parallel=1))
     return await measure_tensor(nothing_known, SURVEY, SETS, Report(note), agrees), warnings
 
 
@@ -241,7 +241,6 @@ FAR = Link("tunnel", round_trip_s=0.01, up_bytes_per_s=110 * MIB, down_bytes_per
     [
         {"engine": "another build"},
         {"digest": "another model"},
-        {"parallel": 8},
         {"facts": replace(FACTS, hostname="other")},
         {"facts": replace(FACTS, cpu_name="another processor")},
         {"facts": replace(FACTS, cpu_quota=0.5)},
@@ -268,8 +267,14 @@ def test_a_time_is_known_again_over_a_link_that_is_nearly_the_same_and_in_any_or
 def test_times_of_another_cache_type_are_other_ones_and_those_of_f16_stay_known() -> None:
     """The file of f16 is as before there were others."""
     names = [key(cache_type=cache_type) for cache_type in CACHE_TYPES]
-    assert names[0] == "tensor-ae278a7f05f9a7482e42b154.json"
+    assert names[0] == "tensor-bc673a79af04b7401ba8a352.json"
     assert len(set(names)) == 3
+
+
+def time_of(one: TensorSet, passes: Sequence[int], token_s: float = 0.01, output_s: float = 0.0) -> TensorTime:
+    """Layers of 1,000 and 2,000 bytes, the latter at `token_s` per token."""
+    timed = (PassTime(tokens, 0.0, (1000, 2000), (tokens * token_s / 2, tokens * token_s), 0.01) for tokens in passes)
+    return TensorTime(one.devices, one.parts, tuple(timed), output_s)
 
 
 async def test_a_group_is_timed_once_kept_and_timed_again_where_that_is_asked_for(
@@ -277,18 +282,46 @@ async def test_a_group_is_timed_once_kept_and_timed_again_where_that_is_asked_fo
 ) -> None:
     timed: list[TensorSet] = []
 
-    async def measure(measuring: Measuring, devices: Sequence[Device], one: TensorSet) -> TensorTime:
+    async def measure(
+        measuring: Measuring, devices: Sequence[Device], one: TensorSet, passes: Sequence[int]
+    ) -> TensorTime:
         timed.append(one)
-        return TensorTime(one.devices, one.parts, (), 0.0)
+        return time_of(one, passes)
 
     monkeypatch.setattr(tensor_times, "_measure_set", measure)
     for recalibrate in (False, False, True):
         surveyed = await measure_tensor(measuring(tmp_path, recalibrate=recalibrate), PAIR, (HALVES,), silent(), agrees)
-        assert surveyed.tensor == (TensorTime(HALVES.devices, HALVES.parts, (), 0.0),)
+        assert surveyed.tensor == (time_of(HALVES, (1, 64, 256)),)
     assert timed == [HALVES, HALVES]
     with_none = replace(PAIR, tensor=())
     assert with_kept(measuring(tmp_path), with_none, (HALVES,)).tensor == surveyed.tensor
     assert with_kept(measuring(tmp_path, recalibrate=True), with_none, (HALVES,)).tensor == ()
+
+
+async def test_for_another_number_of_conversations_only_their_steps_are_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a day when all takes twice as long; whichever was timed first, decoding stays what it was."""
+    coming, timed, told = iter((0.01, 0.02, 0.02)), list[Sequence[int]](), list[str]()
+
+    async def measure(
+        measuring: Measuring, devices: Sequence[Device], one: TensorSet, passes: Sequence[int]
+    ) -> TensorTime:
+        timed.append(passes)
+        return time_of(one, passes, next(coming))
+
+    async def survey_of(parallel: int) -> tuple[TensorTime, ...]:
+        here, report = measuring(tmp_path, parallel=parallel), Report(lambda event: told.append(str(event)))
+        return (await measure_tensor(here, PAIR, (HALVES,), report, agrees)).tensor
+
+    monkeypatch.setattr(tensor_times, "_measure_set", measure)
+    eight = (8, (1, 4, 8, 64, 256))
+    for parallel, passes in ((1, (1, 64, 256)), eight, (4, (1, 2, 4, 64, 256)), eight):
+        assert await survey_of(parallel) == (time_of(HALVES, passes),)
+    assert timed == [(1, 64, 256), (1, 4, 8, 64), (1, 2, 64)]
+    assert "timing steps of 4 and 8 conversations in layers cut across a/cpu, b/cpu" in told[1]
+    assert with_kept(measuring(tmp_path, parallel=2), PAIR, (HALVES,)).tensor == (time_of(HALVES, (1, 2, 64, 256)),)
+    assert with_kept(measuring(tmp_path, parallel=16), PAIR, (HALVES,)).tensor == ()
 
 
 async def test_a_time_that_was_kept_in_another_order_is_in_the_survey_once(
@@ -296,8 +329,10 @@ async def test_a_time_that_was_kept_in_another_order_is_in_the_survey_once(
 ) -> None:
     """As after two equal devices were timed again and the other one came out faster: else two plans are the same."""
 
-    async def measure(measuring: Measuring, devices: Sequence[Device], one: TensorSet) -> TensorTime:
-        return make_tensor_time(one.devices, one.parts, 20)
+    async def measure(
+        measuring: Measuring, devices: Sequence[Device], one: TensorSet, passes: Sequence[int]
+    ) -> TensorTime:
+        return time_of(one, passes)
 
     monkeypatch.setattr(tensor_times, "_measure_set", measure)
     first = await measure_tensor(measuring(tmp_path), PAIR, (HALVES,), silent(), agrees)
@@ -333,9 +368,11 @@ async def test_a_time_that_does_not_agree_with_the_others_is_measured_once_more(
 ) -> None:
     coming, seen = iter(times), list[TensorSet]()
 
-    async def measure(measuring: Measuring, devices: Sequence[Device], one: TensorSet) -> TensorTime:
+    async def measure(
+        measuring: Measuring, devices: Sequence[Device], one: TensorSet, passes: Sequence[int]
+    ) -> TensorTime:
         seen.append(one)
-        return TensorTime(one.devices, one.parts, (), next(coming))
+        return time_of(one, passes, output_s=next(coming))
 
     monkeypatch.setattr(tensor_times, "_measure_set", measure)
     here, sets = measuring(tmp_path), (*SETS, THREE)
@@ -349,9 +386,11 @@ async def test_a_time_that_does_not_agree_with_the_others_is_measured_once_more(
 async def test_a_second_time_that_fails_leaves_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     coming = iter((30.0, 30.0, 26.0))
 
-    async def measure(measuring: Measuring, devices: Sequence[Device], one: TensorSet) -> TensorTime:
+    async def measure(
+        measuring: Measuring, devices: Sequence[Device], one: TensorSet, passes: Sequence[int]
+    ) -> TensorTime:
         for seconds in coming:
-            return TensorTime(one.devices, one.parts, (), seconds)
+            return time_of(one, passes, output_s=seconds)
         raise EngineError("killed")
 
     monkeypatch.setattr(tensor_times, "_measure_set", measure)
