@@ -19,8 +19,8 @@ from orchestrator.survey.speeds import (
     HURRIED_REPETITIONS,
     SHORT_PROMPT,
     calmer,
-    is_noisy,
     is_very_slow,
+    noisy_passes,
     repetitions_for,
     short_passes,
     turns_for,
@@ -143,8 +143,7 @@ async def time_in_context(at: Timing, slices: Slices, timings: Timings) -> Timed
 async def _calmly(
     at: Timing, one: Slice, passes: Sequence[int], repetitions: int = REPETITIONS, turns: int = 1
 ) -> Mapping[int, Timed]:
-    """Once more where the repetitions are far apart."""
+    """Once more those whose repetitions are far apart."""
     timed = await time_passes(at, one, passes, repetitions, turns=turns)
-    if not is_noisy(timed):
-        return timed
-    return calmer(timed, await time_passes(at, one, passes, repetitions, turns=turns))
+    noisy = noisy_passes(timed)
+    return calmer(timed, await time_passes(at, one, noisy, repetitions, turns=turns)) if noisy else timed

@@ -91,16 +91,15 @@ def with_guessed_passes(timed: Mapping[int, Timed], passes: Sequence[int]) -> di
     return {tokens: timed.get(tokens) or guessed[tokens] for tokens in passes}
 
 
-def is_noisy(timed: Mapping[int, Timed]) -> bool:
-    """Whether something else was going on, by decoding and a short prompt where they are there: then it is timed once
-    more."""
-    told_by = [timed[tokens] for tokens in (DECODE, SHORT_PROMPT) if tokens in timed] or timed.values()
-    return any(one.spread > NOISY for one in told_by)
+def noisy_passes(timed: Mapping[int, Timed]) -> tuple[int, ...]:
+    """Those that something else went on beside: they are timed once more."""
+    return tuple(tokens for tokens, one in timed.items() if one.spread > NOISY)
 
 
-def calmer(one: Mapping[int, Timed], other: Mapping[int, Timed]) -> dict[int, Timed]:
-    """Of each pass the timing whose repetitions are closer together."""
-    return {tokens: min(one[tokens], other[tokens], key=lambda timed: timed.spread) for tokens in one}
+def calmer(timed: Mapping[int, Timed], again: Mapping[int, Timed]) -> dict[int, Timed]:
+    """All that was timed; of passes that were timed again, the timing whose repetitions are closer together."""
+    both = {tokens: min(timed[tokens], one, key=lambda timing: timing.spread) for tokens, one in again.items()}
+    return {**timed, **both}
 
 
 def rising(timed: Mapping[int, Timed]) -> dict[int, Timed]:

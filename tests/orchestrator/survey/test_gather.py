@@ -74,13 +74,15 @@ def test_what_has_no_memory_of_its_own_has_no_more_than_its_host_has_free(
 @dataclass
 class Benches:
     """Stands for the engine's bench: the sources of what it was given, and how it fails with those it cannot load;
-    `asked` are layers, passes and repetitions, `token_s` a token through a layer, `link` what each pass goes over."""
+    `asked` are layers, passes and repetitions, `token_s` a token through a layer, `link` what each pass goes over,
+    `disturbed` the passes that something else goes on beside when they are timed for the next time."""
 
     fails: EngineError | None = None
     sources: list[str] = field(default_factory=list)
     asked: list[tuple[int, tuple[int, ...], int]] = field(default_factory=list)
     token_s: float = 1e-3
     link: Link | None = None
+    disturbed: set[int] = field(default_factory=set)
 
     async def time(
         self,
@@ -102,8 +104,11 @@ class Benches:
             tokens: transfer_s(self.link, tokens * sizes.hidden_bytes, sizes.logits_bytes) if self.link else 0.0
             for tokens in passes
         }
+        beside, self.disturbed = self.disturbed.intersection(passes), self.disturbed.difference(passes)
         return {
             tokens: Timed((tokens + context / 100) * self.token_s * one.layers + link_s[tokens], 0.01)
+            if tokens not in beside
+            else Timed(3 * tokens * self.token_s * one.layers, 0.4)
             for tokens in passes
         }
 
@@ -236,6 +241,18 @@ async def test_steps_that_are_timed_on_a_slower_day_count_by_how_much_longer_the
     later, _ = await controller_speed(measuring(tmp_path, parallel=8))
     for one, other in zip(later.passes, at_once.passes, strict=True):
         assert one.layers_s == pytest.approx(other.layers_s)
+
+
+async def test_passes_that_something_went_on_beside_are_timed_once_more_those_alone(
+    tmp_path: Path, benches: Benches
+) -> None:
+    """Steps of several conversations too: with goal throughput a plan is worth what they say."""
+    (tmp_path / "calmly").mkdir()
+    calm, _ = await controller_speed(measuring(tmp_path / "calmly", parallel=8))
+    benches.asked, benches.disturbed = [], {4, 8}
+    speed, _ = await controller_speed(measuring(tmp_path, parallel=8))
+    assert benches.asked[:2] == [(2, (1, 4, 8, 64), REPETITIONS), (2, (4, 8), REPETITIONS)]
+    assert speed == calm
 
 
 async def test_what_is_alike_is_timed_again_once(tmp_path: Path, benches: Benches) -> None:

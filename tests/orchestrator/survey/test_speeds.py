@@ -16,9 +16,9 @@ from orchestrator.survey.slices import Slice, Slices
 from orchestrator.survey.speeds import (
     calmer,
     context_cost,
-    is_noisy,
     likely_context_cost,
     native_speed,
+    noisy_passes,
     passes_for,
     repetitions_for,
     rising,
@@ -141,11 +141,10 @@ def test_long_passes_are_timed_on_the_shallow_slice_alone() -> None:
 
 def test_what_was_disturbed_is_timed_again_and_the_calmer_timing_of_each_pass_counts() -> None:
     calm, disturbed = {1: Timed(1.0, 0.05), 64: Timed(2.0, 0.1)}, {1: Timed(1.5, 0.3), 64: Timed(2.1, 0.02)}
-    assert not is_noisy(calm)
-    assert is_noisy(disturbed)
+    assert noisy_passes(calm) == ()
+    assert noisy_passes({**disturbed, 8: Timed(1.0, 0.2)}) == (1, 8)
     assert calmer(disturbed, calm) == {1: calm[1], 64: disturbed[64]}
-    assert is_noisy({4: Timed(1.0, 0.05), 8: Timed(1.0, 0.3)})
-    assert not is_noisy({**calm, 8: Timed(1.0, 0.3)})
+    assert calmer(disturbed, {1: Timed(1.2, 0.4)}) == disturbed
 
 
 def test_more_tokens_never_take_less_time() -> None:
