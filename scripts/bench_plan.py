@@ -12,6 +12,8 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Protocol
 
+from bench_plan_yardstick import yardstick
+
 import bench_plan_devices as places
 from bench_plan_cells import CONTEXT, GOALS, LOCAL, MODELS, SETUPS, Cell, cells
 from bench_plan_measure import QUICK, Limits, measure_cell, memory_limit
@@ -118,12 +120,21 @@ def _measured(
     record: CellRecord, cell: Cell, inventory: Inventory, folders: Folders, limits: Limits, recalibrate: bool
 ) -> CellRecord:
     async def work(report: Report) -> CellRecord:
-        report.step(cell.key)
-        async with open_hosts(inventory, folders, report) as hosts:
-            wishes = Wishes(recalibrate=recalibrate)
-            prepared, ranking = await prepare_ranking(inventory, hosts, folders, report, wishes, winner=False)
-            result = await measure_cell(cell, prepared, ranking, hosts, report, limits)
-            return replace(record, prompt=result.prompt, runs=result.runs, memory=result.memory)
+        report.step(f"{cell.key}: the yardstick")
+        engine = await Stock(folders.cache, report).cpu()
+        model = await prepare_model(inventory.model, Path.cwd(), folders, report)
+        cores, repetitions = max(cell.setup.cores), cell.model.generate // 2
+        with yardstick(engine.folder / "llama-bench", model.path, cores, repetitions) as passes:
+            taken_s = [await passes.take()]
+            report.step(cell.key)
+            async with open_hosts(inventory, folders, report) as hosts:
+                wishes = Wishes(recalibrate=recalibrate)
+                prepared, ranking = await prepare_ranking(inventory, hosts, folders, report, wishes, winner=False)
+                taken_s.append(await passes.take())
+                result = await measure_cell(cell, prepared, ranking, hosts, report, limits)
+                taken_s.append(await passes.take())
+        found = replace(record, prompt=result.prompt, runs=result.runs, memory=result.memory)
+        return replace(found, yardstick_s=tuple(taken_s))
 
     return run_shown(work)
 

@@ -7,7 +7,7 @@ a lab instead: reached by SSH over a link of that rate. The controller, which is
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
@@ -70,6 +70,11 @@ def devices(cell: Cell, folder: Path, memory_bytes: int | None) -> Iterator[tupl
         yield hosts
 
 
+def enter_words(files: Sequence[Path]) -> tuple[str, ...]:
+    """The words that put a command into cgroups, by their `cgroup.procs`."""
+    return ("sh", str(Path(__file__).with_name("bench_enter.sh")), " ".join(str(file) for file in files))
+
+
 def hold_cpu(cgroup: str, cores: float) -> None:
     """Give the cgroup that part of a core, with periods as short as the kernel allows for it, at the same time as every
     other: the timer's offset is changed at random until it is that."""
@@ -129,7 +134,7 @@ def _limited(cgroup: str, cores: float, memory_bytes: int | None) -> tuple[str, 
     limit = None if memory_bytes is None else memory_bytes + BESIDE_BUDGET_BYTES
     files = kernel.add_cgroup(cgroup, None, limit)
     hold_cpu(cgroup, cores)
-    return ("sh", str(Path(__file__).with_name("bench_enter.sh")), " ".join(str(file) for file in files))
+    return enter_words(files)
 
 
 @contextmanager

@@ -45,7 +45,11 @@ class Memory:
 
 @dataclass(frozen=True)
 class CellRecord:
-    """A cell. `runs[0]` is the chosen plan; no runs: `note` says why. Prefill is of `prompt` tokens."""
+    """A cell. `runs[0]` is the chosen plan; no runs: `note` says why. Prefill is of `prompt` tokens.
+
+    `yardstick_s`: what the same passes took before the devices were timed, after that and after all runs, in seconds
+    (`bench_plan_yardstick`); none where it was not taken.
+    """
 
     key: str
     setup: str
@@ -59,6 +63,7 @@ class CellRecord:
     memory: tuple[Memory, ...] = ()
     note: str = ""
     seconds: float = 0.0
+    yardstick_s: tuple[float, ...] = ()
 
 
 _RECORD = TypeAdapter(CellRecord)

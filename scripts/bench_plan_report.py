@@ -19,6 +19,16 @@ DOUBT = (
     f"the default split decoded more than {MOST_BY_SPLITTING:g} times as fast as one worker, which no layer split does "
     "on machines of their own: devices that wait for one another came out too fast there. Its speeds are in no target."
 )
+
+MOST_CHANGED = 1.2
+"""The same passes that take this many times as long at one time than at another are of a machine that has changed."""
+
+CHANGED = " ‡"
+CHANGE = (
+    f"the same passes in a cgroup of their own took more than {MOST_CHANGED:g} times as long at one time than at "
+    "another while the cell was run: the machine has changed, and what was predicted is of another one than what was "
+    "measured. Its speeds are in no target."
+)
 HEADINGS = (
     "devices, goal, model, link",
     "chosen",
@@ -100,10 +110,15 @@ def is_doubtful(record: CellRecord) -> bool:
     return split is not None and one is not None and split > MOST_BY_SPLITTING * one
 
 
+def has_changed(record: CellRecord) -> bool:
+    """Whether the machine was faster or slower at one time than at another."""
+    return bool(record.yardstick_s) and max(record.yardstick_s) > MOST_CHANGED * min(record.yardstick_s)
+
+
 def targets(all_records: Sequence[CellRecord]) -> tuple[Target, ...]:
-    """The figures that the planner is held to, without the speeds of doubtful cells; ratios of two and four equal
-    devices over fast links only."""
-    records = [record for record in all_records if not is_doubtful(record)]
+    """The figures that the planner is held to, without the speeds of cells that are doubtful or whose machine has
+    changed; ratios of two and four equal devices over fast links only."""
+    records = [record for record in all_records if not is_doubtful(record) and not has_changed(record)]
     fast = [record for record in records if record.link == LOCAL]
     errors = errors_of(run for record in records for run in record.runs[:1])
     near = [one for record in records if (one := nearness(record)) is not None]
@@ -135,6 +150,8 @@ def markdown(records: Sequence[CellRecord]) -> str:
     lines += [_row(_target_cells(one)) for one in targets(records)]
     if any(map(is_doubtful, records)):
         lines += ["", f"†: {DOUBT}"]
+    if any(map(has_changed, records)):
+        lines += ["", f"‡: {CHANGE}"]
     notes = [f"- {record.key}: {run.key}: {run.note}" for record in records for run in record.runs if run.note]
     notes += [f"- {record.key}: {record.note}" for record in records if record.note]
     return "\n".join([*lines, *(["", "Not measured:", "", *notes] if notes else [])]) + "\n"
@@ -202,7 +219,8 @@ def _streams(records: Sequence[CellRecord]) -> Target:
 
 
 def _cells(record: CellRecord) -> list[str]:
-    name = f"{record.setup}, {record.goal}, {record.model}, {record.link}{DOUBTFUL if is_doubtful(record) else ''}"
+    signs = f"{DOUBTFUL if is_doubtful(record) else ''}{CHANGED if has_changed(record) else ''}"
+    name = f"{record.setup}, {record.goal}, {record.model}, {record.link}{signs}"
     if not record.runs:
         return [name, record.note or "nothing ran", *["-"] * (len(HEADINGS) - 2)]
     chosen, best, metric = record.runs[0], best_plan(record), goal_metric(record)

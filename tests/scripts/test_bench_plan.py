@@ -18,6 +18,7 @@ from bench_plan_report import (
     best_plan,
     best_single,
     errors_of,
+    has_changed,
     is_doubtful,
     markdown,
     nearness,
@@ -116,6 +117,16 @@ def test_a_cell_whose_default_split_beats_one_worker_is_doubtful_and_in_no_targe
     assert "| two-equal, latency, 1b, local † |" in markdown([doubtful])
     assert "\n†: the default split decoded more than 1.2 times as fast as one worker" in markdown([doubtful])
     assert "†" not in markdown([fine])
+
+
+def test_a_cell_whose_machine_changed_meanwhile_is_in_no_target() -> None:
+    changed, fine = (replace(RECORD, yardstick_s=(1.0, 1.1, last)) for last in (1.21, 1.19))
+    assert [has_changed(one) for one in (changed, fine, RECORD)] == [True, False, False]
+    assert {one.name for one in targets([changed]) if one.count} == {"memory against planned, worst"}
+    assert targets([fine]) == targets([RECORD])
+    assert "| two-equal, latency, 1b, local ‡ |" in markdown([changed])
+    assert "\n‡: the same passes in a cgroup of their own took more than 1.2 times as long" in markdown([changed])
+    assert "‡" not in markdown([fine])
 
 
 def test_a_shorter_prompt_tells_nothing_about_one_of_1024() -> None:
