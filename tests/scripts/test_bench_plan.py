@@ -1,7 +1,7 @@
 """The planner's benchmark, as far as nothing runs: which cells there are, what is kept, what the records say."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -166,7 +166,19 @@ def test_a_cell_is_run_in_a_folder_without_an_inventory(tmp_path: Path, monkeypa
     async def no_hosts(*others: object) -> AsyncIterator[None]:
         yield None
 
+    taken_s = iter((1.0, 1.1, 1.2))
+
+    class Passes:
+        async def take(self) -> float:
+            return next(taken_s)
+
+    class Engines:
+        async def cpu(self) -> Engine:
+            return cast(Engine, SimpleNamespace(folder=tmp_path))
+
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench_plan, "yardstick", lambda *others: nullcontext(Passes()))
+    monkeypatch.setattr(bench_plan, "Stock", lambda *others: Engines())
     monkeypatch.setattr(preparing, "prepare", prepare)
     monkeypatch.setattr(bench_plan, "measure_cell", measure)
     monkeypatch.setattr(bench_plan, "open_hosts", no_hosts)
@@ -175,3 +187,4 @@ def test_a_cell_is_run_in_a_folder_without_an_inventory(tmp_path: Path, monkeypa
     folders = Folders(tmp_path / "cache", tmp_path / "state")
     record = bench_plan._measured(RECORD, cell, inventory, folders, QUICK, False)
     assert [run.mode for run in record.runs] == ["single"]
+    assert record.yardstick_s == (1.0, 1.1, 1.2)
