@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from orchestrator.errors import EngineError, MeshctlError
 from orchestrator.fanout import all_or_raise, each_host
 from orchestrator.hosts import OpenHost
-from orchestrator.plan.costs import transfer_s
+from orchestrator.plan.costs import layers_seconds, transfer_s
 from orchestrator.plan.pools import CONTROLLER
 from orchestrator.plan.tensor import TensorSet
 from orchestrator.processes import Worker, start_worker
@@ -28,7 +28,7 @@ from orchestrator.survey.plausible import DECODE, last_block, plausible_shallow
 from orchestrator.survey.slices import BESIDE_LAYERS_BYTES, Slice, Slices
 from orchestrator.survey.speeds import passes_for, repetitions_for, rising
 from orchestrator.survey.timing import Measuring, Timing, always, stopping, time_passes
-from orchestrator.survey.values import Device, DeviceSpec, Link, PassTime, Survey, TensorTime, kept_as
+from orchestrator.survey.values import Device, DeviceSpec, Link, PassTime, Speed, Survey, TensorTime, kept_as
 from workers.engine_commands import Placement
 from workers.pass_bench import REPETITIONS, Timed
 
@@ -90,7 +90,7 @@ async def _again(measuring: Measuring, survey: Survey, one: TensorSet, report: R
     if off(other)[one] >= off(survey)[one]:
         return survey
     file = _kept_file(measuring, survey, one)
-    known = read_kept(file, _TIME)
+    known = _read(file)
     write_kept(file, _TIME, _joined(time, known) if known else time)
     return other
 
@@ -150,7 +150,13 @@ def _kept(measuring: Measuring, survey: Survey, one: TensorSet) -> TensorTime | 
 
 def _known(measuring: Measuring, survey: Survey, one: TensorSet) -> TensorTime | None:
     """With the steps of whatever numbers of conversations were timed."""
-    return None if measuring.recalibrate else read_kept(_kept_file(measuring, survey, one), _TIME)
+    return None if measuring.recalibrate else _read(_kept_file(measuring, survey, one))
+
+
+def _read(file: Path) -> TensorTime | None:
+    """What is kept there, if it has what all is worked out from."""
+    known = read_kept(file, _TIME)
+    return None if known is None or _missing(known, tuple(BASE)) else known
 
 
 def _missing(known: TensorTime, passes: Sequence[int]) -> tuple[int, ...]:
@@ -165,7 +171,9 @@ def _of(known: TensorTime, passes: Collection[int]) -> TensorTime:
 def _joined(known: TensorTime, more: TensorTime) -> TensorTime:
     """What is known with the passes that only the other has, as long as they would have taken when decoding took what
     is known: on another day all may be slower or faster."""
-    by = known.passes[0].layers_s[-1] / more.passes[0].layers_s[-1]
+    at_bytes = more.passes[0].layers_bytes[-1]
+    known_s, more_s = (layers_seconds(Speed(each.passes, each.output_s), at_bytes, DECODE) for each in (known, more))
+    by = known_s / more_s
     others = [_slower(timed, by) for timed in more.passes if timed.tokens in _missing(known, (timed.tokens,))]
     return replace(known, passes=tuple(sorted((*known.passes, *others), key=lambda timed: timed.tokens)))
 

@@ -14,6 +14,7 @@ from orchestrator.plan.pools import find_candidates
 from orchestrator.plan.tensor import TensorSet, find_tensors
 from orchestrator.report import Event, Remark, Report, silent
 from orchestrator.survey import tensor_times
+from orchestrator.survey.kept import write_kept
 from orchestrator.survey.slices import Slice
 from orchestrator.survey.tensor_times import measure_tensor, room_bytes, tensor_time, with_kept
 from orchestrator.survey.timing import Measuring
@@ -271,10 +272,16 @@ def test_times_of_another_cache_type_are_other_ones_and_those_of_f16_stay_known(
     assert len(set(names)) == 3
 
 
-def time_of(one: TensorSet, passes: Sequence[int], token_s: float = 0.01, output_s: float = 0.0) -> TensorTime:
-    """Layers of 1,000 and 2,000 bytes, the latter at `token_s` per token."""
-    timed = (PassTime(tokens, 0.0, (1000, 2000), (tokens * token_s / 2, tokens * token_s), 0.01) for tokens in passes)
-    return TensorTime(one.devices, one.parts, tuple(timed), output_s)
+def time_of(
+    one: TensorSet, passes: Sequence[int], token_s: float = 0.01, output_s: float = 0.0, deep: int = 2000
+) -> TensorTime:
+    """Layers of 1,000 and `deep` bytes, 2,000 at `token_s` per token."""
+    at_bytes = (1000, deep)
+
+    def timed(tokens: int) -> PassTime:
+        return PassTime(tokens, 0.0, at_bytes, tuple(tokens * token_s * size / 2000 for size in at_bytes), 0.01)
+
+    return TensorTime(one.devices, one.parts, tuple(map(timed, passes)), output_s)
 
 
 async def test_a_group_is_timed_once_kept_and_timed_again_where_that_is_asked_for(
@@ -322,6 +329,39 @@ async def test_for_another_number_of_conversations_only_their_steps_are_timed(
     assert "timing steps of 4 and 8 conversations in layers cut across a/cpu, b/cpu" in told[1]
     assert with_kept(measuring(tmp_path, parallel=2), PAIR, (HALVES,)).tensor == (time_of(HALVES, (1, 2, 64, 256)),)
     assert with_kept(measuring(tmp_path, parallel=16), PAIR, (HALVES,)).tensor == ()
+
+
+async def test_steps_that_are_timed_on_shallower_slices_count_by_decoding_of_as_many_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coming = iter((2000, 1500))
+
+    async def measure(
+        measuring: Measuring, devices: Sequence[Device], one: TensorSet, passes: Sequence[int]
+    ) -> TensorTime:
+        return time_of(one, passes, deep=next(coming))
+
+    monkeypatch.setattr(tensor_times, "_measure_set", measure)
+    for parallel in (1, 2):
+        here = measuring(tmp_path, parallel=parallel)
+        (time,) = (await measure_tensor(here, PAIR, (HALVES,), silent(), agrees)).tensor
+    assert {one.tokens: one.layers_s[-1] for one in time.passes} == pytest.approx(
+        {1: 0.01, 2: 0.015, 64: 0.64, 256: 2.56}
+    )
+
+
+async def test_a_time_that_lacks_what_all_is_worked_out_from_counts_as_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def measure(
+        measuring: Measuring, devices: Sequence[Device], one: TensorSet, passes: Sequence[int]
+    ) -> TensorTime:
+        return time_of(one, passes)
+
+    monkeypatch.setattr(tensor_times, "_measure_set", measure)
+    here = measuring(tmp_path)
+    write_kept(tensor_times._kept_file(here, PAIR, HALVES), tensor_times._TIME, time_of(HALVES, (64, 256)))
+    assert (await measure_tensor(here, PAIR, (HALVES,), silent(), agrees)).tensor == (time_of(HALVES, (1, 64, 256)),)
 
 
 async def test_a_time_that_was_kept_in_another_order_is_in_the_survey_once(
