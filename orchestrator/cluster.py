@@ -248,8 +248,15 @@ def compare_speed(running: RunningGroup, report: Report) -> None:
     planned, predicted = running.group, as_predicted(running.group)
     speeds = {
         "decode": (running.decode_tokens_per_s, planned.decode_tokens_per_s, predicted.decode_tokens_per_s),
+        f"{planned.parallel} conversations": (
+            running.aggregate_tokens_per_s,
+            planned.aggregate_alone_tokens_per_s,
+            predicted.aggregate_alone_tokens_per_s,
+        ),
         "prefill": (running.prefill_tokens_per_s, planned.prefill_tokens_per_s, predicted.prefill_tokens_per_s),
     }
+    if planned.parallel == 1:
+        del speeds["1 conversations"]
     texts = [
         f"{what} {real:.1f} tokens/s measured, {f'{before:.1f} before, ' if planned.known == 'measured' else ''}"
         f"{hoped:.1f} predicted"

@@ -18,9 +18,9 @@ from pydantic import TypeAdapter, ValidationError
 from orchestrator.folders import Folders
 from orchestrator.inventory import Inventory
 from orchestrator.plan.experience import Experience, Measured, Record, record_of
-from orchestrator.plan.mirrored import device_kinds
 from orchestrator.plan.values import Group, GroupMode
 from orchestrator.state import write_private
+from orchestrator.survey.speeds import passes_for
 from orchestrator.survey.values import Device, HostSurvey, Speed, Survey, kept_as
 from quant.model import Model
 from quant.slice import shape_digest
@@ -29,13 +29,15 @@ from workers.engine_commands import CacheType, FlashAttention
 MOST_RECORDS = 300
 MOST_OF_ONE_GROUP = 5
 _FORMAT = "3"
+COMMON = passes_for(1)
+"""Passes that are timed whatever the number of conversations."""
 
 
 @dataclass(frozen=True)
 class Circumstances:
     """What measurements are of: a model, an engine, the machine behind each device's name ("": the controller), and
     what keys and values are kept as and read by. `timed` has what each device is predicted by, natively and through
-    RPC, `kinds` what each is (`plan.mirrored.device_kinds`)."""
+    RPC."""
 
     shape: str
     engine_id: str
@@ -43,7 +45,11 @@ class Circumstances:
     cache_type: CacheType = "f16"
     flash_attention: FlashAttention = "auto"
     timed: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    kinds: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """What each device is: the same for those of one machine that are predicted by the same timings."""
+        return {name: _digest(self.machines[name], *timed) for name, timed in self.timed.items()}
 
     def of(self, group: Group) -> tuple[str, ...]:
         """The machines that a group runs on: its devices' in order, and that of its head."""
@@ -92,7 +98,6 @@ def circumstances_of(model: Model, engine_id: str, survey: Survey, inventory: In
         cache_type=inventory.cache_type,
         flash_attention=inventory.flash_attention,
         timed=timed,
-        kinds=device_kinds(survey),
     )
 
 
@@ -170,8 +175,9 @@ def _machine(host: HostSurvey, device: Device) -> tuple[str, ...]:
 
 
 def _of_speed(speed: Speed) -> str:
-    """All that predictions for this model go by; rates are for others."""
-    return _digest(repr(replace(speed, rates=())))
+    """All that predictions for this model go by; rates are for others, and steps of several conversations are timed
+    beside the rest and change nothing of it."""
+    return _digest(repr(replace(speed, rates=(), passes=tuple(one for one in speed.passes if one.tokens in COMMON))))
 
 
 def _digest(*parts: str) -> str:

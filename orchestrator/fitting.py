@@ -222,7 +222,8 @@ def _experienced(
             shape: load_experience(folders, replace(of, cache_type=kept_as, shape=shape))
             for shape in dict.fromkeys((of.shape, *shapes.values()))
         }
-        others = Experience(tuple(record for one in run.values() for record in one.of_another().records))
+        of_others = tuple(record for one in run.values() for record in one.of_another().records)
+        others = Experience(of_others, kinds=of.kinds)
         for name, shape in shapes.items():
             found[name][kept_as] = run[shape] if run[shape].records else others
     return [replace(option, experience=found[option.name]) for option in options]

@@ -101,7 +101,7 @@ def check_names(hosts: Collection[str], without: Collection[str], adds: Sequence
     there = ", ".join(hosts) or "none at all"
     for name in without:
         if name not in hosts:
-            raise UsageError(f"--without {name}: no such host", hint=f"hosts: {there}")
+            raise UsageError(f"--without {name}: no such host", hint=f"name one of {there}")
     names = [name for name in hosts if name not in without]
     if not names and not adds:
         raise UsageError("--without leaves no host at all", hint=f"keep one of {there}, or --add one")
@@ -116,7 +116,7 @@ def check_names(hosts: Collection[str], without: Collection[str], adds: Sequence
         if one.like and one.like.split("/")[0] not in hosts:
             raise UsageError(
                 f"--add {one.name}: its speed is that of {one.like}, and there is no such host",
-                hint=f"hosts: {there}; or say how fast it decodes this model, such as 12t/s",
+                hint=f"name one of {there}, or say how fast it decodes this model, such as 12t/s",
             )
 
 
@@ -198,7 +198,7 @@ def _device_like(survey: Survey, one: Addition) -> Device:
     measured = ", ".join(device.name for device in survey.devices if device.speed.measured)
     raise UsageError(
         f"--add {one.name}: its speed is that of {name}, which was not measured",
-        hint=f"devices with a measured speed: {measured or 'none at all'}",
+        hint=f"name one that was: {measured or 'there is none'}",
     )
 
 

@@ -188,7 +188,7 @@ def _parts(text: str) -> list[str]:
 def _check_devices(option: str, names: Sequence[str], hosts: KnownHosts) -> None:
     from orchestrator.errors import UsageError
 
-    hint = f"a device is named HOST/cpu; hosts: {', '.join(hosts.names)}"
+    hint = f"write HOST/cpu, the host one of {', '.join(hosts.names)}"
     if unknown := sorted(name for name in names if name.split("/")[0] not in hosts.names):
         raise UsageError(f"{option} {', '.join(unknown)}: no such host in {hosts.place}", hint=hint)
     if wrong := sorted(name for name in names if not _DEVICE.fullmatch(name)):

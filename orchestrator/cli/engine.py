@@ -113,7 +113,9 @@ def _only(inventory: "Inventory", names: Sequence[str]) -> "Inventory":
 
     known = [host.name for host in inventory.hosts]
     if unknown := sorted(set(names) - set(known)):
-        raise UsageError(f"{', '.join(unknown)}: no such host in {inventory.path}", hint=f"hosts: {', '.join(known)}")
+        raise UsageError(
+            f"{', '.join(unknown)}: no such host in {inventory.path}", hint=f"name some of {', '.join(known)}"
+        )
     return replace(inventory, hosts=tuple(host for host in inventory.hosts if not names or host.name in names))
 
 

@@ -95,7 +95,7 @@ def check_asked(survey: Survey, asked: Asked) -> None:
     if unknown:
         raise PlanError(
             f"the survey has no device {', '.join(unknown)}",
-            hint=f"its devices: {', '.join(known) or 'none at all'}",
+            hint=f"name one of {', '.join(known)}" if known else "survey again: it has none at all",
         )
 
 

@@ -55,8 +55,7 @@ class Experience:
     """All that is known of these devices with this model, oldest first.
 
     What is `outdated` is left aside, until something that is measured now takes its place. `kinds`: what each device
-    is, by its name, the same for those of one machine that are alike (`plan.mirrored`); one that is not in it is like
-    no other.
+    is, by its name, the same for those that are alike; one that is not in it is like no other.
     """
 
     records: tuple[Record, ...] = ()
@@ -91,15 +90,23 @@ class Experience:
         return [one for one in self.records if (alike_key(one.key), one.prompt_tokens) == (key, tokens)]
 
     def _ratio(self, group: Group) -> Measured | None:
-        """How far predictions of this mode were off on the same devices, else on such as are alike; None: not known."""
+        """How far predictions of this mode were off: of the very same on devices that are alike, else on the same
+        devices, else on such as are alike; None: not known."""
+        devices, key = [share.device for share in group.shares], self._of_kinds(group_key(group))
         of_mode = [record for record in self.records if record.mode == group.mode]
-        devices = [share.device for share in group.shares]
-        same = [record for record in of_mode if sorted(record.devices) == sorted(devices)]
-        same = same or [record for record in of_mode if self._kinds(record.devices) == self._kinds(devices)]
-        return _limited(_median([record.ratio for record in same])) if same else None
+        alike = [record for record in of_mode if self._kinds(record.devices) == self._kinds(devices)]
+        very_same = [record for record in alike if self._of_kinds(record.key) == key]
+        on_these = [record for record in alike if sorted(record.devices) == sorted(devices)]
+        found = very_same or on_these or alike
+        return _limited(_median([record.ratio for record in found])) if found else None
 
     def _kinds(self, devices: Sequence[str]) -> list[str]:
         return sorted(self.kinds.get(device, device) for device in devices)
+
+    def _of_kinds(self, key: str) -> str:
+        """A `group_key` with what each device is instead of its name."""
+        words = (word.rpartition("*") for word in key.split(" "))
+        return alike_key(" ".join(f"{self.kinds.get(name, name)}{star}{rest}" for name, star, rest in words))
 
 
 NO_EXPERIENCE = Experience()

@@ -16,15 +16,21 @@ from orchestrator.survey.values import Survey
 
 def without_mirrored(survey: Survey, plans: Iterable[Plan]) -> Iterator[Plan]:
     """Of plans that do the same on devices that are alike, and are predicted to be as fast but for noise, the first."""
-    kinds, kept = device_kinds(survey), defaultdict[str, list[Plan]](list)
+    kinds, kept = _kinds(survey), defaultdict[str, list[Plan]](list)
     for plan in plans:
-        alike = kept[" + ".join(sorted(alike_key(group_key(_of_kinds(group, kinds))) for group in plan.groups))]
+        alike = kept[" + ".join(sorted(alike_key(group_key(group)) for group in _of_kinds(plan, kinds).groups))]
         if not any(_as_fast(plan, one) for one in alike):
             alike.append(plan)
             yield plan
 
 
-def device_kinds(survey: Survey) -> dict[str, str]:
+def of_kinds(survey: Survey, plans: Iterable[Plan]) -> list[Plan]:
+    """The plans with what each device is for its name."""
+    kinds = _kinds(survey)
+    return [_of_kinds(plan, kinds) for plan in plans]
+
+
+def _kinds(survey: Survey) -> dict[str, str]:
     """What each device is, by its name: the same for those of one machine with the same limits."""
     found = {}
     for host in survey.hosts:
@@ -44,7 +50,10 @@ def _speeds(plan: Plan) -> tuple[float, float, float]:
     return plan.decode_tokens_per_s, plan.prefill_tokens_per_s, plan.aggregate_tokens_per_s
 
 
-def _of_kinds(group: Group, kinds: Mapping[str, str]) -> Group:
-    return replace(
-        group, shares=tuple(replace(share, device=kinds.get(share.device, share.device)) for share in group.shares)
-    )
+def _of_kinds(plan: Plan, kinds: Mapping[str, str]) -> Plan:
+    return replace(plan, groups=tuple(_group_of_kinds(group, kinds) for group in plan.groups))
+
+
+def _group_of_kinds(group: Group, kinds: Mapping[str, str]) -> Group:
+    shares = (replace(share, device=kinds.get(share.device, share.device)) for share in group.shares)
+    return replace(group, shares=tuple(shares))

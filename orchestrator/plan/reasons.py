@@ -142,7 +142,9 @@ def _compared(plan: Plan, other: Plan) -> str:
     names = " + ".join(_names(group) for group in other.groups)
     named = f"{other.mode} ({names}): {_speeds(other)}{guessed}{_on_links(other)}"
     if abs(theirs / ours - 1) <= ORDER_NOISE:
-        return f"{named}, as fast within {ORDER_NOISE:.0%}{_tie(plan, other)}"
+        alone = _is_a_lone_worker(other, plan, theirs / ours)
+        why = "; without a worker is simpler" if alone else _tie(plan, other)
+        return f"{named}, as fast within {ORDER_NOISE:.0%}{why}"
     if theirs > ours:
         return f"{named}; this is {theirs / ours:.2f} times as fast"
     faster = f"{named}, {ours / theirs:.2f} times as fast as this"

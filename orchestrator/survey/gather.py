@@ -296,7 +296,10 @@ async def _through_rpc(
 
 
 def _went_over(known: Timings, slices: Slices, link: Link) -> bool:
-    """Whether it was a link like this one: a pass over another one cannot be told apart from the rest with it."""
+    """Whether it was a link like this one: a pass over another one cannot be told apart from the rest with it. Within a
+    machine all are alike, however much what is measured of them scatters."""
+    if known.link is not None and known.link.kind == link.kind == "loopback":
+        return True
     exchange = (slices.hidden_bytes, slices.logits_bytes)
     return known.link is not None and is_alike(transfer_s(known.link, *exchange), transfer_s(link, *exchange))
 

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 def read_kept(file: Path, values: TypeAdapter[T]) -> T | None:
     """A value measured before; anything unreadable counts as not there."""
-    with suppress(FileNotFoundError, ValidationError):
+    with suppress(OSError, ValidationError):
         return values.validate_json(file.read_bytes())
     return None
 

@@ -53,7 +53,7 @@ async def measure_tensor(
     """
     times: list[TensorTime] = []
     failed = []
-    known = [_as_cut(one) for one in sets if _kept(measuring, survey, one) is not None]
+    known = [_as_cut(one) for one in sets if _known(measuring, survey, one) is not None]
     for one in sets:
         try:
             time = await _kept_or_measured(measuring, survey, one, report)
@@ -172,14 +172,18 @@ def _joined(known: TensorTime, more: TensorTime) -> TensorTime:
     """What is known with the passes that only the other has, as long as they would have taken when decoding took what
     is known: on another day all may be slower or faster."""
     at_bytes = more.passes[0].layers_bytes[-1]
-    known_s, more_s = (layers_seconds(Speed(each.passes, each.output_s), at_bytes, DECODE) for each in (known, more))
-    by = known_s / more_s
-    others = [_slower(timed, by) for timed in more.passes if timed.tokens in _missing(known, (timed.tokens,))]
+    known_s, more_s = (
+        each.output_s + layers_seconds(Speed(each.passes, each.output_s), at_bytes, DECODE) for each in (known, more)
+    )
+
+    def as_then(timed: PassTime) -> PassTime:
+        """Its time but for the output layer, which every pass has once."""
+        layers_s = (known_s / more_s * (seconds + more.output_s) - known.output_s for seconds in timed.layers_s)
+        fixed_s = known_s / more_s * (timed.fixed_s + more.output_s) - known.output_s
+        return replace(timed, fixed_s=max(0.0, fixed_s), layers_s=tuple(layers_s))
+
+    others = [as_then(timed) for timed in more.passes if timed.tokens in _missing(known, (timed.tokens,))]
     return replace(known, passes=tuple(sorted((*known.passes, *others), key=lambda timed: timed.tokens)))
-
-
-def _slower(timed: PassTime, by: float) -> PassTime:
-    return replace(timed, fixed_s=by * timed.fixed_s, layers_s=tuple(by * seconds for seconds in timed.layers_s))
 
 
 def _kept_file(measuring: Measuring, survey: Survey, one: TensorSet) -> Path:

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.plan.mirrored import without_mirrored
+from orchestrator.plan.mirrored import of_kinds, without_mirrored
 from orchestrator.plan.values import Group, Plan, Ranking
 from orchestrator.survey.values import Survey
 from orchestrator.view.plan import count_text, picture, why
@@ -40,18 +40,23 @@ def worse_by(plan: Plan, chosen: Plan) -> float:
 
 def _runners_up(ranking: Ranking, survey: Survey) -> RenderableType:
     """Of plans that do the same on devices that are alike, only the best."""
-    others = ranking.plans[1:]
-    shown = list(islice(without_mirrored(survey, ranking.plans), 1, 1 + RUNNERS_UP_SHOWN))
+    shown = list(islice(without_mirrored(survey, ranking.plans), 1 + RUNNERS_UP_SHOWN))[1:]
+    hidden = len(ranking.plans) - 1 - len(shown)
+    rest = f"{count_text(hidden, 'more plan')} in --json" if hidden else ""
+    if not shown:
+        return Lines(Text(f"{rest}: the same on devices that are alike", style="dim"), Text())
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("runners-up", overflow="fold")
     for title in ("decode", "prefill", "first token", "aggregate", "worse"):
         table.add_column(title, justify="right", no_wrap=True)
-    for plan, name in zip(shown, _told_apart([ranking.chosen, *shown])[1:], strict=True):
+    for plan, name in zip(shown, _told_apart([ranking.chosen, *shown], survey)[1:], strict=True):
         table.add_row(*(Text(cell) for cell in _runner_up(plan, name, ranking.chosen)))
-    hidden = len(others) - len(shown)
-    rest = f"{count_text(hidden, 'more plan')} in --json; " if hidden else ""
     worse = "aggregate lost" if ranking.chosen.goal == "throughput" else "time per token"
-    return Lines(table, Text(f"{rest}decode, prefill and aggregate in tokens/s; worse: {worse}", style="dim"), Text())
+    return Lines(
+        table,
+        Text(f"{rest}{'; ' if rest else ''}decode, prefill and aggregate in tokens/s; worse: {worse}", style="dim"),
+        Text(),
+    )
 
 
 def _runner_up(plan: Plan, name: str, chosen: Plan) -> tuple[str, ...]:
@@ -70,11 +75,13 @@ def _number(tokens_per_s: float) -> str:
     return tokens_text(tokens_per_s).removesuffix(" tok/s")
 
 
-def _told_apart(plans: Sequence[Plan]) -> list[str]:
-    """Mode and devices of each plan, and what else it takes to tell those apart that have the same of both."""
-    names = [plan_name(plan) for plan in plans]
+def _told_apart(plans: Sequence[Plan], survey: Survey) -> list[str]:
+    """Mode and devices of each plan, and what else it takes to tell those apart that have the same of both, on devices
+    that are alike."""
+    kinds = [plan_name(plan) for plan in of_kinds(survey, plans)]
     return [
-        f"{name}, {_details(plan)}" if names.count(name) > 1 else name for name, plan in zip(names, plans, strict=True)
+        f"{plan_name(plan)}, {_details(plan)}" if kinds.count(kind) > 1 else plan_name(plan)
+        for kind, plan in zip(kinds, plans, strict=True)
     ]
 
 

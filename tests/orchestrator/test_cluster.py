@@ -63,6 +63,17 @@ def test_a_measured_speed_far_below_the_prediction_is_a_warning_with_the_causes(
     assert ("--recalibrate" in remark.text) == (level == "warning")
 
 
+def test_where_all_conversations_together_are_far_slower_that_is_told_too() -> None:
+    told: list[Event] = []
+    group = replace(GROUP, parallel=2, step_s=0.1, beside=1.0)  # 20 tokens per second together
+    speed = HeadSpeed(token_s=0.1, step_s=0.25, prefill_s=1.0)
+    compare_speed(RunningGroup(group, "head", make_head(), (), Answer("text", 16, 8.0), speed), Report(told.append))
+    (remark,) = told
+    assert isinstance(remark, Remark)
+    assert remark.level == "warning"
+    assert "10.0 predicted; 2 conversations 8.0 tokens/s measured, 20.0 predicted; prefill" in remark.text
+
+
 @pytest.mark.parametrize(("before_s", "level"), [(0.25, "info"), (0.1, "warning")])
 def test_what_is_measured_again_is_compared_with_the_last_time_and_the_prediction(before_s: float, level: str) -> None:
     """Who knows that it is slow is not warned of it each time."""

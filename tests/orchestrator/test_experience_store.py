@@ -134,6 +134,9 @@ def test_speeds_that_were_timed_anew_are_told_from_those_that_are_kept(tmp_path:
     native, rpc = timed(replace(device, speed=replace(device.speed, output_s=1.0)))
     assert native == timed(device)[0]
     assert rpc != timed(device)[1]
+    step = replace(device.speed.passes[0], tokens=8)
+    with_steps = replace(device.speed, passes=(device.speed.passes[0], step, *device.speed.passes[1:]))
+    assert timed(replace(device, speed=with_steps)) == timed(device)
 
 
 def test_what_is_measured_anew_takes_the_place_of_what_was_left_aside(folders: Folders) -> None:
@@ -155,9 +158,17 @@ def test_what_is_measured_anew_takes_the_place_of_what_was_left_aside(folders: F
 
 
 def test_what_devices_are_alike_comes_with_what_was_measured(folders: Folders) -> None:
-    twins = replace(HERE, kinds={"a/cpu": "x", "b/cpu": "x"})
+    """Those of one machine that are predicted by the same timings."""
+    same = {"a/cpu": ("native", "rpc"), "b/cpu": ("native", "rpc")}
+    twins = replace(HERE, machines={"": "c", "a/cpu": "1", "b/cpu": "1"}, timed=same)
+    other = make_group(make_share("b/cpu"))
     remember(folders, twins, make_group(make_share("a/cpu")), REAL)
-    assert load_experience(folders, twins).correct(make_group(make_share("b/cpu"))).known == "corrected"
+    assert load_experience(folders, twins).correct(other).known == "corrected"
+    for unlike in (
+        replace(twins, machines={**twins.machines, "b/cpu": "2"}),
+        replace(twins, timed={**same, "b/cpu": ("native", "another")}),
+    ):
+        assert load_experience(folders, unlike).correct(other).known == "predicted"
 
 
 def test_devices_of_one_kind_on_one_machine_are_told_apart(folders: Folders) -> None:

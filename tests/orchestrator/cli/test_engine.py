@@ -125,7 +125,7 @@ def test_an_install_on_a_host_that_is_not_in_the_inventory_is_wrong_usage(engine
     caught = CliRunner().invoke(app, ["install", "middle", "-i", inventory]).exception
     assert isinstance(caught, UsageError)
     assert str(caught) == f"middle: no such host in {inventory}"
-    assert caught.hint == "hosts: left, right, far"
+    assert caught.hint == "name some of left, right, far"
 
 
 def test_what_failed_is_an_error_beside_what_was_done() -> None:

@@ -130,7 +130,7 @@ def test_a_wrong_split_reaches_no_host(tmp_path: Path, command: str, words: tupl
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--without", "middle"), "error: --without middle: no such host\nhint: hosts: left, right\n"),
+        (("--without", "middle"), "error: --without middle: no such host\nhint: name one of left, right\n"),
         (
             ("--add", "new=1GiB"),
             'error: --add "new=1GiB": needs a name, a memory, a speed and a link\nhint: write NAME=',

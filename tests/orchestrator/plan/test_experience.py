@@ -96,7 +96,18 @@ def test_what_ran_on_several_devices_corrects_as_many_that_are_like_them() -> No
 def test_a_devices_own_runs_count_before_those_of_like_devices() -> None:
     ran, beside = (make_group(make_share(f"{name}/cpu")) for name in "ab")
     learnt = Experience((measured(ran, 1.5), measured(replace(beside, micro_batch=64), 1.1)), kinds=TWINS)
-    assert learnt.correct(beside).token_s == pytest.approx(0.11)
+    assert learnt.correct(replace(beside, micro_batch=128)).token_s == pytest.approx(0.11)
+
+
+def test_what_the_very_same_took_on_a_like_device_counts_before_all_else() -> None:
+    """Else the median over other micro-batches could make it faster there than where it was measured."""
+    ran, beside = (make_group(make_share(f"{name}/cpu")) for name in "ab")
+    others = [measured(replace(one, micro_batch=size), 1.0) for one in (ran, beside) for size in (128, 256)]
+    learnt = Experience((measured(ran, 1.3), *others), kinds=TWINS)
+    assert learnt.correct(beside).token_s == pytest.approx(learnt.correct(ran).token_s)
+    split = Experience((measured(TWO, 1.3), measured(replace(TWO, micro_batch=128), 1.0)), kinds=TWINS)
+    there = make_group(make_share("c/cpu"), make_share("b/cpu"), parallel=2)
+    assert split.correct(there).token_s == pytest.approx(0.13)
 
 
 def test_another_quantisation_is_corrected_on_like_devices_too() -> None:

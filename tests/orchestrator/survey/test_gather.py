@@ -28,7 +28,7 @@ from quant.errors import SliceError
 from quant.gguf_file import read_model
 from quant.model import Model
 from quant.synthetic import write_random_model
-from tests.orchestrator.plan.examples import FACTS, GIB
+from tests.orchestrator.plan.examples import FACTS, GIB, LOOPBACK
 from tests.orchestrator.survey.test_slices import SHAPE
 from workers.budget import GPU_RESERVE_BYTES, RESERVE_BYTES, MemoryCap
 from workers.devices import SOFTWARE_TOO, EngineGpu
@@ -241,6 +241,18 @@ async def test_steps_that_are_timed_on_a_slower_day_count_by_how_much_longer_the
     later, _ = await controller_speed(measuring(tmp_path, parallel=8))
     for one, other in zip(later.passes, at_once.passes, strict=True):
         assert one.layers_s == pytest.approx(other.layers_s)
+
+
+def test_links_within_a_machine_are_alike_however_much_they_scatter(tmp_path: Path) -> None:
+    """1.2 and 3.2 GB/s were measured at the same time."""
+    slow, fast = (replace(LOOPBACK, up_bytes_per_s=rate, down_bytes_per_s=rate) for rate in (1e6, 3e9))
+    slices = measuring(tmp_path).slices.slices()
+    assert slices is not None
+    timed = {tokens: Timed(1.0, 0.0) for tokens in (1, 64)}
+    known = depths.Timings(timed, timed, link=slow)
+    assert gather._went_over(known, slices, fast)
+    far = replace(known, link=replace(slow, kind="tunnel"))
+    assert not gather._went_over(far, slices, replace(fast, kind="tunnel"))
 
 
 async def test_passes_that_something_went_on_beside_are_timed_once_more_those_alone(

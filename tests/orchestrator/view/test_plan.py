@@ -141,6 +141,24 @@ def test_of_runners_up_on_like_devices_of_one_machine_one_is_shown() -> None:
     assert "single right/cpu" in shown([])
 
 
+def test_where_all_others_do_the_same_there_is_no_table_of_them() -> None:
+    devices = [make_device(f"{name}/cpu", 3000) for name in ("left", "right")]
+    plans = tuple(plan(single(device.name, 4, 0.1)) for device in devices)
+    shown = narrow(ranking_view(Ranking(plans), make_survey(devices, local=["left", "right"])))
+    assert "1 more plan in --json: the same on devices that are alike" in shown
+    assert "runners-up" not in shown
+
+
+def test_a_runner_up_that_only_seems_to_use_like_devices_the_other_way_round_is_told_apart() -> None:
+    devices = [make_device(f"{name}/cpu", 3000) for name in ("left", "right")]
+    shares = [share("left/cpu", 0, 1), share("right/cpu", 1, 9, output=True)]
+    turned = [share("right/cpu", 0, 1), share("left/cpu", 1, 9, output=True)]
+    first = replace(LAYERS, shares=tuple(shares), output_on_head=True)
+    other = replace(LAYERS, shares=tuple(turned), output_on_head=False, token_s=2 * LAYERS.token_s)
+    view = ranking_view(Ranking((plan(first), plan(other))), make_survey(devices, local=["left", "right"]))
+    assert "output on the last" in " ".join(narrow(view).split())
+
+
 def test_runners_up_beyond_the_first_six_are_counted() -> None:
     plans = tuple(plan(single("nuc/cpu", 4, 0.1 * k)) for k in range(1, 10))
     shown = narrow(ranking_view(Ranking(plans), SURVEY))
