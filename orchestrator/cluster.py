@@ -246,17 +246,18 @@ def compare_speed(running: RunningGroup, report: Report) -> None:
     """Set the measured speeds beside the predicted ones and those of earlier starts; a warning with the likely causes
     when one is far below what the plan has, which is the latter where there are any."""
     planned, predicted = running.group, as_predicted(running.group)
-    speeds = {
-        "decode": (running.decode_tokens_per_s, planned.decode_tokens_per_s, predicted.decode_tokens_per_s),
+    together = {
         f"{planned.parallel} conversations": (
             running.aggregate_tokens_per_s,
             planned.aggregate_alone_tokens_per_s,
             predicted.aggregate_alone_tokens_per_s,
-        ),
+        )
+    }
+    speeds = {
+        "decode": (running.decode_tokens_per_s, planned.decode_tokens_per_s, predicted.decode_tokens_per_s),
+        **(together if planned.parallel > 1 else {}),
         "prefill": (running.prefill_tokens_per_s, planned.prefill_tokens_per_s, predicted.prefill_tokens_per_s),
     }
-    if planned.parallel == 1:
-        del speeds["1 conversations"]
     texts = [
         f"{what} {real:.1f} tokens/s measured, {f'{before:.1f} before, ' if planned.known == 'measured' else ''}"
         f"{hoped:.1f} predicted"

@@ -12,13 +12,12 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Protocol
 
-from bench_plan_yardstick import yardstick
-
 import bench_plan_devices as places
 from bench_plan_cells import CONTEXT, GOALS, LOCAL, MODELS, SETUPS, Cell, cells
 from bench_plan_measure import QUICK, Limits, measure_cell, memory_limit
 from bench_plan_record import CellRecord, append_record, read_records
 from bench_plan_report import markdown, write_chart
+from bench_plan_yardstick import yardstick
 from lab_kernel import LabError
 from orchestrator.cli.run import run_shown
 from orchestrator.engine.stock import Stock

@@ -20,7 +20,7 @@ from orchestrator.prepare import Prepared, Ready, prepare, prepare_ranking
 from orchestrator.report import Event, Remark, Report, silent
 from orchestrator.survey.timing import Measuring
 from orchestrator.survey.values import Survey
-from orchestrator.tuned import BEST_MEASURED, save_tuned, tuned_of, valid_for
+from orchestrator.tuned import ANEW, BEST_MEASURED, save_tuned, tuned_of, valid_for
 from orchestrator.wishes import Wishes
 from tests.orchestrator.plan.examples import make_device, make_memories, make_memory, make_survey
 from tests.orchestrator.preparing import make_prepared
@@ -93,7 +93,7 @@ async def test_a_winner_with_a_shorter_context_than_wanted_is_used(
     kept = planning.keep("b/cpu", alone_on(1311, 1311))
     run, ranking = await planning.plan(alone_on(1311, 1311), monkeypatch)
     assert (plan_key(ranking.chosen), ranking.chosen.context) == (plan_key(kept), 2048)
-    assert ranking.chosen.reasons[0].startswith(BEST_MEASURED)
+    assert ranking.chosen.reasons[0] == f"{BEST_MEASURED}{ANEW}"
     assert {device.name: device.threads for device in run.survey.devices} == {"a/cpu": 8, "b/cpu": 4}
     assert planning.told == ["at context 4096 it does not fit: conversations may hold 2048 tokens"]
 

@@ -309,9 +309,8 @@ def test_a_slow_run_does_not_send_a_plan_to_a_like_device_of_the_same_machine() 
     asked = Asked("latency", mode="single")
     first = chosen(survey, memories, asked)
     slow = record_of(first.groups[0], Measured(*(1.3 * one for one in (first.token_s, first.token_s, 2.0))))
-    again, other = rank_plans(survey, memories, asked, Experience((slow,), kinds={"a/cpu": "x", "b/cpu": "x"})).plans[
-        :2
-    ]
+    learnt = Experience((slow,), kinds={"a/cpu": "x", "b/cpu": "x"})
+    again, other = rank_plans(survey, memories, asked, learnt).plans[:2]
     assert (again.shares[0].device, again.groups[0].known) == (first.shares[0].device, "measured")
     assert (other.shares[0].device, other.groups[0].known) == ("b/cpu", "corrected")
     elsewhere = rank_plans(survey, memories, asked, Experience((slow,))).chosen

@@ -1,6 +1,6 @@
 """What a failed bench of mode tensor means: these devices cannot, or the engine cannot cut this model at all."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -284,18 +284,27 @@ def time_of(
     return TensorTime(one.devices, one.parts, tuple(map(timed, passes)), output_s)
 
 
+def measured_by(monkeypatch: pytest.MonkeyPatch, time: Callable[[TensorSet, Sequence[int]], TensorTime]) -> None:
+    """What is measured of a set and its passes is what `time` says."""
+
+    async def measure(
+        measuring: Measuring, devices: Sequence[Device], one: TensorSet, passes: Sequence[int]
+    ) -> TensorTime:
+        return time(one, passes)
+
+    monkeypatch.setattr(tensor_times, "_measure_set", measure)
+
+
 async def test_a_group_is_timed_once_kept_and_timed_again_where_that_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed: list[TensorSet] = []
 
-    async def measure(
-        measuring: Measuring, devices: Sequence[Device], one: TensorSet, passes: Sequence[int]
-    ) -> TensorTime:
+    def time(one: TensorSet, passes: Sequence[int]) -> TensorTime:
         timed.append(one)
         return time_of(one, passes)
 
-    monkeypatch.setattr(tensor_times, "_measure_set", measure)
+    measured_by(monkeypatch, time)
     for recalibrate in (False, False, True):
         surveyed = await measure_tensor(measuring(tmp_path, recalibrate=recalibrate), PAIR, (HALVES,), silent(), agrees)
         assert surveyed.tensor == (time_of(HALVES, (1, 64, 256)),)
@@ -311,9 +320,7 @@ async def test_for_another_number_of_conversations_only_their_steps_are_timed(
     """On a day when all takes twice as long; whichever was timed first, decoding stays what it was."""
     coming, timed, told = iter((0.01, 0.02, 0.02)), list[Sequence[int]](), list[str]()
 
-    async def measure(
-        measuring: Measuring, devices: Sequence[Device], one: TensorSet, passes: Sequence[int]
-    ) -> TensorTime:
+    def time(one: TensorSet, passes: Sequence[int]) -> TensorTime:
         timed.append(passes)
         return time_of(one, passes, next(coming))
 
@@ -321,7 +328,7 @@ async def test_for_another_number_of_conversations_only_their_steps_are_timed(
         here, report = measuring(tmp_path, parallel=parallel), Report(lambda event: told.append(str(event)))
         return (await measure_tensor(here, PAIR, (HALVES,), report, agrees)).tensor
 
-    monkeypatch.setattr(tensor_times, "_measure_set", measure)
+    measured_by(monkeypatch, time)
     eight = (8, (1, 4, 8, 64, 256))
     for parallel, passes in ((1, (1, 64, 256)), eight, (4, (1, 2, 4, 64, 256)), eight):
         assert await survey_of(parallel) == (time_of(HALVES, passes),)
@@ -336,12 +343,7 @@ async def test_steps_that_are_timed_on_shallower_slices_count_by_decoding_of_as_
 ) -> None:
     coming = iter((2000, 1500))
 
-    async def measure(
-        measuring: Measuring, devices: Sequence[Device], one: TensorSet, passes: Sequence[int]
-    ) -> TensorTime:
-        return time_of(one, passes, deep=next(coming))
-
-    monkeypatch.setattr(tensor_times, "_measure_set", measure)
+    measured_by(monkeypatch, lambda one, passes: time_of(one, passes, deep=next(coming)))
     for parallel in (1, 2):
         here = measuring(tmp_path, parallel=parallel)
         (time,) = (await measure_tensor(here, PAIR, (HALVES,), silent(), agrees)).tensor
@@ -353,12 +355,7 @@ async def test_steps_that_are_timed_on_shallower_slices_count_by_decoding_of_as_
 async def test_a_time_that_lacks_what_all_is_worked_out_from_counts_as_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def measure(
-        measuring: Measuring, devices: Sequence[Device], one: TensorSet, passes: Sequence[int]
-    ) -> TensorTime:
-        return time_of(one, passes)
-
-    monkeypatch.setattr(tensor_times, "_measure_set", measure)
+    measured_by(monkeypatch, time_of)
     here = measuring(tmp_path)
     write_kept(tensor_times._kept_file(here, PAIR, HALVES), tensor_times._TIME, time_of(HALVES, (64, 256)))
     assert (await measure_tensor(here, PAIR, (HALVES,), silent(), agrees)).tensor == (time_of(HALVES, (1, 64, 256)),)
@@ -369,12 +366,7 @@ async def test_a_time_that_was_kept_in_another_order_is_in_the_survey_once(
 ) -> None:
     """As after two equal devices were timed again and the other one came out faster: else two plans are the same."""
 
-    async def measure(
-        measuring: Measuring, devices: Sequence[Device], one: TensorSet, passes: Sequence[int]
-    ) -> TensorTime:
-        return time_of(one, passes)
-
-    monkeypatch.setattr(tensor_times, "_measure_set", measure)
+    measured_by(monkeypatch, time_of)
     first = await measure_tensor(measuring(tmp_path), PAIR, (HALVES,), silent(), agrees)
     again = await measure_tensor(measuring(tmp_path), PAIR, (flipped(HALVES),), silent(), agrees)
     survey = with_kept(measuring(tmp_path), again, (flipped(HALVES),))
@@ -408,13 +400,11 @@ async def test_a_time_that_does_not_agree_with_the_others_is_measured_once_more(
 ) -> None:
     coming, seen = iter(times), list[TensorSet]()
 
-    async def measure(
-        measuring: Measuring, devices: Sequence[Device], one: TensorSet, passes: Sequence[int]
-    ) -> TensorTime:
+    def time(one: TensorSet, passes: Sequence[int]) -> TensorTime:
         seen.append(one)
         return time_of(one, passes, output_s=next(coming))
 
-    monkeypatch.setattr(tensor_times, "_measure_set", measure)
+    measured_by(monkeypatch, time)
     here, sets = measuring(tmp_path), (*SETS, THREE)
     survey = await measure_tensor(here, SURVEY, sets, silent(), off_by_size)
     assert [one.output_s for one in survey.tensor] == [30, 30, kept]
@@ -426,13 +416,11 @@ async def test_a_time_that_does_not_agree_with_the_others_is_measured_once_more(
 async def test_a_second_time_that_fails_leaves_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     coming = iter((30.0, 30.0, 26.0))
 
-    async def measure(
-        measuring: Measuring, devices: Sequence[Device], one: TensorSet, passes: Sequence[int]
-    ) -> TensorTime:
+    def time(one: TensorSet, passes: Sequence[int]) -> TensorTime:
         for seconds in coming:
             return time_of(one, passes, output_s=seconds)
         raise EngineError("killed")
 
-    monkeypatch.setattr(tensor_times, "_measure_set", measure)
+    measured_by(monkeypatch, time)
     survey = await measure_tensor(measuring(tmp_path), SURVEY, (*SETS, THREE), silent(), off_by_size)
     assert ([one.output_s for one in survey.tensor], survey.tensor_failed) == ([30, 30, 26], ())
