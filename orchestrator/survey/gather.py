@@ -31,7 +31,16 @@ from orchestrator.survey.speeds import (
     short_passes,
     speed_key,
 )
-from orchestrator.survey.timing import Measuring, Placed, Timing, always, on_host, stopping, time_passes
+from orchestrator.survey.timing import (
+    Measuring,
+    Placed,
+    Timing,
+    always,
+    is_to_be_renewed,
+    on_host,
+    stopping,
+    time_passes,
+)
 from orchestrator.survey.values import NOT_MEASURED, Device, DeviceSpec, HostSurvey, Link, Speed, Survey
 from orchestrator.view.sizes import bytes_text
 from workers.budget import MIB, Budget, budget, reserve_of
@@ -306,8 +315,7 @@ def _went_over(known: Timings, slices: Slices, link: Link) -> bool:
 
 def _known(measuring: Measuring, key: str) -> Timings | None:
     """What was timed before, unless it is to be timed again and was not yet."""
-    again = measuring.recalibrate and key not in measuring.renewed
-    return None if again else kept_timings(measuring.kept, key)
+    return None if is_to_be_renewed(measuring, key) else kept_timings(measuring.kept, key)
 
 
 def _keep(measuring: Measuring, key: str, timings: Timings) -> None:

@@ -32,7 +32,7 @@ from orchestrator.survey.speeds import (
     VERY_SLOW_S,
     rising,
 )
-from orchestrator.survey.timing import Measuring, Timing, always, time_passes
+from orchestrator.survey.timing import Measuring, Timing, always, is_to_be_renewed, time_passes
 from orchestrator.survey.values import Device, HostSurvey, KernelRate, Link, Speed, Survey
 from quant.errors import NoRoomError
 from workers.pass_bench import Timed
@@ -229,8 +229,7 @@ def _keep(measuring: Measuring, file: Path, timings: Timings) -> None:
 
 def _kept(measuring: Measuring, file: Path) -> Timings | None:
     """What was timed before, unless it is to be timed again and was not yet."""
-    again = measuring.recalibrate and file.name not in measuring.renewed
-    return None if again else read_kept(file, _TIMINGS)
+    return None if is_to_be_renewed(measuring, file.name) else read_kept(file, _TIMINGS)
 
 
 def _repetitions(speed: Speed) -> int:

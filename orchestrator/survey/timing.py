@@ -63,6 +63,11 @@ class Measuring:
         return PurePosixPath(self.engine_on(host)).name
 
 
+def is_to_be_renewed(measuring: Measuring, key: str) -> bool:
+    """Whether what is kept under it is to be timed again, and was not yet."""
+    return measuring.recalibrate and key not in measuring.renewed
+
+
 Placed = Callable[[], AbstractAsyncContextManager[Where]]
 """Gives what computes for one bench, and ends it afterwards where it was started for that."""
 
