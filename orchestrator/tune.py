@@ -94,10 +94,13 @@ async def _tune(inventory: Inventory, folders: Folders, report: Report, wishes: 
     async with open_hosts(inventory, folders, report) as hosts:
         prepared, ranking = await prepare_ranking(inventory, hosts, folders, report, wishes, winner=True)
         started = Started()
+        asked = Asked(ranking.chosen.goal, wishes.devices, wishes.mode)
+        tuning = _Tuning(Bench(prepared, hosts, SIZE, started, report), folders, asked)
         try:
-            asked = Asked(ranking.chosen.goal, wishes.devices, wishes.mode)
-            tuning = _Tuning(Bench(prepared, hosts, SIZE, started, report), folders, asked)
             return await tuning.run(ranking, top)
+        except asyncio.CancelledError:
+            report.say(tuning.when_stopped())
+            raise
         finally:
             await asyncio.shield(started.stop())
 
@@ -131,6 +134,7 @@ class _Tuning:
         self._measured = dict[tuple[str, tuple[int, ...]], tuple[Group, ...]]()
         prepared = bench.prepared
         self._valid = valid_for(prepared.inventory, prepared.model, prepared.engine.manifest.engine, asked)
+        self._kept: Trial | None = None
         self._former = load_tuned(folders.cluster(prepared.inventory.cluster), self._valid)
 
     async def run(self, ranking: Ranking, top: int) -> TuneResult:
@@ -139,6 +143,18 @@ class _Tuning:
         best = await self._best_threads(best)
         best = await self._best_micro_batch(best)
         return TuneResult(best.plan.model, self._goal, tuple(self._trials), best, self._keep(best))
+
+    def when_stopped(self) -> str:
+        """What stays of it when it is stopped now."""
+        ran = sum(1 for trial in self._trials if trial.measured is not None)
+        runs = f"{ran} {'run' if ran == 1 else 'runs'}"
+        if self._kept is not None:
+            best = f"{plan_text(self._kept.plan)}, threads {threads_text(self._kept.threads)}"
+            return f"stopped: the best of {runs} is kept, {best}"
+        former = "the winner kept before stays" if self._former is not None else "no winner is kept"
+        if not ran:
+            return f"stopped before anything was measured: {former}"
+        return f"stopped: {runs} measured for the plans to come, too few to compare; {former}"
 
     async def _best_plan(self, plans: Sequence[Plan]) -> Trial:
         """By the very order that plans are ranked in, but of what was measured."""
@@ -238,6 +254,7 @@ class _Tuning:
         assert best.measured is not None, "only what ran can be the best"
         tuned = tuned_of(best.measured, best.threads, self._valid)
         save_tuned(self._folders.cluster(self._prepared.inventory.cluster), tuned)
+        self._kept = best
         return tuned
 
     @property

@@ -16,7 +16,7 @@ import bench_plan_devices as places
 from bench_plan_cells import CONTEXT, GOALS, LOCAL, MODELS, SETUPS, Cell, cells
 from bench_plan_measure import QUICK, Limits, measure_cell, memory_limit
 from bench_plan_record import CellRecord, append_record, read_records
-from bench_plan_report import markdown, write_chart
+from bench_plan_report import markdown, standing, write_chart
 from bench_plan_yardstick import yardstick
 from lab_kernel import LabError
 from orchestrator.cli.run import run_shown
@@ -49,7 +49,7 @@ def main(words: Sequence[str]) -> int:
     except (LabError, MeshctlError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    records = read_records(options.resume)
+    records = standing(read_records(options.resume))
     print(markdown(records), end="")
     if options.chart:
         write_chart(records, options.chart)
@@ -73,13 +73,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--link", default=LOCAL, metavar="1gbit", help="hosts behind links of this rate")
     parser.add_argument("--quick", action="store_true", help="one round, shorter prompts, less patience")
     parser.add_argument("--recalibrate", action="store_true", help="measure speeds again")
+    parser.add_argument("--again", action="store_true", help="run cells once more that have been; the newest counts")
     parser.add_argument("--report-only", action="store_true", help="run nothing")
     parser.add_argument("--chart", type=Path, metavar="FILE.svg")
     return parser
 
 
 def _run_grid(options: argparse.Namespace) -> None:
-    done = {record.key for record in read_records(options.resume)}
+    done = {record.key for record in read_records(options.resume)} if not options.again else ()
     for cell in cells(options.cells, options.goals, options.models, options.link):
         if cell.key not in done:
             append_record(options.resume, _run_cell(cell, _limits(cell, options.quick), options.recalibrate))

@@ -76,11 +76,6 @@ def append_record(path: Path, record: CellRecord) -> None:
 
 
 def read_records(path: Path) -> tuple[CellRecord, ...]:
-    """All records, the newest of each cell only; a last line that was cut off is left out."""
-    found: dict[str, CellRecord] = {}
+    """All records, oldest first; a last line that was cut off is left out."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    for line in lines:
-        if line.endswith(b"\n"):
-            record = _RECORD.validate_json(line)
-            found[record.key] = record
-    return tuple(found.values())
+    return tuple(_RECORD.validate_json(line) for line in lines if line.endswith(b"\n"))

@@ -115,10 +115,25 @@ def has_changed(record: CellRecord) -> bool:
     return bool(record.yardstick_s) and max(record.yardstick_s) > MOST_CHANGED * min(record.yardstick_s)
 
 
+def counts(record: CellRecord) -> bool:
+    """Whether its speeds say anything of the planner."""
+    return not is_doubtful(record) and not has_changed(record)
+
+
+def standing(records: Iterable[CellRecord]) -> tuple[CellRecord, ...]:
+    """One record of each cell: the newest whose speeds count, or the newest of all where none does."""
+    found: dict[str, CellRecord] = {}
+    for record in records:
+        before = found.get(record.key)
+        if before is None or counts(record) or not counts(before):
+            found[record.key] = record
+    return tuple(found.values())
+
+
 def targets(all_records: Sequence[CellRecord]) -> tuple[Target, ...]:
     """The figures that the planner is held to, without the speeds of cells that are doubtful or whose machine has
     changed; ratios of two and four equal devices over fast links only."""
-    records = [record for record in all_records if not is_doubtful(record) and not has_changed(record)]
+    records = [record for record in all_records if counts(record)]
     fast = [record for record in records if record.link == LOCAL]
     errors = errors_of(run for record in records for run in record.runs[:1])
     near = [one for record in records if (one := nearness(record)) is not None]

@@ -133,7 +133,7 @@ class Group:
     `head_compute_bytes` is the part of `head_bytes` that is compute buffers; `head_time_s` the head's own computing per
     token. Predicted: `token_s` per token of one conversation, `step_s` for one step of all `parallel` conversations
     (each gets a token), `prefill_s` for a prompt of `ModelMemory.prompt_tokens`. `known` says how: "predicted",
-    "corrected" by earlier measurements of this mode, or "measured" (this very group has run before). `context_s` is the
+    "corrected" by earlier measurements of others, or "measured" (this very group has run before). `context_s` is the
     part of `prefill_s` that the growing context adds. `corrected_by`: what `token_s`, `step_s` and `prefill_s` were
     multiplied with by measurements. `beside`: how many times as long `step_s` is as it is while other heads rest.
     """

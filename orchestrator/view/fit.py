@@ -194,7 +194,7 @@ _MEANINGS = {
     "kernels": "kernels: worked out of how fast each device's kernels are for its tensor types",
     "bytes": "bytes: worked out of its size, since kernels of its types were not timed: may be far off",
     "measured": "measured: this has run here before",
-    "corrected": "corrected: by what earlier runs on these devices were off",
+    "corrected": "corrected: by what earlier runs on these devices, or on such as are alike, were off",
 }
 
 

@@ -16,6 +16,9 @@ from orchestrator.view.plan import count_text, picture, why
 from orchestrator.view.sizes import duration_text, tokens_text
 
 RUNNERS_UP_SHOWN = 6
+WORSE_DIGITS = 6
+"""Below that is the rounding of sums."""
+
 EQUAL_WITHIN = 0.005
 """Half of the last figure shown."""
 
@@ -34,8 +37,10 @@ def plan_text(plan: Plan) -> str:
 def worse_by(plan: Plan, chosen: Plan) -> float:
     """How much worse than the chosen one, for its goal: the part of time per token more, or of aggregate less."""
     if chosen.goal == "throughput":
-        return 1 - plan.aggregate_tokens_per_s / chosen.aggregate_tokens_per_s
-    return plan.token_s / chosen.token_s - 1
+        worse = 1 - plan.aggregate_tokens_per_s / chosen.aggregate_tokens_per_s
+    else:
+        worse = plan.token_s / chosen.token_s - 1
+    return round(worse, WORSE_DIGITS) or 0.0  # never -0.0
 
 
 def _runners_up(ranking: Ranking, survey: Survey) -> RenderableType:

@@ -23,7 +23,7 @@ from orchestrator.plan.experience import Measured
 from orchestrator.plan.robust import rank_within
 from orchestrator.plan.values import Group, ModelMemory, Plan, Ranking, group_key, plan_key
 from orchestrator.processes import Started
-from orchestrator.report import silent
+from orchestrator.report import Event, Remark, Report
 from orchestrator.state import measuring
 from orchestrator.survey.values import Survey
 from orchestrator.tune import NO_ROOM, TuneResult, thread_profiles
@@ -52,13 +52,18 @@ class Tuning:
     folders: Folders
     speed_of: Speeds
     stopped: int = 0
+    told: list[str] = field(default_factory=list)
     ranking: Ranking = RANKING
     survey: Survey = SURVEY
     runs: list[tuple[Group, ...]] = field(default_factory=list)
 
     def run(self, top: int = 2, wishes: Wishes | None = None) -> TuneResult:
         wishes = wishes or Wishes()
-        return asyncio.run(tuning.tune(self.inventory, self.folders, silent(), wishes, top=top))
+        return asyncio.run(tuning.tune(self.inventory, self.folders, Report(self._listen), wishes, top=top))
+
+    def _listen(self, event: Event) -> None:
+        if isinstance(event, Remark):
+            self.told.append(event.text)
 
     def keep(self, plan: Plan, threads: int) -> None:
         """As if an earlier tuning had found this."""
@@ -239,6 +244,7 @@ def test_of_two_plans_none_is_kept_before_both_have_run(make_tuning: Callable[[S
     with pytest.raises(asyncio.CancelledError):
         made.run(top=2)
     assert not (made.folders.cluster("demo").path / "tuned.json").exists()
+    assert made.told == ["stopped: 1 run measured for the plans to come, too few to compare; no winner is kept"]
     assert list((made.folders.cache / "experience").iterdir())
 
 
@@ -283,6 +289,8 @@ def test_stopped_in_the_middle_everything_ends_and_what_was_measured_is_kept(
         made.run(top=1)
     assert made.stopped == 1
     assert made.kept["plan"] == plan_key(RANKING.chosen)
+    threads = ", ".join(f"{share.device} 8" for share in RANKING.chosen.shares)
+    assert made.told == [f"stopped: the best of 1 run is kept, {plan_text(RANKING.chosen)}, threads {threads}"]
     assert list((made.folders.cache / "experience").iterdir())
 
 
@@ -302,6 +310,8 @@ def test_stopped_a_tuning_replaces_a_former_winner_only_by_what_it_was_compared_
     with pytest.raises(asyncio.CancelledError):
         made.run(top=3)
     assert made.kept["plan"] == plan_key(RANKING.plans[kept])
+    stays = "the winner kept before stays" in made.told[-1]
+    assert stays == (kept == 0)
     made.run(top=2)
     assert made.kept["plan"] == plan_key(RANKING.plans[1])
 

@@ -24,6 +24,7 @@ from bench_plan_report import (
     nearness,
     ratio,
     run_of_role,
+    standing,
     targets,
 )
 from orchestrator import prepare as preparing
@@ -68,7 +69,7 @@ def test_a_quota_is_at_least_a_millisecond() -> None:
     assert (cpu_quota(0.25), cpu_quota(0.1)) == ((1250, 5000), (1000, 10000))
 
 
-def test_records_are_read_back_the_newest_of_each_cell_and_half_a_line_is_left_out(tmp_path: Path) -> None:
+def test_records_are_read_back_and_half_a_line_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     assert read_records(path) == ()
     newer = replace(RECORD, seconds=2.0)
@@ -76,7 +77,17 @@ def test_records_are_read_back_the_newest_of_each_cell_and_half_a_line_is_left_o
     append_record(path, newer)
     with path.open("ab") as file:
         file.write(b'{"key": "tw')
-    assert read_records(path) == (newer,)
+    assert read_records(path) == (RECORD, newer)
+
+
+def test_of_each_cell_the_newest_record_stands_whose_speeds_count() -> None:
+    """A newer one of a machine that changed meanwhile takes the place of none but such a one."""
+    newer, other = replace(RECORD, seconds=2.0), replace(RECORD, key="another")
+    changed = replace(RECORD, yardstick_s=(1.0, 1.3))
+    assert standing([RECORD, other, newer]) == (newer, other)
+    assert standing([RECORD, changed]) == (RECORD,)
+    assert standing([changed, replace(changed, seconds=2.0)]) == (replace(changed, seconds=2.0),)
+    assert standing([changed, newer]) == (newer,)
 
 
 def test_the_chosen_plan_is_compared_with_what_was_measured() -> None:

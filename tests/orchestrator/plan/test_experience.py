@@ -93,6 +93,48 @@ def test_what_ran_on_several_devices_corrects_as_many_that_are_like_them() -> No
     assert [learnt.correct(group).known for group in three] == [*["corrected"] * 2, *["predicted"] * 3]
 
 
+ALONE = make_group(make_share("a/cpu", 30, native=True), mode="single", parallel=2)
+MOSTLY = make_group(
+    *(replace(make_share("a/cpu", 29, native=True), time_s=0.08), replace(make_share("b/cpu", 1), time_s=0.01)),
+    parallel=2,
+)
+AS_WORKERS = replace(MOSTLY, shares=tuple(replace(share, native=False) for share in MOSTLY.shares))
+
+
+def test_a_split_is_off_by_what_its_devices_were_off_by_alone_each_for_its_part_of_the_time() -> None:
+    """Else 29 of 30 layers on a device that was slower than predicted come before all 30 on it, until they ran."""
+    learnt = Experience((measured(ALONE, 1.5, 1.25, 2.0),))
+    known = learnt.correct(MOSTLY)
+    assert known.known == "corrected"
+    assert known.corrected_by == pytest.approx((1 + 0.8 * 0.5, 1 + 0.8 * 0.25, 1 + 0.8))
+    other = measured(make_group(make_share("b/cpu")), 3.0)
+    assert Experience((*learnt.records, other)).correct(MOSTLY).token_s == pytest.approx(0.1 * (1 + 0.4 + 0.1))
+    assert learnt.of_another().correct(MOSTLY) == known
+
+
+def test_what_a_device_alone_was_off_by_counts_for_it_only_as_it_ran() -> None:
+    """Natively and through RPC are timed apart; and devices that meet in every layer are another thing."""
+    learnt = Experience((measured(ALONE, 1.5),))
+    assert learnt.correct(AS_WORKERS) == AS_WORKERS
+    worker = Experience((measured(make_group(make_share("a/cpu", 30)), 1.5),))
+    assert worker.correct(AS_WORKERS).token_s == pytest.approx(0.14)
+    assert worker.correct(MOSTLY) == MOSTLY
+    together = replace(AS_WORKERS, mode="tensor")
+    assert worker.correct(together) == together
+
+
+def test_what_the_devices_of_a_split_were_off_by_together_counts_before_what_each_was_alone() -> None:
+    ran = measured(replace(MOSTLY, micro_batch=64), 1.1)
+    assert Experience((measured(ALONE, 1.9), ran)).correct(MOSTLY).token_s == pytest.approx(0.11)
+
+
+def test_what_a_like_device_was_off_by_alone_counts_where_this_one_never_ran() -> None:
+    kinds = {"a/cpu": "x", "c/cpu": "x"}
+    there = replace(MOSTLY, shares=(replace(MOSTLY.shares[0], device="c/cpu"), MOSTLY.shares[1]))
+    assert Experience((measured(ALONE, 1.5),), kinds=kinds).correct(there).token_s == pytest.approx(0.14)
+    assert Experience((measured(ALONE, 1.5),)).correct(there) == there
+
+
 def test_a_devices_own_runs_count_before_those_of_like_devices() -> None:
     ran, beside = (make_group(make_share(f"{name}/cpu")) for name in "ab")
     learnt = Experience((measured(ran, 1.5), measured(replace(beside, micro_batch=64), 1.1)), kinds=TWINS)

@@ -76,6 +76,18 @@ def test_what_was_measured_of_a_device_alone_is_what_is_told() -> None:
     )
 
 
+def test_a_device_that_is_as_fast_and_reads_prompts_slower_is_told_so() -> None:
+    survey = make_survey([make_device("a/cpu", 2000), make_device("b/cpu", 2000)], tensor_refused="no")
+    memory, asked = make_memory(kv_mib=1), Asked("latency", mode="single")
+    groups = [plan.groups[0] for plan in rank_plans(survey, (memory,), asked).plans]
+    took = {"a/cpu": Measured(0.1, 0.1, 1.0), "b/cpu": Measured(0.0995, 0.0995, 1.25)}
+    ran = Experience(tuple(record_of(group, took[group.shares[0].device]) for group in groups))
+    assert reason(survey, asked, "b/cpu", ran) == (
+        "alone 99.5 ms per token as measured, a/cpu 100 ms as measured, which is as much; "
+        "a/cpu reads prompts 25% faster"
+    )
+
+
 def test_a_device_too_small_for_a_copy_is_told_what_it_lacks_and_what_a_split_would_bring() -> None:
     survey = make_survey([make_device("a/cpu", 2000, gib_per_s=12), make_device("b/cpu", 700)], tensor_refused="no")
     assert reason(survey, Asked("latency"), "b/cpu").startswith(
