@@ -68,13 +68,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class TuneResult:
-    """All trials in the order they were made, and the winner, which is one of them and has been kept."""
+    """All trials in the order they were made, and the winner, which is one of them and has been kept. `asked_goal`: the
+    one that was asked for instead of the inventory's."""
 
     model: str
     goal: str
     trials: tuple[Trial, ...]
     best: Trial
     tuned: Tuned
+    asked_goal: str | None = None
 
 
 async def tune(inventory: Inventory, folders: Folders, report: Report, wishes: Wishes, *, top: int = 3) -> TuneResult:
@@ -97,7 +99,7 @@ async def _tune(inventory: Inventory, folders: Folders, report: Report, wishes: 
         asked = Asked(ranking.chosen.goal, wishes.devices, wishes.mode)
         tuning = _Tuning(Bench(prepared, hosts, SIZE, started, report), folders, asked)
         try:
-            return await tuning.run(ranking, top)
+            return replace(await tuning.run(ranking, top), asked_goal=wishes.goal)
         except asyncio.CancelledError:
             report.say(tuning.when_stopped())
             raise
@@ -151,10 +153,13 @@ class _Tuning:
         if self._kept is not None:
             best = f"{plan_text(self._kept.plan)}, threads {threads_text(self._kept.threads)}"
             return f"stopped: the best of {runs} is kept, {best}"
-        former = "the winner kept before stays" if self._former is not None else "no winner is kept"
+        if self._former is not None:
+            former = "the winner kept before stays, which was not run yet"
+        else:
+            former = "no winner is kept before two have run"
         if not ran:
             return f"stopped before anything was measured: {former}"
-        return f"stopped: {runs} measured for the plans to come, too few to compare; {former}"
+        return f"stopped: {runs} measured for the plans to come; {former}"
 
     async def _best_plan(self, plans: Sequence[Plan]) -> Trial:
         """By the very order that plans are ranked in, but of what was measured."""

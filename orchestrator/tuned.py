@@ -17,6 +17,7 @@ from orchestrator.memory import count_memory
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.choose import explained, rank_plans
 from orchestrator.plan.experience import Experience, Measured
+from orchestrator.plan.reasons import gains_too_little
 from orchestrator.plan.values import ModelMemory, Plan, PlanMode, Ranking, alike_key, plan_key
 from orchestrator.state import write_private
 from orchestrator.survey.values import Survey
@@ -180,9 +181,11 @@ def _of_key(ranking: Ranking, key: str) -> Plan | None:
 
 
 def is_beaten(plan: Plan, ranking: Ranking) -> bool:
-    """Whether one of the others was measured too, in another run, and took less time than the winner does."""
+    """Whether one of the others was measured too, in another run, and took less time than the winner does, as plans
+    are ranked: so much less that it is worth what it costs."""
     measured = (one for one in ranking.plans if all(group.known == "measured" for group in one.groups))
-    return any(one.goal_s < BEATEN * plan.goal_s for one in measured)
+    faster = (one for one in measured if one.goal_s < BEATEN * plan.goal_s)
+    return any(not gains_too_little(one, plan, one.goal_s / plan.goal_s) for one in faster)
 
 
 def prefer(ranking: Ranking, plan: Plan, survey: Survey, memory: ModelMemory, asked: Asked) -> Ranking:

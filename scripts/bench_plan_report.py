@@ -79,13 +79,13 @@ def best_single(record: CellRecord, metric: str) -> Run | None:
 
 
 def errors_of(runs: Iterable[Run]) -> list[float]:
-    """|measured / predicted - 1| of every rate that has both."""
+    """|predicted / measured - 1| of every rate that has both."""
     found = []
     for run in runs:
         for metric in METRICS:
             measured, predicted = rate_of(run, metric), run.predicted and _rate(run.predicted, metric)
             if measured and predicted:
-                found.append(abs(measured / predicted - 1))
+                found.append(abs(predicted / measured - 1))
     return found
 
 

@@ -12,8 +12,9 @@ from orchestrator.plan.asked import Asked
 from orchestrator.plan.company import in_company
 from orchestrator.plan.experience import NO_EXPERIENCE, Experience
 from orchestrator.plan.left_out import left_out_of
+from orchestrator.plan.noise import ORDER_NOISE
 from orchestrator.plan.pools import Candidate, find_candidates
-from orchestrator.plan.reasons import ORDER_NOISE, gains_too_little, reasons_for, runner_up_reasons
+from orchestrator.plan.reasons import gains_too_little, reasons_for, runner_up_reasons
 from orchestrator.plan.replicas import find_replicas
 from orchestrator.plan.shortfall import no_device, no_forced_split, no_replicas, no_single, no_split, no_tensor
 from orchestrator.plan.single import find_singles, why_not_alone

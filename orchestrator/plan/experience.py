@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from orchestrator.plan.costs import pipeline_s
 from orchestrator.plan.values import Group, GroupMode, Share, alike_key, group_key
 
 LEAST_RATIO, MOST_RATIO = 0.5, 2.0
@@ -34,6 +35,10 @@ class Measured:
     def by(self, other: "Measured") -> "Measured":
         """Each figure divided by the other's."""
         return Measured(self.token_s / other.token_s, self.step_s / other.step_s, self.prefill_s / other.prefill_s)
+
+
+AS_PREDICTED = Measured(1.0, 1.0, 1.0)
+"""Ratios of what was off by nothing."""
 
 
 @dataclass(frozen=True)
@@ -105,15 +110,21 @@ class Experience:
 
     def _ratio_of_parts(self, group: Group) -> Measured | None:
         """What a layer split is off by where each device is off by as much as it was alone; the rest is as predicted.
-        None: none of them has run alone as it does here, natively or as a worker."""
-        known = [(share, ratio) for share in group.shares if (ratio := self._ratio_alone(share)) is not None]
-        if group.mode != "layers" or not known:
+        None: none of them has run alone as it does here, natively or as a worker.
+
+        Each counts for its part of the time per token: of a step of several conversations and of a prompt no more is
+        known here. A prompt has no part of the head's, and stages that overlap wait for the slowest.
+        """
+        alone = [self._ratio_alone(share) for share in group.shares]
+        if group.mode != "layers" or not any(alone):
             return None
-        parts = [(share.time_s / group.token_s, ratio) for share, ratio in known]
+        ratios = [ratio or AS_PREDICTED for ratio in alone]
+        parts = [share.time_s / group.token_s for share in group.shares]
+        later = [part * ratio.prefill_s for part, ratio in zip(parts, ratios, strict=True)]
         return Measured(
-            token_s=1 + sum(part * (ratio.token_s - 1) for part, ratio in parts),
-            step_s=1 + sum(part * (ratio.step_s - 1) for part, ratio in parts),
-            prefill_s=1 + sum(part * (ratio.prefill_s - 1) for part, ratio in parts),
+            token_s=1 + sum(part * (ratio.token_s - 1) for part, ratio in zip(parts, ratios, strict=True)),
+            step_s=1 + sum(part * (ratio.step_s - 1) for part, ratio in zip(parts, ratios, strict=True)),
+            prefill_s=_prompt_s(group, later) / _prompt_s(group, parts),
         )
 
     def _ratio_alone(self, share: Share) -> Measured | None:
@@ -138,7 +149,7 @@ NO_EXPERIENCE = Experience()
 
 def uncorrected(group: Group) -> Group:
     """The prediction behind what `Experience.correct` gave."""
-    ratio = Measured(1.0, 1.0, 1.0).by(Measured(*group.corrected_by))
+    ratio = AS_PREDICTED.by(Measured(*group.corrected_by))
     return replace(_scaled(group, ratio), known="predicted", corrected_by=(1.0, 1.0, 1.0))
 
 
@@ -171,6 +182,12 @@ def _scaled(group: Group, ratio: Measured) -> Group:
         context_s=group.context_s * ratio.prefill_s,
         corrected_by=(ratio.token_s, ratio.step_s, ratio.prefill_s),
     )
+
+
+def _prompt_s(group: Group, parts: Sequence[float]) -> float:
+    """Of a prompt whose micro-batches take each device so long."""
+    overlap = not any(share.native and not share.gpu for share in group.shares)
+    return pipeline_s(tuple(parts), group.prompt_tokens, min(group.micro_batch, group.prompt_tokens), overlap=overlap)
 
 
 def _median(many: Sequence[Measured]) -> Measured:

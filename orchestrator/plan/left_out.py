@@ -16,7 +16,7 @@ from orchestrator.plan.costs import (
 from orchestrator.plan.cut import cut_bytes, part_bytes, whole_parts
 from orchestrator.plan.experience import uncorrected
 from orchestrator.plan.layers import LayerSearch, Rules
-from orchestrator.plan.noise import difference
+from orchestrator.plan.noise import ORDER_NOISE, difference
 from orchestrator.plan.pools import Candidate, find_candidates, pool_budgets, why_unusable
 from orchestrator.plan.single import run_alone, why_not_alone
 from orchestrator.plan.split import ENGINE_DEVICES, placed_within, pool_for, variant_of
@@ -123,9 +123,9 @@ def _against_whole(
 
 def _reads(alone: Plan, plan: Plan) -> str:
     """How prompts are read, after a semicolon, where nothing else speaks for the plan: it is a tie by the goal."""
-    faster = alone.goal_s < plan.goal_s and plan.mode == "single"
+    tied = alone.goal_s < plan.goal_s <= alone.goal_s * (1 + ORDER_NOISE)
     apart = difference(plan.prefill_tokens_per_s, alone.prefill_tokens_per_s)
-    if not faster or apart <= 0:
+    if plan.mode != "single" or not tied or apart < ORDER_NOISE:
         return ""
     return f", which is as much; {_names(plan.fastest)} reads prompts {apart:.0%} faster"
 

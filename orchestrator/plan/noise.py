@@ -15,6 +15,9 @@ LEAST_NOISE = 0.10
 MOST_NOISE = 0.50
 """Speeds that differ by more than this part are two, however far apart the repetitions were."""
 
+ORDER_NOISE = 0.01
+"""Plans whose predictions differ by less than this part are as fast as each other."""
+
 PREFILL_TOKENS = 64
 """Passes of this many tokens and more are prefill (`Speed`)."""
 

@@ -5,16 +5,13 @@ from collections.abc import Mapping, Sequence
 from orchestrator.plan.asked import Asked
 from orchestrator.plan.costs import needed_bytes
 from orchestrator.plan.left_out import figure
-from orchestrator.plan.noise import LEAST_NOISE, decode_bytes_per_s, decode_groups, difference
+from orchestrator.plan.noise import LEAST_NOISE, ORDER_NOISE, decode_bytes_per_s, decode_groups, difference
 from orchestrator.plan.pools import Candidate, cut_reasons
 from orchestrator.plan.single import alone_bytes, why_not_alone
 from orchestrator.plan.tensor import is_guessed
 from orchestrator.plan.values import MODES, Group, ModelMemory, Plan, PlanMode, Traffic
 from orchestrator.survey.values import Device, Survey
 from orchestrator.view.sizes import bytes_text
-
-ORDER_NOISE = 0.01
-"""Plans whose predictions differ by less than this part are as fast as each other."""
 
 BLOCK, BLOCK_BYTES = 32, {"f16": 64, "q8_0": 34, "q4_0": 18}
 """Numbers that the engine packs together, and the bytes that they take with their scale (ggml-common.h)."""

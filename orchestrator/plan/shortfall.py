@@ -45,8 +45,9 @@ def no_single(question: Question) -> PlanError:
     """Mode `single` was asked for and no device holds the whole model and was timed natively."""
     memory = question.memory
     why = [f"{one.device.name} {why_not_alone(memory, one)}" for one in question.candidates]
+    lines = [f"{memory.model} at context {memory.context} fits no single device: {'; '.join(why)}"]
     return PlanError(
-        f"{memory.model} at context {memory.context} fits no single device: {'; '.join(why)}",
+        "\n".join([*lines, *_unusable(question.survey, question.asked.devices)]),
         hint=smaller_or(question, *survey_again(question), *other_modes(question)),
     )
 
@@ -70,6 +71,7 @@ def no_replicas(question: Question) -> PlanError:
         f"{memory.parallel} conversations together, be they devices or groups of devices; alone {alone}",
         *cut_reasons(survey, candidates, 0, on_cards),
         *_failed(survey, candidates),
+        *_unusable(survey, question.asked.devices),
     ]
     ways = (*survey_again(question), *other_modes(question))
     if len(candidates) < 2:  # no model is small enough for two heads on one device
@@ -80,7 +82,7 @@ def no_replicas(question: Question) -> PlanError:
 def no_tensor(question: Question) -> PlanError:
     """Mode `tensor` was asked for and no group of devices can cut the layers among them."""
     survey, memory, candidates = question.survey, question.memory, question.candidates
-    others = other_modes(question)
+    others, unusable = other_modes(question), _unusable(survey, question.asked.devices)
     never = any_of(*others) or "leave the mode out: no other has a plan either, and the error then says what is missing"
     if survey.tensor_refused:
         return PlanError(f"the engine refuses mode tensor for {memory.model}: {survey.tensor_refused}", hint=never)
@@ -90,9 +92,8 @@ def no_tensor(question: Question) -> PlanError:
             hint=never,
         )
     if len(candidates) < 2:
-        return PlanError(
-            "mode tensor needs 2 devices or more, and one can be used", hint=any_of(more_devices(question), *others)
-        )
+        lines = ["mode tensor needs 2 devices or more, and one can be used", *unusable]
+        return PlanError("\n".join(lines), hint=any_of(more_devices(question), *others))
     failed = _failed(survey, candidates)
     if failed and question.fits_on(replace(survey, tensor_failed=())):
         lines = [f"none of the groups that hold {memory.model} can run it in mode tensor", *failed]
@@ -106,6 +107,7 @@ def no_tensor(question: Question) -> PlanError:
         *(_parts_held(memory, one, whole) for one in candidates),
         *cut_reasons(survey, candidates, head_need_bytes(memory, output=False)),
         *failed,
+        *unusable,
     ]
     return PlanError("\n".join(lines), hint=smaller_or(question, *others))
 
@@ -113,12 +115,11 @@ def no_tensor(question: Question) -> PlanError:
 def no_forced_split(question: Question, split: Mapping[str, int]) -> PlanError:
     """A split was given that cannot run; every reason gets a line."""
     survey, memory, candidates = question.survey, question.memory, question.candidates
-    usable = {one.device.name for one in candidates}
     lines = [f"the split {' '.join(f'{name}={count}' for name, count in split.items())} cannot run"]
     if sum(split.values()) != memory.blocks:
         lines.append(f"it has {sum(split.values())} layers, {memory.model} has {memory.blocks}")
     lines += [f"{name} has {count} layers: it must have one or more" for name, count in split.items() if count < 1]
-    lines += [f"{name} cannot be used" for name in split if name not in usable]
+    lines += [f"{name} cannot be used: {why}" for name, why in _unusable_by_name(survey, split).items()]
     if len(split) > ENGINE_DEVICES:
         lines.append(f"the engine splits over at most {ENGINE_DEVICES} devices, these are {len(split)}")
     if len(lines) == 1:
@@ -176,8 +177,12 @@ def _too_many(candidates: Sequence[Candidate]) -> list[str]:
 
 
 def _unusable(survey: Survey, names: Collection[str] | None) -> list[str]:
+    return [f"{name}: {why}" for name, why in _unusable_by_name(survey, names).items()]
+
+
+def _unusable_by_name(survey: Survey, names: Collection[str] | None) -> dict[str, str]:
     asked = [device for device in survey.devices if names is None or device.name in names]
-    return [f"{device.name}: {why}" for device in asked if (why := why_unusable(device))]
+    return {device.name: why for device in asked if (why := why_unusable(device))}
 
 
 def _not_native(memory: ModelMemory, candidates: Sequence[Candidate]) -> list[str]:

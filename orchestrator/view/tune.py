@@ -31,10 +31,11 @@ def tune_view(result: TuneResult) -> RenderableType:
 def winner_text(result: TuneResult) -> str:
     """What is used from now on."""
     valid = result.tuned.valid
+    goal = f" --goal {result.asked_goal}" if result.asked_goal else ""
     mode = f" --mode {valid.mode}" if valid.mode else ""
     devices = f" --devices {','.join(valid.devices)}" if valid.devices else ""
     cache_type = f" --cache-type {valid.cache_type}" if valid.cache_type != "f16" else ""
-    options = f"{mode}{devices}{cache_type}"
+    options = f"{goal}{mode}{devices}{cache_type}"
     return (
         f"Kept: {plan_text(result.best.plan)}, threads {threads_text(result.tuned.threads)}: for goal {valid.goal}, "
         f"as long as inventory, model and engine stay as they are, to be used by `meshctl up{options}`. "

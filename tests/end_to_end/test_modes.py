@@ -37,7 +37,7 @@ def plain_tokens(engine: Engine, demo_model: Path) -> tuple[str, float]:
 
 @pytest.mark.parametrize("mode", ["single", "replicas"])
 def test_a_mode_gives_the_text_of_a_plain_head(meshctl: Meshctl, plain_answers: list[str], mode: str) -> None:
-    """Greedy answers to three prompts are equal, whichever head answers, on a fresh and on a restarted cluster.
+    """Greedy answers to three prompts are equal, of the gateway and every head, on a fresh and on a restarted cluster.
 
     So it is with weights that the engine does not repack, as the demo model's Q4_1. A head that computes repacked ones
     itself sums them up in another order: of the same model as Q4_0 one of these answers is another one, and the
@@ -45,11 +45,15 @@ def test_a_mode_gives_the_text_of_a_plain_head(meshctl: Meshctl, plain_answers: 
     """
     inventory = str(write_local(meshctl.folder / "inventory.yaml", memory=ROOMY, context=1024, parallel=2))
     for _ in range(2):
-        meshctl.ok("up", inventory, "--detach", "--mode", mode)
+        with head_keys(meshctl) as keys:
+            meshctl.ok("up", inventory, "--detach", "--mode", mode)
         state = meshctl.ok("status", "--json").json
         assert state["plan"]["mode"] == mode
-        assert len(heads_of(state)) == (2 if mode == "replicas" else 1)
+        heads = heads_of(state)
+        assert len(heads) == (2 if mode == "replicas" else 1)
         assert answers(state["gateway"].removesuffix("/v1"), meshctl.key()) == plain_answers
+        for name, process in heads.items():
+            assert answers(head_url(process), keys[name]) == plain_answers
         meshctl.ok("down")
     assert processes_with(str(meshctl.folder)) == []
 

@@ -127,6 +127,15 @@ def test_a_winner_is_beaten_by_what_was_measured_to_be_better_only(faster: float
     assert not is_beaten(winner, Ranking((winner, guessed)))
 
 
+def test_a_winner_is_not_beaten_by_what_plans_are_not_ranked_for() -> None:
+    """Two heads that are a tenth faster for one conversation and starve another came after the winner, and still do."""
+    winner = make_plan_of(replace(make_group(make_share("c/cpu"), parallel=2), known="measured"))
+    fast, starved = (replace(make_group(make_share(f"{name}/cpu"), mode="single"), known="measured") for name in "ab")
+    heads = make_plan_of(replace(fast, token_s=0.09, step_s=0.09), replace(starved, token_s=0.9, step_s=0.9))
+    assert not is_beaten(winner, Ranking((winner, heads)))
+    assert is_beaten(winner, Ranking((winner, make_plan_of(heads.groups[0], heads.groups[0]))))
+
+
 def test_a_winner_whose_devices_stand_in_another_order_is_found() -> None:
     group = make_group(make_share("b/cpu", 8), make_share("a/cpu", 12))
     ranking = Ranking((make_plan_of(make_group(make_share("c/cpu"))), make_plan_of(group)))

@@ -106,10 +106,17 @@ def test_a_split_is_off_by_what_its_devices_were_off_by_alone_each_for_its_part_
     learnt = Experience((measured(ALONE, 1.5, 1.25, 2.0),))
     known = learnt.correct(MOSTLY)
     assert known.known == "corrected"
-    assert known.corrected_by == pytest.approx((1 + 0.8 * 0.5, 1 + 0.8 * 0.25, 1 + 0.8))
+    assert known.corrected_by == pytest.approx((1 + 0.8 * 0.5, 1 + 0.8 * 0.25, (2 * 0.08 + 0.01) / 0.09))
     other = measured(make_group(make_share("b/cpu")), 3.0)
     assert Experience((*learnt.records, other)).correct(MOSTLY).token_s == pytest.approx(0.1 * (1 + 0.4 + 0.1))
     assert learnt.of_another().correct(MOSTLY) == known
+
+
+def test_a_prompt_waits_for_the_slowest_of_stages_that_overlap() -> None:
+    """16 micro-batches through two equal stages, of which one takes twice as long as predicted."""
+    split = make_group(*(replace(make_share(f"{name}/cpu", 15), time_s=0.04) for name in "ab"))
+    alone = measured(make_group(make_share("a/cpu", 30)), 1.0, 1.0, 2.0)
+    assert Experience((alone,)).correct(split).prefill_s == pytest.approx(2.0 * (3 + 15 * 2) / (2 + 15 * 1))
 
 
 def test_what_a_device_alone_was_off_by_counts_for_it_only_as_it_ran() -> None:

@@ -17,9 +17,9 @@ from orchestrator.plan.choose import rank_plans
 from orchestrator.plan.conversations import with_kv
 from orchestrator.plan.costs import layers_seconds, needed_bytes, output_seconds
 from orchestrator.plan.cut import part_bytes
-from orchestrator.plan.noise import LEAST_NOISE
+from orchestrator.plan.noise import LEAST_NOISE, ORDER_NOISE
 from orchestrator.plan.pools import find_candidates
-from orchestrator.plan.reasons import ORDER_NOISE, gains_too_little
+from orchestrator.plan.reasons import gains_too_little
 from orchestrator.plan.single import find_singles
 from orchestrator.plan.values import GOALS, MODES, ModelMemory, Plan, Ranking
 from orchestrator.survey.values import Device, HostSurvey, Link, Speed, Survey
@@ -344,15 +344,26 @@ def test_single_devices_are_all_that_hold_the_model_fastest_first() -> None:
         assert [group.token_s for group in found] == sorted(group.token_s for group in found)
 
 
-def errors(kv: int = 1) -> Iterator[tuple[str, Survey, ModelMemory, str, PlanError]]:
-    """Every mode that has no plan, over all cases, the cache so many times as large as there."""
-    for survey, memory, goal in cases():
+def errors(kv: int = 1, beside: Device | None = None) -> Iterator[tuple[str, Survey, ModelMemory, str, PlanError]]:
+    """Every mode that has no plan, over all cases, the cache so many times as large as there, with one device more."""
+    for alone, memory, goal in cases():
+        survey = make_survey([*alone.devices, beside]) if beside else alone
         memory = replace(memory, layer_kv_bytes=tuple(kv * size for size in memory.layer_kv_bytes))
         for mode in MODES:
             try:
                 rank_plans(survey, (memory,), Asked(goal, mode=mode))
             except PlanError as error:
                 yield mode, survey, memory, goal, error
+
+
+def test_without_a_plan_a_device_that_could_not_be_measured_is_in_the_error_of_every_mode() -> None:
+    """It might be the one that holds the model. Not where no device is to blame: see below."""
+    failed, seen = replace(make_device("x/cuda0", 9000, gib_per_s=0), note="out of memory"), set()
+    for mode, _, memory, _, error in errors(beside=failed):
+        if not (mode == "replicas" and memory.parallel < 2) and not (mode == "tensor" and memory.kv_heads < 2):
+            seen.add(mode)
+            assert "\nx/cuda0: out of memory" in str(error)
+    assert seen == {*MODES}
 
 
 def test_without_a_plan_every_device_its_budget_and_a_way_out_are_in_the_error() -> None:
