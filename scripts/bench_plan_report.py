@@ -132,7 +132,7 @@ def standing(records: Iterable[CellRecord]) -> tuple[CellRecord, ...]:
 
 def targets(all_records: Sequence[CellRecord]) -> tuple[Target, ...]:
     """The figures that the planner is held to, without the speeds of cells that are doubtful or whose machine has
-    changed; ratios of two and four equal devices over fast links only."""
+    changed; ratios of two and four equal devices to one worker over fast links only."""
     records = [record for record in all_records if counts(record)]
     fast = [record for record in records if record.link == LOCAL]
     errors = errors_of(run for record in records for run in record.runs[:1])
@@ -167,9 +167,14 @@ def markdown(records: Sequence[CellRecord]) -> str:
         lines += ["", f"†: {DOUBT}"]
     if any(map(has_changed, records)):
         lines += ["", f"‡: {CHANGE}"]
-    notes = [f"- {record.key}: {run.key}: {run.note}" for record in records for run in record.runs if run.note]
+    notes = [f"- {record.key}: {run.key}: {_missing(run)}" for record in records for run in record.runs if run.note]
     notes += [f"- {record.key}: {record.note}" for record in records if record.note]
     return "\n".join([*lines, *(["", "Not measured:", "", *notes] if notes else [])]) + "\n"
+
+
+def _missing(run: Run) -> str:
+    """What was not measured, and why: a prompt is read when the rest has been."""
+    return run.note if run.measured is None else f"its prompt: {run.note}"
 
 
 def write_chart(records: Sequence[CellRecord], path: Path) -> None:

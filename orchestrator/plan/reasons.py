@@ -24,9 +24,9 @@ eight runs of `scripts/bench-plan` where 5 to 10 % were predicted, 4 to 17 % wer
 
 
 WORTH_MEETING = 0.05
-"""What a plan with a group of mode `tensor` must gain in aggregate over one without. 14 of 16 such plans that
-`scripts/bench-plan` has run gave less than predicted, 12 % on the median: a step of several conversations is timed on
-slices, while nothing disturbs the devices, which meet twice per layer."""
+"""What a plan with a group of mode `tensor` must gain in aggregate over one without. 19 of 25 such plans that
+`scripts/bench-plan` has run gave less than predicted, and all were predicted 14 % too fast on the median: a step of
+several conversations is timed on slices, while nothing disturbs the devices, which meet twice per layer."""
 
 
 STARVED, WORTH_STARVING = 2.0, 0.5
