@@ -136,6 +136,10 @@ async def prepare_ranking(
     if ranking.chosen.context < inventory.context:
         fitting = ranking.chosen.context
         report.warn(f"at context {inventory.context} it does not fit: conversations may hold {fitting} tokens")
+    trained = prepared.model.context_length
+    if 0 < trained < ranking.chosen.context and not wishes.hurry:
+        beyond = f"conversations may hold {ranking.chosen.context}, and beyond that its answers get worse"
+        report.warn(f"{prepared.model.name} was made for {trained} tokens: {beyond}")
     return prepared, ranking
 
 

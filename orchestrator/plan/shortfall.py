@@ -13,7 +13,7 @@ from orchestrator.plan.layers import LayerSearch, Rules
 from orchestrator.plan.left_out import holds_no_layer
 from orchestrator.plan.pools import Candidate, Pooled, cut_reasons, pool_budgets, why_unusable
 from orchestrator.plan.single import beside_bytes, why_not_alone
-from orchestrator.plan.split import ENGINE_DEVICES, Variant, head_need_bytes, holds_a_head, placed_within
+from orchestrator.plan.split import ENGINE_DEVICES, Variant, head_need_bytes, holds_a_head, placed_within, pool_for
 from orchestrator.plan.stage_tables import StageTables
 from orchestrator.plan.tensor import most_parts
 from orchestrator.plan.values import ModelMemory
@@ -144,7 +144,7 @@ def no_split(question: Question) -> PlanError:
         "\n".join(
             [
                 *lines,
-                *_split_shortfalls(memory, pooled),
+                *_split_shortfalls(survey, memory, candidates, pooled),
                 *_too_many(candidates),
                 *_not_native(memory, candidates),
                 *_unusable(survey, question.asked.devices),
@@ -223,33 +223,40 @@ def _parts_held(memory: ModelMemory, candidate: Candidate, whole: int) -> str:
     )
 
 
-def _split_shortfalls(memory: ModelMemory, pooled: Pooled) -> list[str]:
-    blocks = len(memory.layer_weights_bytes)
+def _split_shortfalls(
+    survey: Survey, memory: ModelMemory, candidates: Sequence[Candidate], pooled: Pooled
+) -> list[str]:
+    """`pooled` are the candidates beside a head without the output layer."""
+    beside_output = pool_for(survey, memory, candidates, Variant(output_on_head=True))
+    with_output = _most_layers(memory, pooled, output_on_head=False)
+    without = _most_layers(memory, beside_output, output_on_head=True) if beside_output else 0
+    hold = f"{max(with_output, without)} of {memory.blocks} layers"
+    elsewhere = ", with the output layer on the head" if without > with_output else " and the output layer"
     buffers = needed_bytes(memory.compute_bytes)
     empty = [f"{one.device.name}: {reason}" for one in pooled.candidates if (reason := holds_no_layer(memory, one))]
     return [
         f"split, each device also needs {bytes_text(buffers)} or more for its buffers and margin, and layers stay "
-        f"whole: they hold {_most_layers(memory, pooled)} of {blocks} layers and the output layer",
+        f"whole: they hold {hold}{elsewhere}",
         *pooled.reasons,
         *empty,
     ]
 
 
-def _most_layers(memory: ModelMemory, pooled: Pooled) -> int:
-    """How many of the first blocks, with the output layer, the candidates hold."""
+def _most_layers(memory: ModelMemory, pooled: Pooled, *, output_on_head: bool) -> int:
+    """How many of the first blocks the candidates hold, with the output layer where the head has not got it."""
     low, high = 0, len(memory.layer_weights_bytes)
     while low < high:
         middle = (low + high + 1) // 2
-        if not _places(_first_layers(memory, middle), pooled):
+        if not _places(_first_layers(memory, middle), pooled, Variant(output_on_head)):
             high = middle - 1
         else:
             low = middle
     return low
 
 
-def _places(memory: ModelMemory, pooled: Pooled) -> bool:
-    search, rules = LayerSearch(StageTables(memory, pooled.candidates, 1)), Rules(output_on_head=False)
-    found = placed_within(memory, pooled, Variant(output_on_head=False), partial(search.fastest, rules=rules))
+def _places(memory: ModelMemory, pooled: Pooled, variant: Variant) -> bool:
+    search, rules = LayerSearch(StageTables(memory, pooled.candidates, 1)), Rules(variant.output_on_head)
+    found = placed_within(memory, pooled, variant, partial(search.fastest, rules=rules))
     return next(found, None) is not None
 
 

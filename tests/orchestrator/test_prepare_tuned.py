@@ -127,6 +127,20 @@ async def test_a_winner_that_would_cost_much_of_the_context_or_does_not_fit_is_p
     assert NOT_USED in planning.told
 
 
+async def test_a_context_beyond_what_the_model_was_made_for_is_told(
+    planning: Planning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the context that fits, not of the one that was wanted."""
+    planning.prepared = replace(planning.prepared, model=replace(planning.prepared.model, context_length=2048))
+    await planning.plan(alone_on(1311, 1311), monkeypatch)
+    assert planning.told == ["at context 4096 it does not fit: conversations may hold 2048 tokens"]
+    await planning.plan(alone_on(2000, 2000), monkeypatch)
+    assert planning.told[1:] == [
+        f"{planning.prepared.model.name} was made for 2048 tokens: conversations may hold 4096, and beyond that its "
+        "answers get worse"
+    ]
+
+
 async def test_without_a_winner_nothing_is_said_of_one(planning: Planning, monkeypatch: pytest.MonkeyPatch) -> None:
     _, ranking = await planning.plan(alone_on(2000, 2000), monkeypatch)
     assert ranking.chosen.shares[0].device == "a/cpu"

@@ -331,6 +331,7 @@ class Refusal:
 
 SMALLER = "choose a smaller quantisation of the model"
 BUFFERS = "split, each device also needs 56.0 MiB or more for its buffers and margin, and layers stay whole: they hold"
+ON_HEAD = ", with the output layer on the head"
 NEAR = make_survey(TWO_NEAR)
 LARGER = make_survey([make_device("a/cpu", 700), make_device("b/cpu", 800)])
 SMALL_CONTROLLER = make_survey([make_device("a/cpu", 700), make_device("b/cpu", 800)], controller_mib=64)
@@ -338,14 +339,14 @@ REFUSALS = (
     Refusal(
         "too little memory in sum",
         "llama.gguf needs 1.3 GiB at context 4096; the devices have 800 MiB (a/cpu 700, b/cpu 100)\n"
-        f"{BUFFERS} 4 of 10 layers and the output layer\n"
+        f"{BUFFERS} 5 of 10 layers{ON_HEAD}\n"
         "b/cpu: budget 100 MiB holds no layer: the smallest needs 166 MiB with its buffers and margin",
         f"{SMALLER}, raise `memory` of a host, or add a host to the inventory",
     ),
     Refusal(
         "too many conversations",
         "llama.gguf needs 1.6 GiB at context 4096; the devices have 1.5 GiB (a/cpu 0.7, b/cpu 0.8)\n"
-        f"{BUFFERS} 8 of 10 layers and the output layer",
+        f"{BUFFERS} 9 of 10 layers{ON_HEAD}",
         f"{SMALLER}, lower parallel to 2, lower context to 2048, raise `memory` of a host, "
         "or add a host to the inventory",
         LARGER,
@@ -354,7 +355,7 @@ REFUSALS = (
     Refusal(
         "machines that have no more memory than their budgets take",
         "llama.gguf needs 1.3 GiB at context 4096; the devices have 800 MiB (a/cpu 700, b/cpu 100)\n"
-        f"{BUFFERS} 4 of 10 layers and the output layer\n"
+        f"{BUFFERS} 5 of 10 layers{ON_HEAD}\n"
         "b/cpu: budget 100 MiB holds no layer: the smallest needs 166 MiB with its buffers and margin",
         f"{SMALLER}, or add a host to the inventory",
         make_survey([replace(one, budget=Budget(*(one.budget.usable_bytes,) * 2, 0)) for one in TOO_SMALL]),
@@ -399,7 +400,7 @@ REFUSALS = (
     Refusal(
         "too few devices allowed",
         "llama.gguf needs 1.3 GiB at context 4096; the devices have 700 MiB (a/cpu 700)\n"
-        f"{BUFFERS} 4 of 10 layers and the output layer",
+        f"{BUFFERS} 5 of 10 layers{ON_HEAD}",
         f"{SMALLER}, raise `memory` of a host, or allow more devices",
         LARGER,
         Asked("latency", devices=frozenset({"a/cpu"})),
