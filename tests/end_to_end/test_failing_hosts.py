@@ -130,7 +130,7 @@ def test_too_little_memory_is_told_with_every_shortfall(make_lab: MakeLab, meshc
     assert re.fullmatch(
         r"smollm2-135m needs \d+ MiB at context 512; the devices have \d\d\.\d MiB \(poor/cpu \d\d\.\d\)\n"
         r"split, each device also needs \d\d\.\d MiB or more for its buffers and margin, and layers stay whole: "
-        r"they hold \d+ of 30 layers and the output layer\n"
+        r"they hold \d+ of 30 layers, with the output layer on the head\n"
         r"poorer/cpu: \d\d\.\d MiB of memory available, \d\d\.\d MiB needed to measure its speed\n"
         r"hint: choose a smaller quantisation of the model, or add a host to the inventory",
         error,

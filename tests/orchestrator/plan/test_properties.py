@@ -426,14 +426,20 @@ def test_a_mode_has_a_plan_exactly_where_brute_force_finds_room_for_the_model() 
 
 
 def test_the_layers_that_the_devices_hold_are_counted_as_brute_force_has_them() -> None:
+    """With the output layer, or without it where they then hold more: the head has room for it here."""
+    seen = set()
     for mode, survey, memory, _, error in errors():
         if mode == "layers":
-            (told,) = re.findall(r"they hold (\d+) of (\d+) layers and the output layer", str(error))
-            held, blocks = map(int, told)
+            (told,) = re.findall(r"they hold (\d+) of (\d+) layers(,| and) (?:with )?the output layer", str(error))
+            held, blocks, on_head = int(told[0]), int(told[1]), told[2] == ","
+            seen.add(on_head)
             budgets = [one.budget.usable_bytes for one in survey.devices]
             assert blocks == memory.blocks
-            assert held == 0 or holds_layers(first_layers(memory, held), budgets, output=True)
-            assert not holds_layers(first_layers(memory, held + 1), budgets, output=True)
+            assert held == 0 or holds_layers(first_layers(memory, held), budgets, output=not on_head)
+            for output in (True, False):
+                assert not holds_layers(first_layers(memory, held + 1), budgets, output=output)
+            assert not on_head or not holds_layers(first_layers(memory, held), budgets, output=True)
+    assert seen == {True, False}
 
 
 def first_layers(memory: ModelMemory, count: int) -> ModelMemory:
