@@ -139,7 +139,7 @@ async def prepare_ranking(
     trained = prepared.model.context_length
     if 0 < trained < ranking.chosen.context and not wishes.hurry:
         beyond = f"conversations may hold {ranking.chosen.context}, and beyond that its answers get worse"
-        report.warn(f"{prepared.model.name} was made for {trained} tokens: {beyond}")
+        report.warn(f"{ranking.chosen.model} was made for {trained} tokens: {beyond}")
     return prepared, ranking
 
 

@@ -136,8 +136,7 @@ async def test_a_context_beyond_what_the_model_was_made_for_is_told(
     assert planning.told == ["at context 4096 it does not fit: conversations may hold 2048 tokens"]
     await planning.plan(alone_on(2000, 2000), monkeypatch)
     assert planning.told[1:] == [
-        f"{planning.prepared.model.name} was made for 2048 tokens: conversations may hold 4096, and beyond that its "
-        "answers get worse"
+        "llama.gguf was made for 2048 tokens: conversations may hold 4096, and beyond that its answers get worse"
     ]
 
 
