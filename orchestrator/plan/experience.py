@@ -99,14 +99,11 @@ class Experience:
 
     def _ratio(self, group: Group) -> Measured | None:
         """How far predictions of this mode were off: of the very same on devices that are alike, else on the same
-        devices, else on such as are alike; None: not known."""
+        devices, else on such as are alike, else what its parts alone were off by; None: not known."""
         devices, key = [share.device for share in group.shares], self._of_kinds(group_key(group))
-        of_mode = [record for record in self.records if record.mode == group.mode]
-        alike = [record for record in of_mode if self._kinds(record.devices) == self._kinds(devices)]
+        alike = self._alike(group.mode, devices)
         very_same = [record for record in alike if self._of_kinds(record.key) == key]
-        on_these = [record for record in alike if sorted(record.devices) == sorted(devices)]
-        found = very_same or on_these or alike
-        return _limited(_median([record.ratio for record in found])) if found else self._ratio_of_parts(group)
+        return _ratio_of(very_same or _nearest(alike, devices)) or self._ratio_of_parts(group)
 
     def _ratio_of_parts(self, group: Group) -> Measured | None:
         """What a layer split is off by where each device is off by as much as it was alone; the rest is as predicted.
@@ -115,25 +112,29 @@ class Experience:
         Each counts for its part of the time per token: of a step of several conversations and of a prompt no more is
         known here. A prompt has no part of the head's, and stages that overlap wait for the slowest.
         """
-        alone = [self._ratio_alone(share) for share in group.shares]
-        if group.mode != "layers" or not any(alone):
+        if group.mode != "layers":
             return None
-        ratios = [ratio or AS_PREDICTED for ratio in alone]
-        parts = [share.time_s / group.token_s for share in group.shares]
-        later = [part * ratio.prefill_s for part, ratio in zip(parts, ratios, strict=True)]
+        alone = [self._ratio_alone(share) for share in group.shares]
+        if not any(alone):
+            return None
+        shares = zip(group.shares, alone, strict=True)
+        parts = [(share.time_s / group.token_s, ratio or AS_PREDICTED) for share, ratio in shares]
+        before, after = [part for part, _ in parts], [part * ratio.prefill_s for part, ratio in parts]
         return Measured(
-            token_s=1 + sum(part * (ratio.token_s - 1) for part, ratio in zip(parts, ratios, strict=True)),
-            step_s=1 + sum(part * (ratio.step_s - 1) for part, ratio in zip(parts, ratios, strict=True)),
-            prefill_s=_prompt_s(group, later) / _prompt_s(group, parts),
+            token_s=1 + sum(part * (ratio.token_s - 1) for part, ratio in parts),
+            step_s=1 + sum(part * (ratio.step_s - 1) for part, ratio in parts),
+            prefill_s=_prompt_s(group, after) / _prompt_s(group, before),
         )
 
     def _ratio_alone(self, share: Share) -> Measured | None:
         """By how much predictions of this device alone, else of one like it, were off."""
-        mode = "single" if share.native else "layers"
-        alone = [one for one in self.records if one.mode == mode and len(one.devices) == 1]
-        alike = [one for one in alone if self._kinds(one.devices) == self._kinds([share.device])]
-        found = [one for one in alike if one.devices == (share.device,)] or alike
-        return _limited(_median([record.ratio for record in found])) if found else None
+        alike = self._alike("single" if share.native else "layers", [share.device])
+        return _ratio_of(_nearest(alike, [share.device]))
+
+    def _alike(self, mode: GroupMode, devices: Sequence[str]) -> list[Record]:
+        """Those of this mode on these devices or on such as are alike."""
+        of_mode = [record for record in self.records if record.mode == mode]
+        return [record for record in of_mode if self._kinds(record.devices) == self._kinds(devices)]
 
     def _kinds(self, devices: Sequence[str]) -> list[str]:
         return sorted(self.kinds.get(device, device) for device in devices)
@@ -182,6 +183,16 @@ def _scaled(group: Group, ratio: Measured) -> Group:
         context_s=group.context_s * ratio.prefill_s,
         corrected_by=(ratio.token_s, ratio.step_s, ratio.prefill_s),
     )
+
+
+def _nearest(alike: Sequence[Record], devices: Sequence[str]) -> Sequence[Record]:
+    """Those on these very devices, else all."""
+    return [record for record in alike if sorted(record.devices) == sorted(devices)] or alike
+
+
+def _ratio_of(records: Sequence[Record]) -> Measured | None:
+    """By how much they were off, within reason."""
+    return _limited(_median([record.ratio for record in records])) if records else None
 
 
 def _prompt_s(group: Group, parts: Sequence[float]) -> float:

@@ -122,7 +122,7 @@ def _against_whole(
 
 
 def _reads(alone: Plan, plan: Plan) -> str:
-    """How prompts are read, after a semicolon, where nothing else speaks for the plan: it is a tie by the goal."""
+    """How prompts are read, after a comma, where nothing else speaks for the plan: it is a tie by the goal."""
     tied = alone.goal_s < plan.goal_s <= alone.goal_s * (1 + ORDER_NOISE)
     apart = difference(plan.prefill_tokens_per_s, alone.prefill_tokens_per_s)
     if plan.mode != "single" or not tied or apart < ORDER_NOISE:

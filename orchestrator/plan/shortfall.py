@@ -11,7 +11,7 @@ from orchestrator.plan.costs import needed_bytes, share_bytes
 from orchestrator.plan.cut import part_bytes, whole_parts
 from orchestrator.plan.layers import LayerSearch, Rules
 from orchestrator.plan.left_out import holds_no_layer
-from orchestrator.plan.pools import Candidate, Pooled, cut_reasons, pool_budgets, why_unusable
+from orchestrator.plan.pools import Candidate, Pooled, cut_reasons, why_unusable
 from orchestrator.plan.single import beside_bytes, why_not_alone
 from orchestrator.plan.split import ENGINE_DEVICES, Variant, head_need_bytes, holds_a_head, placed_within, pool_for
 from orchestrator.plan.stage_tables import StageTables
@@ -135,9 +135,7 @@ def no_split(question: Question) -> PlanError:
     needed = bytes_text(needed_bytes(memory.total_bytes))
     budgets = {one.device.name: one.budget_bytes for one in candidates}
     lines = [f"{memory.model} needs {needed} at context {memory.context}; the devices have {parts_text(budgets)}"]
-    head_bytes = head_need_bytes(memory, output=False)
-    available = survey.controller.memory_available_bytes
-    pooled = pool_budgets(candidates, controller_bytes=available, head_bytes=head_bytes)
+    pooled = pool_for(survey, memory, candidates, Variant(output_on_head=False))
     if pooled is None:
         return PlanError("\n".join([*lines, *_head_shortfall(survey, memory)]), hint=for_the_head(question))
     return PlanError(
